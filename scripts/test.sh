@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Runs the tests and the scenarios, and ends by saying what ran and what was skipped, by name.
+#
+#   scripts/test.sh              cargo test, then the scenarios
+#   scripts/test.sh scenarios    the scenarios only
+#
+# A test that cannot run here prints a line that starts with "skipped" and gives its name and the
+# reason. With CI=true nothing may be skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+readonly OUT=target/test
+failed=()
+skipped=()
+ran=()
+
+main() {
+    mkdir -p "$OUT"
+    [ "${1:-}" = scenarios ] || unit_tests
+    scenarios
+    report
+}
+
+unit_tests() {
+    local log=$OUT/cargo-test.log
+    # --show-output, or else a test that skips itself would do so unseen.
+    cargo test --workspace --no-fail-fast -- --show-output 2>&1 | tee "$log" || failed+=("cargo test")
+    ran+=("cargo test: $(count "$log")")
+    while IFS= read -r line; do
+        skipped+=("$line")
+    done < <(grep -iE '^ *skip(ped|ping)?[: ]' "$log" | sed 's/^ *//' | sort -u;
+             sed -n 's/^test \(.*\) \.\.\. ignored/ignored: \1/p' "$log")
+}
+
+# The sums of cargo's own closing lines, one per test binary.
+count() {
+    awk '/^test result:/ { passed += $4; failures += $6; ignored += $8; binaries += 1 }
+         END { printf "%d passed, %d failed, %d ignored in %d test binaries", passed, failures, ignored, binaries }' "$1"
+}
+
+# Every command ends with one line of JSON and exits non-zero when a bound that it states is broken.
+scenarios() {
+    if ! cargo build --release --workspace; then
+        failed+=("cargo build --release: no scenario could run")
+        return
+    fi
+    scenario sim-gateway selvedge-sim gateway --networks 5000 --gateways 8 --seed 1 --json
+    if [ "$(id -u)" != 0 ]; then
+        skipped+=("skipped: demo, lab-migrate, lab-failover: they make network namespaces, and need root")
+        return
+    fi
+    scenario demo selvedge demo --seconds 30 --json
+    if [ ! -x /usr/lib/frr/bgpd ] || ! command -v etcd >/dev/null; then
+        skipped+=("skipped: lab-migrate, lab-failover: etcd or FRR is missing")
+        return
+    fi
+    scenario lab-migrate selvedge-lab migrate --networks 20 --moves 10 --json
+    scenario lab-failover selvedge-lab failover --networks 20 --gateways 3 --runs 5 --fault cut --json
+}
+
+# Runs one: its name, the binary, and the arguments.
+scenario() {
+    local name=$1 began=$SECONDS
+    shift
+    echo "scenario $name: $*"
+    if "target/release/$1" "${@:2}" >"$OUT/$name.out" 2>"$OUT/$name.err"; then
+        ran+=("$name ($((SECONDS - began)) s): $(tail -n 1 "$OUT/$name.out")")
+    else
+        failed+=("$name: exit code $?, see $OUT/$name.out and $OUT/$name.err")
+        tail -n 20 "$OUT/$name.err" "$OUT/$name.out" >&2
+    fi
+}
+
+report() {
+    echo
+    printf 'ran:     %s\n' "${ran[@]}"
+    [ ${#skipped[@]} -eq 0 ] && echo "skipped: nothing" || printf '%s\n' "${skipped[@]}"
+    if [ ${#failed[@]} -gt 0 ]; then
+        printf 'FAILED:  %s\n' "${failed[@]}"
+        exit 1
+    fi
+    if [ "${CI:-}" = true ] && printf '%s\n' "${skipped[@]}" | grep -q '^skip'; then
+        echo "FAILED:  with CI=true nothing may be skipped"
+        exit 1
+    fi
+    echo "test: all well"
+}
+
+main "$@"
