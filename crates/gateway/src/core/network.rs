@@ -1,0 +1,475 @@
+//! One network: what this host shall do for it, and which transaction is this node's to write.
+
+use std::time::Duration;
+
+use selvedge_model::{NodeName, Time, Vni};
+
+use super::registration::put_json;
+use super::{Event, Gateway, Pending, Purpose, Reason};
+use crate::cache::Network;
+use crate::desired::{Desired, Duty, Upstream};
+use crate::keys::{self, Field};
+use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
+use crate::machine::{self, Presence, Role, State, Step, Wait};
+
+/// For how long after a takeover the more-specific routes stay: until the routes of the lost
+/// gateway have aged out of any routing protocol with its usual timers.
+const HALVES: Duration = Duration::from_secs(30);
+/// For how long after a takeover the announcements are repeated every second.
+const FRESH: Duration = Duration::from_secs(10);
+/// For how long a gateway that is named but not registered counts as there: it may be about to
+/// register anew.
+const ORPHAN: Duration = Duration::from_secs(3);
+
+/// What this node remembers of a network beside what the store says.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    /// What the applier was told; `None` until this node knows what to ask for.
+    desired: Option<Desired>,
+    /// The duty that the applier last reported as reached, and since when.
+    reached: Option<(Duty, Time)>,
+    /// The announcements that it reported.
+    announced: u64,
+    /// The state and role when it was last looked at.
+    seen: Option<(State, Role)>,
+    /// The state and role for which an announcement was last considered.
+    entered: Option<(State, Role)>,
+    /// Whether this node is, or was last, the owner.
+    served: bool,
+    /// When this node took over from a lost gateway.
+    took_over: Option<Time>,
+    /// Since when a gateway is named here that is not registered.
+    orphaned: Option<Time>,
+    /// Whether this node has given the network up without a successor.
+    resigned: bool,
+    pub(super) pending: Pending,
+}
+
+impl Local {
+    pub(super) fn applied(&mut self, desired: Desired, now: Time) {
+        self.announced = self.announced.max(desired.announce);
+        if self.desired.is_some_and(|wanted| wanted.duty == desired.duty)
+            && self.reached.is_none_or(|(duty, _)| duty != desired.duty)
+        {
+            self.reached = Some((desired.duty, now));
+        }
+    }
+
+    /// Whether it took over a moment ago, so that it announces itself every second.
+    pub(super) fn is_fresh(&self, now: Time) -> bool {
+        self.took_over.is_some_and(|at| now.since(at) < FRESH)
+    }
+
+    pub(super) const fn desired(&self) -> Option<Desired> {
+        self.desired
+    }
+
+    pub(super) const fn reached(&self) -> Option<Duty> {
+        match self.reached {
+            Some((duty, _)) => Some(duty),
+            None => None,
+        }
+    }
+
+    /// When what comes before a step will have been done; `None` if that is not known yet.
+    fn done_at(&self, wait: Wait, settle: Duration) -> Option<Time> {
+        let wanted = self.desired?;
+        let since = self.reached.filter(|(duty, _)| *duty == wanted.duty).map(|(_, at)| at);
+        match wait {
+            Wait::None => Some(Time::ZERO),
+            Wait::Duty => since,
+            Wait::Settle => since.map(|at| at + settle),
+            Wait::Announced => since.filter(|_| self.announced >= wanted.announce),
+        }
+    }
+}
+
+/// A network as this node sees it.
+pub(super) struct View {
+    pub(super) state: State,
+    role: Role,
+    pub(super) there: Presence,
+    /// Whether the store names this node, but under the lease of an earlier run.
+    stale: bool,
+}
+
+impl Gateway {
+    /// Looks at one network and does what is this node's to do.
+    pub(super) fn look_at(&mut self, vni: Vni, now: Time) {
+        if !self.locals.contains_key(&vni) || self.cache.is_blocked(vni) {
+            self.plan.forget(vni);
+            return;
+        }
+        let network = self.cache.networks.get(&vni).cloned().unwrap_or_default();
+        let view = self.view(vni, &network, now);
+        self.note_change(vni, &view, &network, now);
+        self.note_for_plan(vni, &view, &network);
+        let mut step = machine::step(view.state, view.role, view.there);
+        if step == Step::Claim && !self.may_claim(vni, view.role) {
+            step = Step::Rest;
+        }
+        self.set_duty(vni, &view, step, now);
+        self.take_step(vni, &view, &network, step, now);
+    }
+
+    /// The networks that this node owns according to the store.
+    pub(super) fn owned(&self) -> impl Iterator<Item = Vni> + '_ {
+        let mine = |network: &Network| network.current() == Some(&self.config.name);
+        self.cache.networks.iter().filter(move |(_, network)| mine(network)).map(|(vni, _)| *vni)
+    }
+
+    /// Asks for one announcement more, if the network is served here.
+    pub(super) fn announce(&mut self, vni: Vni) {
+        let Some(local) = self.locals.get_mut(&vni) else { return };
+        if let Some(desired) = local.desired.as_mut().filter(|desired| desired.duty.answering) {
+            desired.announce += 1;
+            self.desired.insert(vni, *desired);
+        }
+    }
+
+    pub(super) fn set_pending(&mut self, vni: Vni, pending: Pending) {
+        if let Pending::RetryAt(at) = pending {
+            self.alarms.insert((at, vni));
+        }
+        if let Pending::Until(revision) = pending {
+            self.plan.waiting.insert((revision, vni));
+        }
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.pending = pending;
+            self.dirty.insert(vni);
+        }
+    }
+
+    /// Looks again at networks whose last transaction the watch has caught up with.
+    pub(super) fn wake_waiting(&mut self) {
+        while let Some((revision, vni)) = self.plan.waiting.first().copied() {
+            if revision > self.cache.revision {
+                return;
+            }
+            self.plan.waiting.remove(&(revision, vni));
+            self.dirty.insert(vni);
+        }
+    }
+
+    /// Gives a network up without a successor: others may claim it at once.
+    pub(super) fn resign_network(&mut self, vni: Vni) {
+        let (Some(incarnation), Some(network)) =
+            (self.registered, self.cache.networks.get(&vni).cloned())
+        else {
+            return;
+        };
+        self.want(vni, Duty::NONE);
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.resigned = true;
+        }
+        let current = Op::Delete { key: keys::network(vni, Field::Current) };
+        let then = vec![put_state(vni, State::Unassigned), current];
+        self.write(vni, incarnation, &network, vec![], then);
+    }
+
+    fn view(&mut self, vni: Vni, network: &Network, now: Time) -> View {
+        let state = network.state();
+        let grace = self.orphans_count(vni, network, now);
+        let (current, next) = (network.current(), network.next());
+        let there = Presence {
+            current: self.is_there(current, grace),
+            // One that is to take over from itself is nobody to wait for, except to finish.
+            next: self.is_there(next, grace)
+                && (current != next || state == State::FailoverDecided),
+        };
+        let role = self.role(network);
+        let lease = match role {
+            Role::Current => network.current.as_ref().and_then(|slot| slot.lease),
+            Role::Next => network.next.as_ref().and_then(|slot| slot.lease),
+            Role::Other => self.lease,
+        };
+        View { state, role, there, stale: lease != self.lease }
+    }
+
+    fn role(&self, network: &Network) -> Role {
+        let me = Some(&self.config.name);
+        let (owns, follows) = (network.current() == me, network.next() == me);
+        let takes_over = follows && network.state() == State::FailoverDecided;
+        if self.convicted || !(owns || follows) {
+            return Role::Other;
+        }
+        if owns && !takes_over { Role::Current } else { Role::Next }
+    }
+
+    /// Whether a gateway that the store names is there: it is not convicted, and known.
+    fn is_there(&self, name: Option<&NodeName>, orphans_count: bool) -> bool {
+        name.is_some_and(|name| {
+            !self.cache.is_convicted(name) && (orphans_count || !self.is_orphan(name))
+        })
+    }
+
+    fn is_orphan(&self, name: &NodeName) -> bool {
+        !self.cache.live.contains_key(name) && !self.cache.nodes.contains_key(name)
+    }
+
+    /// Whether gateways that are named but not registered still count as there.
+    fn orphans_count(&mut self, vni: Vni, network: &Network, now: Time) -> bool {
+        let names = [network.current(), network.next()];
+        let orphans = names.into_iter().flatten().any(|name| self.is_orphan(name));
+        let Some(local) = self.locals.get_mut(&vni) else { return true };
+        if !orphans {
+            local.orphaned = None;
+            return true;
+        }
+        let until = *local.orphaned.get_or_insert(now) + ORPHAN;
+        self.alarms.insert((until, vni));
+        now < until
+    }
+
+    /// Reports what has changed since this network was last looked at.
+    fn note_change(&mut self, vni: Vni, view: &View, network: &Network, now: Time) {
+        let Some(local) = self.locals.get_mut(&vni) else { return };
+        let before = local.seen.replace((view.state, view.role));
+        if before == Some((view.state, view.role)) {
+            return;
+        }
+        if let Some((from, _)) = before.filter(|(from, _)| *from != view.state) {
+            self.events.push_back(Event::State { vni, from, to: view.state });
+        }
+        if view.role == Role::Next && view.state == State::FailoverDecided {
+            local.took_over = Some(now);
+            self.alarms.insert((now + HALVES, vni));
+        }
+        let owns = view.role == Role::Current;
+        if owns && !local.served {
+            local.served = true;
+            local.resigned = false;
+            let changes = self.cache.history.get(&vni).map(|history| history.changes.as_slice());
+            let reason = changes.and_then(<[_]>::last).map(|change| change.reason.clone());
+            self.events.push_back(Event::Gained { vni, reason: reason.unwrap_or_default() });
+        } else if !owns && local.served && network.current().is_some() {
+            local.served = false;
+            local.took_over = None;
+            self.events.push_back(Event::Lost { vni, to: network.current().cloned() });
+        }
+    }
+
+    /// Whether a network that nobody has is this node's to claim.
+    fn may_claim(&self, vni: Vni, role: Role) -> bool {
+        let me = &self.config.name;
+        let local = self.locals.get(&vni);
+        if !self.is_registered() || local.is_some_and(|local| local.resigned) {
+            return false;
+        }
+        match role {
+            Role::Current | Role::Next => true,
+            // Who served it last has everything in place, so it may be first.
+            Role::Other => {
+                let served = local.is_some_and(|local| local.served);
+                let on_ring = self.cache.nodes.contains_key(me);
+                !self.leaving && ((served && on_ring) || self.ring.owner(vni) == Some(me))
+            }
+        }
+    }
+
+    /// Tells the applier what this host shall do.
+    fn set_duty(&mut self, vni: Vni, view: &View, step: Step, now: Time) {
+        let Some(local) = self.locals.get(&vni) else { return };
+        let duty = machine::duty(view.state, view.role);
+        if local.resigned || self.convicted {
+            return self.want(vni, Duty::NONE);
+        }
+        let unowned = !view.there.current && !view.there.next;
+        let about_to_own = unowned && (step == Step::Claim || local.served);
+        // Until the network is another's, what the host does from an earlier run, or as the last
+        // owner, is better than nothing.
+        if about_to_own || view.stale || (view.role != Role::Other && !self.is_registered()) {
+            return;
+        }
+        let recent = local.took_over.is_some_and(|at| now.since(at) < HALVES);
+        let halves = recent || self.cache.has_predecessor();
+        let upstream = match duty.upstream {
+            Upstream::Whole if halves => Upstream::Halves,
+            upstream @ (Upstream::Whole | Upstream::Halves | Upstream::Off) => upstream,
+        };
+        self.want(vni, Duty { upstream, ..duty });
+        self.announce_on_entry(vni, view);
+    }
+
+    fn want(&mut self, vni: Vni, duty: Duty) {
+        let Some(local) = self.locals.get_mut(&vni) else { return };
+        let before = local.desired;
+        let desired = Desired { duty, announce: before.map_or(0, |desired| desired.announce) };
+        if before != Some(desired) {
+            local.desired = Some(desired);
+            self.desired.insert(vni, desired);
+        }
+    }
+
+    /// Asks for an announcement when a state is entered that calls for one.
+    fn announce_on_entry(&mut self, vni: Vni, view: &View) {
+        let Some(local) = self.locals.get_mut(&vni) else { return };
+        let entered = (view.state, view.role);
+        if local.entered.replace(entered) != Some(entered) && announces(view.state, view.role) {
+            self.announce(vni);
+        }
+    }
+
+    /// Writes the transaction that is this node's turn, if what comes before it is done.
+    fn take_step(&mut self, vni: Vni, view: &View, network: &Network, step: Step, now: Time) {
+        let (Some(incarnation), Some(lease), Some(local)) =
+            (self.registered, self.lease, self.locals.get(&vni))
+        else {
+            return;
+        };
+        if !local.pending.is_free(self.cache.revision, now) || local.resigned {
+            return;
+        }
+        self.plan.starting.remove(&vni);
+        if view.stale && view.role != Role::Other {
+            let then = vec![self.adopted(vni, view.role, lease)];
+            return self.write(vni, incarnation, network, vec![], then);
+        }
+        match step {
+            Step::Rest => {}
+            Step::Advance(to, wait) => {
+                if self.is_done(vni, wait, now) {
+                    self.write(vni, incarnation, network, vec![], vec![put_state(vni, to)]);
+                }
+            }
+            Step::Finish(wait) => {
+                if self.is_done(vni, wait, now) {
+                    let then = self.finished(vni, view, network, lease, now);
+                    self.write(vni, incarnation, network, vec![], then);
+                }
+            }
+            Step::Resume => {
+                let then = vec![put_state(vni, State::Idle), put_next(vni, None)];
+                self.write(vni, incarnation, network, vec![], then);
+            }
+            Step::Claim => {
+                let next = put_next(vni, Some((&self.config.name, lease)));
+                let then = vec![put_state(vni, State::FailoverDecided), next];
+                self.write(vni, incarnation, network, self.ground(network), then);
+            }
+        }
+    }
+
+    fn is_done(&mut self, vni: Vni, wait: Wait, now: Time) -> bool {
+        let settle = self.config.settle;
+        let at = self.locals.get(&vni).and_then(|local| local.done_at(wait, settle));
+        if let Some(at) = at.filter(|at| *at > now) {
+            self.alarms.insert((at, vni));
+        }
+        at.is_some_and(|at| at <= now)
+    }
+
+    /// What an earlier run of this node left, under the lease of this one.
+    fn adopted(&self, vni: Vni, role: Role, lease: LeaseId) -> Op {
+        let me = &self.config.name;
+        match role {
+            Role::Next => put_next(vni, Some((me, lease))),
+            Role::Current | Role::Other => put_current(vni, me, lease),
+        }
+    }
+
+    fn finished(
+        &self,
+        vni: Vni,
+        view: &View,
+        network: &Network,
+        lease: LeaseId,
+        now: Time,
+    ) -> Vec<Op> {
+        let me = &self.config.name;
+        let history = self.cache.history.get(&vni).cloned().unwrap_or_default();
+        let before = history.changes.last().map(|change| &change.owner);
+        let reason = match (network.current().or(before), view.state) {
+            (None, _) => Reason::First,
+            (Some(from), State::MigrationEvpnWithdrawn) => Reason::Move(from.clone()),
+            (Some(from), _) if self.cache.is_convicted(from) => Reason::Verdict(from.clone()),
+            (Some(from), _) => Reason::Gone(from.clone()),
+        };
+        let history = history.with(me.clone(), reason.to_string(), self.wall_ms(now));
+        vec![
+            put_state(vni, State::Idle),
+            put_current(vni, me, lease),
+            put_next(vni, None),
+            put_json(keys::history(vni), &history, None),
+        ]
+    }
+
+    /// The ground on which a network is claimed, as far as keys of lost gateways still stand:
+    /// the verdict, or the absence of any registration.
+    fn ground(&self, network: &Network) -> Vec<Compare> {
+        let me = &self.config.name;
+        let named = [network.current(), network.next()].into_iter().flatten();
+        named.filter(|name| *name != me).flat_map(|name| self.ground_against(name)).collect()
+    }
+
+    fn ground_against(&self, name: &NodeName) -> Vec<Compare> {
+        match self.cache.live.get(name) {
+            Some(live) => vec![Compare::Exists { key: keys::verdict(name, live.incarnation) }],
+            None => vec![
+                Compare::Absent { key: keys::live(name) },
+                Compare::Absent { key: keys::node(name) },
+            ],
+        }
+    }
+
+    /// Sends a transaction on a network, guarded by this node's registration and by all three
+    /// keys of the network being as they were seen.
+    pub(super) fn write(
+        &mut self,
+        vni: Vni,
+        incarnation: Revision,
+        network: &Network,
+        ground: Vec<Compare>,
+        then: Vec<Op>,
+    ) {
+        let mut compare = Vec::from(self.own_guard(incarnation));
+        compare.extend(guard(vni, network));
+        compare.extend(ground);
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.pending = Pending::Sent;
+        }
+        self.send(Purpose::Network(vni), Txn { compare, then });
+    }
+}
+
+/// Whether entering this state calls for an announcement.
+const fn announces(state: State, role: Role) -> bool {
+    matches!(
+        (role, state),
+        (
+            Role::Next,
+            State::MigrationOspfWithdrawn | State::MigrationArpDisabled | State::FailoverDecided
+        )
+    )
+}
+
+fn guard(vni: Vni, network: &Network) -> [Compare; 3] {
+    let slots = [
+        (Field::Type, network.state.as_ref().map(|slot| slot.modified)),
+        (Field::Current, network.current.as_ref().map(|slot| slot.modified)),
+        (Field::Next, network.next.as_ref().map(|slot| slot.modified)),
+    ];
+    slots.map(|(field, modified)| {
+        let key = keys::network(vni, field);
+        match modified {
+            Some(at) => Compare::Modified { key, at },
+            None => Compare::Absent { key },
+        }
+    })
+}
+
+pub(super) fn put_state(vni: Vni, state: State) -> Op {
+    let value = state.number().to_string().into_bytes();
+    Op::Put { key: keys::network(vni, Field::Type), value, lease: None }
+}
+
+fn put_current(vni: Vni, name: &NodeName, lease: LeaseId) -> Op {
+    let value = name.as_str().into();
+    Op::Put { key: keys::network(vni, Field::Current), value, lease: Some(lease) }
+}
+
+/// The predecessor writes an empty value without a lease when there is no next gateway.
+pub(super) fn put_next(vni: Vni, next: Option<(&NodeName, LeaseId)>) -> Op {
+    let value = next.map_or("", |(name, _)| name.as_str()).into();
+    Op::Put { key: keys::network(vni, Field::Next), value, lease: next.map(|(_, lease)| lease) }
+}
