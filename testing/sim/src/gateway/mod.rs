@@ -1,0 +1,5 @@
+//! The gateway plane: agents, their hosts, and the store between them.
+
+pub mod check;
+pub mod scale;
+pub mod world;

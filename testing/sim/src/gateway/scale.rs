@@ -1,0 +1,177 @@
+//! Many gateways share many networks; one is lost for good, and later comes back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use selvedge_model::Vni;
+use serde::Serialize;
+
+use super::world::{Setup, World};
+
+/// What to run.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Number of overlay networks.
+    #[arg(long, default_value_t = 50_000)]
+    pub networks: u32,
+    /// Number of gateways.
+    #[arg(long, default_value_t = 8)]
+    pub gateways: usize,
+    /// Where all randomness comes from.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Planned moves that may run at once.
+    #[arg(long, default_value_t = 100)]
+    pub budget: usize,
+    /// Print the JSON line alone.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Number of overlay networks.
+    pub networks: u32,
+    /// Number of gateways.
+    pub gateways: usize,
+    /// The seed.
+    pub seed: u64,
+    /// Networks that the lost gateway had.
+    pub lost_networks: usize,
+    /// Networks whose owner changed because of the loss.
+    pub moves_on_loss: usize,
+    /// Those among them that the lost gateway did not have.
+    pub needless_moves: usize,
+    /// Greatest number of networks on a gateway over the average, before the loss.
+    pub load_max_over_avg: f64,
+    /// Virtual time from the end of the lost gateway's lease until every network was served
+    /// again, in ms.
+    pub decide_ms: f64,
+    /// Planned moves when the gateway came back.
+    pub moves_on_return: usize,
+    /// Virtual time of the whole run, in s.
+    pub virtual_s: f64,
+    /// Real time of the whole run, in s.
+    pub wall_s: f64,
+    /// Greatest resident memory of this process, in MB.
+    pub peak_rss_mb: f64,
+    /// Number of violations of invariants.
+    pub violations: usize,
+    /// The first of them.
+    #[serde(skip)]
+    pub details: Vec<String>,
+}
+
+/// How long the cluster is given to come to rest.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Runs the scenario.
+#[must_use]
+pub fn run(options: &Options) -> Report {
+    #[allow(clippy::disallowed_methods, reason = "the real time that the run took is reported")]
+    let began = Instant::now();
+    let mut world = World::new(Setup {
+        gateways: options.gateways,
+        networks: options.networks,
+        budget: options.budget,
+        hold_down: Duration::from_secs(5),
+        seed: options.seed,
+    });
+    let mut report = Report {
+        networks: options.networks,
+        gateways: options.gateways,
+        seed: options.seed,
+        ..Report::default()
+    };
+    (0..options.gateways).for_each(|host| world.start(host));
+    settle(&mut world, &mut report, "start");
+    let owners = owners(&world);
+    report.load_max_over_avg = balance(&owners, options.gateways);
+    lose_one(&mut world, &mut report, &owners);
+    world.start(0);
+    world.checker.moved.clear();
+    settle(&mut world, &mut report, "return");
+    report.moves_on_return = world.checker.moved.len();
+
+    report.details.append(&mut world.checker.violations);
+    report.violations = report.details.len();
+    report.details.truncate(20);
+    report.virtual_s = seconds(world.now.since(selvedge_model::Time::ZERO));
+    report.wall_s = seconds(began.elapsed());
+    report.peak_rss_mb = peak_rss_mb();
+    report
+}
+
+fn lose_one(world: &mut World, report: &mut Report, owners: &BTreeMap<Vni, String>) {
+    let victim = world.hosts[0].name.to_string();
+    report.lost_networks = owners.values().filter(|owner| **owner == victim).count();
+    world.checker.moved.clear();
+    world.power_off(0);
+    let live = selvedge_gateway::keys::live(&world.hosts[0].name);
+    let patience = world.now + PATIENCE;
+    world.run_until(patience, |world| world.store.get(&live).is_none());
+    let expired = world.now;
+    settle(world, report, "loss");
+    report.decide_ms = seconds(world.now.since(expired)) * 1000.0;
+    report.moves_on_loss = world.checker.moved.len();
+    let needless = |vni: &&Vni| owners.get(vni).is_none_or(|owner| *owner != victim);
+    report.needless_moves = world.checker.moved.iter().filter(needless).count();
+    if report.needless_moves * 100 > owners.len() {
+        let text = format!("G4: {} needless moves on a loss", report.needless_moves);
+        report.details.push(text);
+    }
+}
+
+/// G6: whatever happened, the cluster comes to rest.
+fn settle(world: &mut World, report: &mut Report, what: &str) {
+    let patience = world.now + PATIENCE;
+    let mut look_at = world.now;
+    let rested = world.run_until(patience, |world| {
+        // Looking at everything is dear, so not after each event.
+        if world.now < look_at {
+            return false;
+        }
+        look_at = world.now + Duration::from_millis(50);
+        trouble(world).is_none()
+    });
+    if !rested {
+        let why = trouble(world).unwrap_or_default();
+        report.details.push(format!("{} G6: no rest after the {what}: {why}", world.now));
+    }
+}
+
+fn trouble(world: &World) -> Option<String> {
+    world.unrest().or_else(|| world.imbalance())
+}
+
+fn owners(world: &World) -> BTreeMap<Vni, String> {
+    world.vnis().filter_map(|vni| Some((vni, world.network(vni).0?))).collect()
+}
+
+fn balance(owners: &BTreeMap<Vni, String>, gateways: usize) -> f64 {
+    let mut loads: BTreeMap<&str, u32> = BTreeMap::new();
+    for owner in owners.values() {
+        *loads.entry(owner).or_default() += 1;
+    }
+    let most = loads.values().copied().max().unwrap_or(0);
+    #[allow(clippy::cast_precision_loss, reason = "small numbers")]
+    let average = owners.len() as f64 / gateways as f64;
+    round(f64::from(most) / average)
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+fn seconds(duration: Duration) -> f64 {
+    round(duration.as_secs_f64())
+}
+
+/// From the kernel's account of this process; 0 where there is none.
+fn peak_rss_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kb = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    round(kb.unwrap_or(0.0) / 1024.0)
+}
