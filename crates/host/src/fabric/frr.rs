@@ -1,0 +1,248 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use selvedge_gateway::desired::{Duty, Upstream};
+use selvedge_model::{Prefix, Vni};
+use serde_json::{Map, Value};
+
+use super::base::{
+    Base, Reading, RouteKey, change_routes, for_all, for_each, index_routes, present, read_back,
+};
+use super::{Driver, Error, Failures};
+use crate::frr::{self, Vty};
+use crate::inventory::{Inventory, Network};
+use crate::netlink::{MAIN_TABLE, Netlink, Route, RouteFilter};
+
+/// The protocol number of the routes that FRR redistributes. It must be one that zebra does not
+/// take for its own (as it does 186 to 192), so that the routes count as kernel routes.
+pub const ROUTE_PROTOCOL: u8 = 83;
+
+/// The metric of these routes: better than 20, which zebra gives to the routes that it installs.
+pub const ROUTE_METRIC: u32 = 5;
+
+/// What [`Frr`] needs to know beside the networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrrConfig {
+    /// The folder of FRR's control sockets; see [`frr::DEFAULT_DIR`].
+    pub vty_dir: PathBuf,
+    /// What the daemons got by `-N`, if anything.
+    pub pathspace: Option<String>,
+    /// The autonomous system of the BGP instance; `None` takes the default instance.
+    pub asn: Option<u32>,
+}
+
+/// The driver that works through FRRouting. What an operator configures there is in
+/// `docs/frr.md`.
+///
+/// - *fabric*: `advertise-svi-ip` for the network in bgpd's EVPN configuration, and a local route
+///   into the network that neither FRR nor the kernel prefers to any other.
+/// - *upstream*: kernel routes of our own, which FRR redistributes: the prefix, and for
+///   [`Upstream::Halves`] its two halves too. So going over from halves to the whole takes routes
+///   away and never leaves a gap.
+/// - *answering*: `arp_ignore` on the bridge; the presence of the address for IPv6.
+///
+/// A standby has none of these routes and forwards to the owner by what the routing protocol has
+/// told it. While a planned move is under way it may have lost its own route and not yet learned
+/// the other's; then the local route forwards for as long as *fabric* is on.
+#[derive(Debug)]
+pub struct Frr {
+    base: Base,
+    bgpd: Vty,
+    router: String,
+}
+
+impl Frr {
+    /// A driver for the adopted networks of the inventory. It belongs to the network namespace of
+    /// the calling thread. FRR is first spoken to when it is needed.
+    ///
+    /// # Errors
+    /// If this process may not open packet sockets.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn new(inventory: Inventory, config: &FrrConfig) -> Result<Self, Error> {
+        let bgpd = Vty::new(&config.vty_dir, config.pathspace.as_deref(), "bgpd");
+        let router =
+            config.asn.map_or_else(|| "router bgp".into(), |asn| format!("router bgp {asn}"));
+        Ok(Self { base: Base::new(inventory)?, bgpd, router })
+    }
+
+    /// The networks, to adopt or release some.
+    pub const fn inventory(&mut self) -> &mut Inventory {
+        &mut self.base.inventory
+    }
+
+    const fn netlink(&self) -> &Netlink {
+        self.base.netlink()
+    }
+
+    /// Tells bgpd what it does not do yet. Nothing is sent if nothing changes, so that a network
+    /// which bgpd has never heard of gets no entry in its configuration by being withdrawn.
+    async fn advertise(&mut self, networks: &[Network], on: bool) -> Result<Failures, frr::Error> {
+        let present = self.advertised().await?;
+        let differing: Vec<&Network> = networks
+            .iter()
+            .filter(|network| present.get(&network.vni).is_some_and(|evpn| evpn.enabled) != on)
+            .collect();
+        if differing.is_empty() {
+            return Ok(Failures::new());
+        }
+        let no = if on { "" } else { "no " };
+        let commands: Vec<[String; 2]> = differing
+            .iter()
+            .map(|network| [format!("vni {}", network.vni), format!("{no}advertise-svi-ip")])
+            .collect();
+        let context = [self.router.as_str(), "address-family l2vpn evpn"];
+        let refused = self.bgpd.configure(&context, &commands).await?;
+        Ok(refused.into_iter().map(|(at, error)| (differing[at].vni, error.into())).collect())
+    }
+
+    /// What bgpd says of each network.
+    async fn advertised(&mut self) -> Result<BTreeMap<Vni, Evpn>, frr::Error> {
+        let answer: Map<String, Value> = self.bgpd.query("show bgp l2vpn evpn vni json").await?;
+        Ok(answer
+            .iter()
+            .filter_map(|(key, value)| Some((key.parse().ok()?, evpn(value)?)))
+            .collect())
+    }
+
+    async fn routes(&self, networks: &[Network], to: Upstream) -> Failures {
+        for_each(networks, |network| async move {
+            let (kept, gone): (Vec<_>, Vec<_>) =
+                routes(network).into_iter().partition(|(_, least)| *least <= to);
+            // Added first: with the halves goes what covers for them.
+            change_routes(self.netlink(), strip(kept), true).await?;
+            change_routes(self.netlink(), strip(gone), false).await
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Driver for Frr {
+    /// On: the local route, then bgpd. Off: the other way round. If bgpd cannot be reached, all
+    /// networks fail, and what the kernel needs is done all the same.
+    async fn fabric(&mut self, vnis: &[Vni], on: bool) -> Failures {
+        let (networks, mut failures) = self.base.select(vnis);
+        self.base.tell(&networks, |duty| duty.fabric = on);
+        if on {
+            failures.extend(self.base.local_routes(&networks, true).await);
+        }
+        let advertised = self.advertise(&networks, on).await;
+        failures.extend(advertised.unwrap_or_else(|error| for_all(&networks, error)));
+        if !on {
+            failures.extend(self.base.local_routes(&networks, false).await);
+        }
+        failures
+    }
+
+    async fn upstream(&mut self, vnis: &[Vni], to: Upstream) -> Failures {
+        let (networks, mut failures) = self.base.select(vnis);
+        self.base.tell(&networks, |duty| duty.upstream = to);
+        failures.extend(self.routes(&networks, to).await);
+        failures
+    }
+
+    async fn answering(&mut self, vnis: &[Vni], on: bool) -> Failures {
+        self.base.answering(vnis, on).await
+    }
+
+    async fn announce(&mut self, vnis: &[Vni]) -> Failures {
+        if let Err(error) = self.base.inventory.refresh().await {
+            tracing::warn!(%error, "announcing with the interfaces as they were");
+        }
+        let (networks, mut failures) = self.base.select(vnis);
+        failures.extend(self.base.announce(&networks, |_| Vec::new()).await);
+        failures
+    }
+
+    /// A bgpd that cannot be asked advertises nothing.
+    async fn observe(&mut self) -> Result<BTreeMap<Vni, Duty>, Error> {
+        let reading = self.base.read().await?;
+        let filter = RouteFilter { protocol: Some(ROUTE_PROTOCOL), table: Some(MAIN_TABLE) };
+        let routes = index_routes(&self.netlink().routes(filter).await?);
+        let advertised = self.advertised().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "bgpd does not tell what it advertises");
+            BTreeMap::new()
+        });
+        let networks = self.base.inventory.adopted();
+        let observed = networks.map(|network| {
+            let evpn = advertised.get(&network.vni).copied().unwrap_or_default();
+            let told = self.base.told(network.vni);
+            Ok((network.vni, duty(network, told, &reading, &routes, evpn)?))
+        });
+        observed.collect()
+    }
+
+    async fn silence(&mut self, on: bool) -> Result<(), Error> {
+        self.base.silence(on, None).await
+    }
+}
+
+/// What bgpd says of a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Evpn {
+    /// It knows the network from the kernel, without which it advertises nothing.
+    in_kernel: bool,
+    /// It is told to advertise the gateway.
+    enabled: bool,
+}
+
+/// The answer also holds numbers and flags beside the networks.
+fn evpn(value: &Value) -> Option<Evpn> {
+    let network = value.as_object()?;
+    let is = |key: &str, word: &str| network.get(key).and_then(Value::as_str) == Some(word);
+    Some(Evpn { in_kernel: is("inKernel", "True"), enabled: is("advertiseSviMacIp", "Enabled") })
+}
+
+fn duty(
+    network: &Network,
+    told: Duty,
+    reading: &Reading,
+    there: &BTreeSet<RouteKey>,
+    evpn: Evpn,
+) -> Result<Duty, Error> {
+    let mut fabric = reading.local_routes(network);
+    // Told to advertise what the kernel does not have is neither on nor off.
+    fabric.extend([evpn.enabled, evpn.enabled && evpn.in_kernel]);
+    Ok(Duty {
+        fabric: read_back(&fabric, told.fabric),
+        upstream: observed_upstream(network, told.upstream, there),
+        answering: read_back(&reading.answering(network)?, told.answering),
+    })
+}
+
+/// Exactly the routes of one of the three ways, or else one that was not told.
+fn observed_upstream(network: &Network, told: Upstream, there: &BTreeSet<RouteKey>) -> Upstream {
+    let all = routes(network);
+    let is = |way: Upstream| {
+        let there = present(there, &strip(all.clone()));
+        all.iter().zip(there).all(|((_, least), there)| there == (*least <= way))
+    };
+    let ways = [told, Upstream::Off, Upstream::Whole, Upstream::Halves];
+    let exact = ways.into_iter().find(|way| is(*way));
+    exact.unwrap_or(if told == Upstream::Whole { Upstream::Halves } else { Upstream::Whole })
+}
+
+/// All routes that the network may have, each with the least that it takes to have it.
+fn routes(network: &Network) -> Vec<(Route, Upstream)> {
+    let mut routes = Vec::new();
+    for whole in network.gateways.iter().map(Prefix::network) {
+        let halves = whole.halves().into_iter().flatten();
+        routes.push((route(network, whole), Upstream::Whole));
+        routes.extend(halves.map(|half| (route(network, half), Upstream::Halves)));
+    }
+    routes
+}
+
+fn route(network: &Network, dst: Prefix) -> Route {
+    Route { metric: ROUTE_METRIC, ..Route::on_link(dst, network.bridge.index, ROUTE_PROTOCOL) }
+}
+
+fn strip(routes: Vec<(Route, Upstream)>) -> Vec<Route> {
+    routes.into_iter().map(|(route, _)| route).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,500 @@
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::fabric::LOCAL_METRIC;
+use crate::fabric::testing::{self, Wire};
+use crate::inventory::Names;
+use crate::netlink::{AddressOptions, NewLink, RouteFilter};
+use crate::netns::{self, Ephemeral, Namespace};
+use crate::test_support;
+
+const DAEMONS: &str = "/usr/lib/frr";
+
+/// Routing protocols take their time, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn vni(number: u32) -> Vni {
+    number.try_into().expect("a VNI")
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn network(gateways: &[&str]) -> Network {
+    let port = |index, name: &str| crate::inventory::Port { index, name: name.into(), mac: [0; 6] };
+    Network {
+        vni: vni(1),
+        bridge: port(7, "br1"),
+        vxlan: port(8, "vxlan1"),
+        tunnel: None,
+        gateways: gateways.iter().map(|text| prefix(text)).collect(),
+        next_hops: Vec::new(),
+    }
+}
+
+#[test]
+fn halves_come_with_the_whole() {
+    let network = network(&["10.0.1.1/24", "fd00:1::1/64"]);
+    let with = |way: Upstream| {
+        let all = routes(&network).into_iter().filter(|(_, least)| *least <= way);
+        all.map(|(route, _)| route.dst.to_string()).collect::<Vec<_>>()
+    };
+    assert!(with(Upstream::Off).is_empty());
+    assert_eq!(with(Upstream::Whole), ["10.0.1.0/24", "fd00:1::/64"]);
+    assert_eq!(
+        with(Upstream::Halves),
+        [
+            "10.0.1.0/24",
+            "10.0.1.0/25",
+            "10.0.1.128/25",
+            "fd00:1::/64",
+            "fd00:1::/65",
+            "fd00:1:0:0:8000::/65"
+        ]
+    );
+}
+
+#[test]
+fn routes_that_are_there_in_part_are_reported_as_not_what_was_told() {
+    use Upstream::{Halves, Off, Whole};
+    let network = network(&["10.0.1.1/24"]);
+    let there = |dsts: &[&str]| {
+        let routes: Vec<Route> = dsts.iter().map(|dst| route(&network, prefix(dst))).collect();
+        index_routes(&routes)
+    };
+    for (dsts, told, reported) in [
+        (&[][..], Halves, Off),
+        (&["10.0.1.0/24"], Halves, Whole),
+        (&["10.0.1.0/24"], Off, Whole),
+        (&["10.0.1.0/24", "10.0.1.0/25", "10.0.1.128/25"], Whole, Halves),
+        (&["10.0.1.0/24", "10.0.1.0/25", "10.0.1.128/25"], Halves, Halves),
+        (&["10.0.1.0/24", "10.0.1.0/25"], Halves, Whole),
+        (&["10.0.1.0/24", "10.0.1.0/25"], Whole, Halves),
+        (&["10.0.1.128/25"], Off, Whole),
+    ] {
+        assert_eq!(observed_upstream(&network, told, &there(dsts)), reported, "{dsts:?} {told:?}");
+    }
+}
+
+#[test]
+fn only_networks_are_taken_from_the_answer() {
+    assert_eq!(evpn(&json!(1)), None);
+    assert_eq!(evpn(&json!("Enabled")), None);
+    let known = evpn(&json!({"inKernel": "True", "advertiseSviMacIp": "Enabled"}));
+    assert_eq!(known, Some(Evpn { in_kernel: true, enabled: true }));
+    let unknown = evpn(&json!({"inKernel": "False", "vni": 7}));
+    assert_eq!(unknown, Some(Evpn::default()));
+}
+
+/// FRR's daemons in one namespace, each in the foreground and ended with this value.
+struct Routing {
+    namespace: Ephemeral,
+    dir: TempDir,
+    children: Vec<(&'static str, Child)>,
+}
+
+impl Routing {
+    fn new(namespace: Ephemeral) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        give_to_frr(dir.path());
+        Self { namespace, dir, children: Vec::new() }
+    }
+
+    fn start(&mut self, daemon: &'static str, config: &str) {
+        let path = |suffix: &str| self.dir.path().join(format!("{daemon}.{suffix}"));
+        fs::write(path("conf"), config).expect("written");
+        give_to_frr(&path("conf"));
+        let log = fs::File::create(path("log")).expect("a log");
+        let mut command = self.namespace.command(Path::new(DAEMONS).join(daemon));
+        command.arg("-f").arg(path("conf")).arg("-i").arg(path("pid"));
+        command.arg("-z").arg(self.dir.path().join("zserv.api"));
+        command.arg("--vty_socket").arg(self.dir.path()).args(["-A", "127.0.0.1", "-P", "0"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        netns::die_with_parent(&mut command);
+        self.children.push((daemon, command.spawn().expect("FRR is installed")));
+        let started = Instant::now();
+        while !path("vty").exists() {
+            assert!(started.elapsed() < PATIENCE, "{daemon} has not started");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn stop(&mut self, daemon: &str) {
+        for (_, mut child) in self.children.extract_if(.., |(name, _)| daemon == *name) {
+            child.kill().and_then(|()| child.wait()).expect("ended");
+        }
+    }
+
+    fn vty(&self, daemon: &str) -> Vty {
+        Vty::new(self.dir.path(), None, daemon)
+    }
+}
+
+impl Drop for Routing {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn give_to_frr(path: &Path) {
+    let user = nix::unistd::User::from_name("frr").expect("readable").expect("FRR's user");
+    let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("root");
+}
+
+fn frr_is_installed(test: &str) -> bool {
+    let installed = Path::new(DAEMONS).join("bgpd").exists();
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    assert!(installed || !ci, "{test}: FRR is not installed");
+    if !installed {
+        #[allow(clippy::print_stderr, reason = "nothing is skipped silently")]
+        {
+            eprintln!("SKIPPED {test}: FRR is not installed ({DAEMONS}/bgpd)");
+        }
+    }
+    installed
+}
+
+const OSPFD: &str = "\
+ip prefix-list selvedge seq 5 permit 10.0.0.0/15 ge 24 le 25
+route-map selvedge permit 10
+ match ip address prefix-list selvedge
+interface link
+ ip ospf area 0
+ ip ospf hello-interval 1
+ ip ospf dead-interval 3
+ ip ospf network point-to-point
+router ospf
+ redistribute kernel route-map selvedge
+";
+
+const OSPF6D: &str = "\
+ipv6 prefix-list selvedge seq 5 permit fd00::/16 ge 64 le 65
+route-map selvedge permit 10
+ match ipv6 address prefix-list selvedge
+interface link
+ ipv6 ospf6 area 0
+ ipv6 ospf6 hello-interval 1
+ ipv6 ospf6 dead-interval 3
+ ipv6 ospf6 network point-to-point
+router ospf6
+ redistribute kernel route-map selvedge
+";
+
+fn bgpd(own: &str, other: &str) -> String {
+    format!(
+        "router bgp 65000\n bgp router-id {own}\n no bgp default ipv4-unicast\n \
+         neighbor {other} remote-as 65000\n address-family l2vpn evpn\n  \
+         neighbor {other} activate\n  advertise-all-vni\n"
+    )
+}
+
+fn start(routing: &mut Routing, own: &str, other: &str) {
+    routing.start("zebra", "");
+    routing.start("bgpd", &bgpd(own, other));
+    routing.start("ospfd", &format!("{OSPFD} ospf router-id {own}\n"));
+    routing.start("ospf6d", &format!("{OSPF6D} ospf6 router-id {own}\n"));
+}
+
+/// A gateway with its networks, and the upstream router, which is the other tunnel endpoint too.
+struct Scene {
+    gateway: Routing,
+    router: Routing,
+    here: Netlink,
+    there: Netlink,
+}
+
+impl Scene {
+    /// Within the gateway's namespace.
+    async fn new(mut gateway: Routing, mut router: Routing, networks: u32) -> Self {
+        testing::forward();
+        router.namespace.run(testing::forward).expect("entered");
+        let here = Netlink::new().expect("netlink");
+        let there = Netlink::in_namespace(&router.namespace).expect("netlink");
+        join(&here, &there, &router.namespace).await;
+        for number in 1..=networks {
+            let (high, low) = (number >> 8, number & 0xff);
+            let addresses = [format!("10.{high}.{low}.1/24"), format!("fd00:{number:x}::1/64")];
+            let addresses = addresses.map(|text| prefix(&text));
+            testing::network(&here, vni(number), &addresses).await;
+        }
+        start(&mut gateway, "192.0.2.1", "192.0.2.2");
+        start(&mut router, "192.0.2.2", "192.0.2.1");
+        let scene = Self { gateway, router, here, there };
+        scene.wait_for_neighbours().await;
+        scene
+    }
+
+    async fn wait_for_neighbours(&self) {
+        let mut ospfd = self.router.vty("ospfd");
+        let mut ospf6d = self.router.vty("ospf6d");
+        let mut bgpd = self.router.vty("bgpd");
+        until("neighbours", async || {
+            let ospf = ospfd.run("show ip ospf neighbor").await.expect("ospfd");
+            let ospf6 = ospf6d.run("show ipv6 ospf6 neighbor").await.expect("ospf6d");
+            let bgp = bgpd.run("show bgp l2vpn evpn summary json").await.expect("bgpd");
+            ospf.contains("Full") && ospf6.contains("Full") && bgp.contains("\"Established\"")
+        })
+        .await;
+    }
+
+    async fn driver(&self, networks: u32) -> Frr {
+        let wanted = (1..=networks).map(|number| (vni(number), Default::default())).collect();
+        let mut inventory = Inventory::new(self.here.clone(), Names::default(), wanted, []);
+        inventory.survey().await.expect("surveyed");
+        let all: Vec<Vni> = (1..=networks).map(vni).collect();
+        assert!(inventory.adopt(&all).await.is_empty());
+        let vty_dir = self.gateway.dir.path().to_owned();
+        let config = FrrConfig { vty_dir, pathspace: None, asn: None };
+        Frr::new(inventory, &config).expect("a driver")
+    }
+
+    /// The overlay's prefixes that the upstream router's kernel has a route to.
+    async fn upstream(&self) -> BTreeSet<String> {
+        let routes = self.there.routes(RouteFilter::default()).await.expect("readable");
+        let learned = routes.iter().filter(|route| route.gateway.is_some());
+        let text = learned.map(|route| route.dst.to_string());
+        text.filter(|text| text.starts_with("10.") || text.starts_with("fd")).collect()
+    }
+
+    async fn upstream_becomes(&self, expected: &[&str]) {
+        let expected = expected.iter().map(|text| (*text).to_owned()).collect();
+        until(&format!("upstream {expected:?}"), async || self.upstream().await == expected).await;
+    }
+
+    /// How many gateway addresses the other tunnel endpoint has learned by EVPN.
+    async fn learned(&self, bgpd: &mut Vty) -> usize {
+        let all = bgpd.run("show bgp l2vpn evpn route type macip").await.expect("bgpd");
+        all.matches("[32]:[10.").count()
+    }
+}
+
+/// A link from the gateway to the router, with an address at each end.
+async fn join(here: &Netlink, there: &Netlink, namespace: &Namespace) {
+    let veth = NewLink::Veth { peer: "link", namespace: Some(namespace) };
+    here.add_link("link", &veth).await.expect("a pair");
+    for (netlink, address) in [(here, "192.0.2.1/24"), (there, "192.0.2.2/24")] {
+        for name in ["lo", "link"] {
+            let index = testing::link(netlink, name).await.index;
+            netlink.set_up(index, true, None).await.expect("up");
+        }
+        let index = testing::link(netlink, "link").await.index;
+        let options = AddressOptions::default();
+        netlink.add_address(index, prefix(address), options).await.expect("an address");
+    }
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "not after {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn done(failures: Failures) {
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+fn run(test: &str, networks: u32, body: impl AsyncFnOnce(Scene) + Send) {
+    if !frr_is_installed(test) {
+        return;
+    }
+    let (Some(gateway), Some(router)) =
+        (test_support::namespace(test), test_support::namespace(test))
+    else {
+        return;
+    };
+    let inside = (*gateway).clone();
+    let (gateway, router) = (Routing::new(gateway), Routing::new(router));
+    let all = || {
+        test_support::runtime().block_on(async {
+            body(Scene::new(gateway, router, networks).await).await;
+        });
+    };
+    inside.run(all).expect("entered");
+}
+
+async fn observed(driver: &mut Frr) -> Duty {
+    driver.observe().await.expect("observed")[&vni(1)]
+}
+
+#[test]
+fn a_gateway_comes_and_goes_in_frr() {
+    run("frr driver", 2, async |mut scene| {
+        let mut driver = scene.driver(2).await;
+        assert_eq!(observed(&mut driver).await, Duty::NONE);
+        fabric_is_advertised(&scene, &mut driver).await;
+        upstream_is_attracted(&scene, &mut driver).await;
+        answering_is_heard(&scene, &mut driver).await;
+        a_restarted_bgpd_is_told_again(&mut scene, &mut driver).await;
+        driver.inventory().release(&[vni(1), vni(2)]).await;
+        let all = scene.here.addresses().await.expect("readable");
+        let back = |text: &str| all.iter().any(|held| held.prefix == prefix(text));
+        assert!(back("10.0.1.1/24") && back("fd00:1::1/64") && back("10.0.2.1/24"));
+    });
+}
+
+async fn fabric_is_advertised(scene: &Scene, driver: &mut Frr) {
+    let mut remote = scene.router.vty("bgpd");
+    for _ in 0..2 {
+        done(driver.fabric(&[vni(1)], true).await);
+    }
+    until("EVPN", async || scene.learned(&mut remote).await == 1).await;
+    until("observed", async || observed(driver).await.fabric).await;
+    assert!(!driver.observe().await.expect("observed")[&vni(2)].fabric);
+    for _ in 0..2 {
+        done(driver.fabric(&[vni(1), vni(2)], false).await);
+    }
+    until("no EVPN", async || scene.learned(&mut remote).await == 0).await;
+    assert_eq!(observed(driver).await, Duty::NONE);
+    let config = scene.gateway.vty("bgpd").run("show running-config").await.expect("bgpd");
+    assert!(!config.contains("vni 2"), "a network that was never advertised:\n{config}");
+}
+
+async fn upstream_is_attracted(scene: &Scene, driver: &mut Frr) {
+    // Another's kernel route, which must stay where it is.
+    let bridge = testing::link(&scene.here, "br1").await.index;
+    let foreign = Route::on_link(prefix("10.200.0.0/24"), bridge, 99);
+    scene.here.add_route(&foreign).await.expect("added");
+
+    done(driver.fabric(&[vni(1)], true).await);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(scene.upstream().await, BTreeSet::new(), "the local route stays at home");
+    done(driver.upstream(&[vni(1)], Upstream::Whole).await);
+    scene.upstream_becomes(&["10.0.1.0/24", "fd00:1::/64"]).await;
+    assert_eq!(observed(driver).await.upstream, Upstream::Whole);
+    done(driver.upstream(&[vni(1)], Upstream::Halves).await);
+    let all = [
+        "10.0.1.0/24",
+        "10.0.1.0/25",
+        "10.0.1.128/25",
+        "fd00:1::/64",
+        "fd00:1::/65",
+        "fd00:1:0:0:8000::/65",
+    ];
+    scene.upstream_becomes(&all).await;
+    assert_eq!(observed(driver).await.upstream, Upstream::Halves);
+    done(driver.upstream(&[vni(1)], Upstream::Whole).await);
+    scene.upstream_becomes(&["10.0.1.0/24", "fd00:1::/64"]).await;
+    done(driver.upstream(&[vni(1)], Upstream::Off).await);
+    scene.upstream_becomes(&[]).await;
+    assert_eq!(observed(driver).await, Duty { fabric: true, ..Duty::NONE });
+    assert_eq!(local_routes(scene).await, 2, "what is on its way is still forwarded");
+    done(driver.fabric(&[vni(1)], false).await);
+    assert_eq!(local_routes(scene).await, 0);
+}
+
+async fn local_routes(scene: &Scene) -> usize {
+    let routes = scene.here.routes(RouteFilter::default()).await.expect("readable");
+    routes.iter().filter(|route| route.metric == LOCAL_METRIC).count()
+}
+
+async fn answering_is_heard(scene: &Scene, driver: &mut Frr) {
+    testing::pair(&scene.here, "port1", "station").await;
+    let bridge = testing::link(&scene.here, "br1").await;
+    let port = testing::link(&scene.here, "port1").await.index;
+    scene.here.set_master(port, Some(bridge.index)).await.expect("a port");
+    let station = Wire::open(&scene.here, "station").await;
+    let (gateway, own) = (Ipv4Addr::new(10, 0, 1, 1), Ipv4Addr::new(10, 0, 1, 7));
+    assert_eq!(station.resolve(gateway, own), None);
+    done(driver.answering(&[vni(1)], true).await);
+    // The bridge may have taken another address with its new port.
+    let mac = testing::link(&scene.here, "br1").await.mac;
+    assert_eq!(station.resolve(gateway, own), mac);
+    assert!(observed(driver).await.answering);
+    done(driver.announce(&[vni(1)]).await);
+    let announced = station.receive(Duration::from_millis(300), |frame| {
+        let arp = testing::arp(frame)?;
+        (arp.sender_ipv4 == arp.target_ipv4).then_some(arp.sender_mac)
+    });
+    assert_eq!(announced, mac);
+    done(driver.answering(&[vni(1)], false).await);
+    assert_eq!(station.resolve(gateway, own), None);
+    assert_eq!(observed(driver).await, Duty::NONE);
+}
+
+async fn a_restarted_bgpd_is_told_again(scene: &mut Scene, driver: &mut Frr) {
+    done(driver.fabric(&[vni(1)], true).await);
+    scene.gateway.stop("bgpd");
+    assert!(!observed(driver).await.fabric, "told to, but bgpd is gone");
+    let failures = driver.fabric(&[vni(1)], true).await;
+    let text = failures[&vni(1)].to_string();
+    assert!(text.starts_with("cannot reach FRR at ") || text.starts_with("lost FRR"), "{text}");
+    // The socket of a killed daemon stays; the new one makes its own.
+    let _ = fs::remove_file(scene.gateway.dir.path().join("bgpd.vty"));
+    scene.gateway.start("bgpd", &bgpd("192.0.2.1", "192.0.2.2"));
+    done(driver.fabric(&[vni(1)], true).await);
+    let mut remote = scene.router.vty("bgpd");
+    until("EVPN again", async || scene.learned(&mut remote).await == 1).await;
+    until("observed", async || observed(driver).await.fabric).await;
+    done(driver.fabric(&[vni(1)], false).await);
+}
+
+/// Run it with `--ignored --nocapture` to see the figures.
+#[test]
+#[ignore = "takes half a minute; measures"]
+fn five_hundred_networks_are_quick() {
+    run("500 networks in frr", 500, async |scene| {
+        let mut driver = scene.driver(500).await;
+        let all: Vec<Vni> = (1..=500).map(vni).collect();
+        let mut remote = scene.router.vty("bgpd");
+        let lap = |what: &str, since: Instant| {
+            let taken = since.elapsed();
+            #[allow(clippy::print_stderr, reason = "this is what it is for")]
+            {
+                eprintln!("{what}: {} ms", taken.as_millis());
+            }
+            assert!(taken < Duration::from_secs(30), "{what} took {taken:?}");
+        };
+        for on in [true, false] {
+            let start = Instant::now();
+            done(driver.fabric(&all, on).await);
+            lap(&format!("fabric {on}"), start);
+            let want = if on { 500 } else { 0 };
+            until("EVPN", async || scene.learned(&mut remote).await == want).await;
+            lap("  until the other tunnel endpoint knows", start);
+        }
+        for (way, routes) in [(Upstream::Halves, 1500), (Upstream::Whole, 500), (Upstream::Off, 0)]
+        {
+            let start = Instant::now();
+            done(driver.upstream(&all, way).await);
+            lap(&format!("upstream {way:?}"), start);
+            for family in ["10.", "fd"] {
+                let has = async || {
+                    let there = scene.upstream().await;
+                    there.iter().filter(|dst| dst.starts_with(family)).count() == routes
+                };
+                until("upstream", has).await;
+                lap(&format!("  until the upstream router's kernel has {family}*"), start);
+            }
+        }
+        for on in [true, false] {
+            let start = Instant::now();
+            done(driver.answering(&all, on).await);
+            lap(&format!("answering {on}"), start);
+        }
+        let start = Instant::now();
+        done(driver.announce(&all).await);
+        lap("announce", start);
+        let start = Instant::now();
+        driver.observe().await.expect("observed");
+        lap("observe", start);
+        for on in [true, false] {
+            let start = Instant::now();
+            driver.silence(on).await.expect("silence");
+            lap(&format!("silence {on}"), start);
+        }
+    });
+}

@@ -1,0 +1,53 @@
+use std::collections::BTreeSet;
+use std::io;
+
+use futures_util::TryStreamExt;
+use futures_util::future::join_all;
+use rtnetlink::Handle;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{NeighbourMessage, NeighbourState};
+
+use crate::netlink::Error;
+
+/// The kernel's table of neighbours: which Ethernet address an IP address was last seen at.
+#[derive(Clone, Debug)]
+pub(super) struct Neighbours {
+    handle: Handle,
+}
+
+impl Neighbours {
+    /// Opens a socket in the network namespace of the calling thread, within a Tokio runtime.
+    pub(super) fn new() -> Result<Self, Error> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Forgets all that was learned on these interfaces; what is configured stays.
+    pub(super) async fn flush(&self, interfaces: &BTreeSet<u32>) -> Result<(), Error> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request = self.handle.neighbours().get().set_address_family(family);
+            let all: Vec<NeighbourMessage> =
+                request.execute().try_collect().await.map_err(unreadable)?;
+            let learned = all.into_iter().filter(|entry| is_learned(entry, interfaces));
+            // One that has vanished by itself in the meantime is what we want.
+            let deletions = learned.map(|entry| self.handle.neighbours().del(entry).execute());
+            join_all(deletions).await;
+        }
+        Ok(())
+    }
+}
+
+fn is_learned(entry: &NeighbourMessage, interfaces: &BTreeSet<u32>) -> bool {
+    let fixed = matches!(entry.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+    let routed = matches!(entry.header.family, AddressFamily::Inet | AddressFamily::Inet6);
+    routed && !fixed && interfaces.contains(&entry.header.ifindex)
+}
+
+fn unreadable(error: rtnetlink::Error) -> Error {
+    let source = match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    };
+    Error::Refused { operation: "list the neighbours", object: "of the bridges".into(), source }
+}

@@ -1,0 +1,16 @@
+//! This machine: netlink, WireGuard, packets, sysctl, namespaces, FRR.
+//!
+//! The only crate of the workspace with unsafe code: the few system calls that have no safe form.
+
+pub mod fabric;
+pub mod frr;
+pub mod inventory;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod packet;
+pub mod sysctl;
+pub mod wireguard;
+
+#[cfg(test)]
+mod test_support;

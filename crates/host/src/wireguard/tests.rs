@@ -1,0 +1,319 @@
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::netlink::NewLink;
+use crate::netns::Namespace;
+use crate::test_support::namespace;
+
+const PORT: u16 = 51820;
+const MTU: u16 = 1420;
+/// IPv6 and UDP headers.
+const HEADERS: usize = 48;
+
+#[test]
+fn public_keys_are_those_of_rfc_7748() {
+    let hex = |text: &str| {
+        let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).expect("hexadecimal");
+        <[u8; 32]>::try_from(bytes).expect("32 bytes")
+    };
+    // Section 6.1, Alice.
+    let key = hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
+    let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+    let key = PrivateKey::from_bytes(key);
+    assert_eq!(key.public(), WgKey(public));
+    assert_eq!(format!("{key:?}"), format!("PrivateKey(of {})", WgKey(public)));
+}
+
+#[test]
+fn two_devices_talk_at_full_mtu_and_survive_a_new_endpoint() {
+    let Some(pair) = Pair::new("two_devices_talk") else { return };
+    let Pair { runtime, a, b, .. } = &pair;
+    let (mut left, mut right) = (a.device(runtime), b.device(runtime));
+    runtime.block_on(async {
+        assert_eq!(left.port().await, PORT);
+        let changes = left.apply(&b.as_peer("fd00:99::2")).await.expect("applied");
+        assert_eq!(changes, Changes { added: 1, ..Changes::default() });
+        right.apply(&a.as_peer("fd00:99::1")).await.expect("applied");
+        right.force_handshake(a.key.public(), Duration::from_secs(5)).await.expect("answered");
+    });
+    let (ours, echo) = (a.socket(), b.echo());
+    let full = usize::from(MTU) - HEADERS;
+    for number in 0..100 {
+        assert!(round_trip(&ours, echo, number, full).expect("sent"), "packet {number} is lost");
+    }
+    let error = round_trip(&ours, echo, 0, full + 1).expect_err("one byte more than fits");
+    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+
+    let before = runtime.block_on(left.peers());
+    assert!(before[0].rx > 140_000 && before[0].tx > 140_000, "{before:?}");
+    assert_eq!(before[0].endpoint, Some(endpoint("fd00:99::2")));
+
+    // The other side moves to a new address and does not say so.
+    let moved = Instant::now();
+    b.replace_underlay(runtime, "fd00:99::2/64", "fd00:99::3/64");
+    assert!(!round_trip(&ours, echo, 100, full).expect("sent"), "nobody is at the old address");
+    let changes = runtime.block_on(left.apply(&b.as_peer("fd00:99::3"))).expect("applied");
+    assert_eq!(changes, Changes { updated: 1, ..Changes::default() });
+    for number in 101..200 {
+        assert!(round_trip(&ours, echo, number, full).expect("sent"), "packet {number} is lost");
+    }
+    let after = runtime.block_on(left.peers());
+    assert_eq!(after[0].endpoint, Some(endpoint("fd00:99::3")));
+    let age = after[0].last_handshake.expect("there was one");
+    assert!(age > moved.elapsed(), "the session was kept, not made anew: {age:?}");
+
+    let changes = runtime.block_on(left.apply(&BTreeMap::new())).expect("applied");
+    assert_eq!(changes, Changes { removed: 1, ..Changes::default() });
+    assert_eq!(runtime.block_on(left.peers()), []);
+    assert!(!round_trip(&ours, echo, 200, full).expect("sent"), "the peer is gone");
+}
+
+#[test]
+fn a_restarted_device_is_heard_at_once() {
+    let Some(pair) = Pair::new("a_restarted_device") else { return };
+    let Pair { runtime, a, b, .. } = &pair;
+    let (mut left, mut right) = (a.device(runtime), b.device(runtime));
+    let echo = b.echo();
+    runtime.block_on(async {
+        right.apply(&a.as_peer("fd00:99::1")).await.expect("applied");
+        left.apply(&b.as_peer("fd00:99::2")).await.expect("applied");
+    });
+    assert!(round_trip(&a.socket(), echo, 0, 100).expect("sent"));
+    runtime.block_on(left.stop()).expect("its interface is gone");
+    assert_eq!(runtime.block_on(a.netlink.link("wg0")).expect("readable"), None);
+
+    let mut left = a.device(runtime);
+    runtime.block_on(left.apply(&b.as_peer("fd00:99::2"))).expect("applied");
+    // The first packet comes from the other side, which has a session with the former device.
+    let (ours, theirs) = (a.echo(), b.socket());
+    assert!(round_trip(&theirs, ours, 1, 100).expect("sent"), "the old session is replaced");
+}
+
+#[test]
+fn a_removed_interface_is_noticed() {
+    let Some(pair) = Pair::new("a_removed_interface") else { return };
+    let Pair { runtime, a, .. } = &pair;
+    let mut device = a.device(runtime);
+    runtime.block_on(async {
+        assert!(!device.has_failed().await.expect("readable"));
+        let index = a.netlink.link("wg0").await.expect("readable").expect("there").index;
+        a.netlink.del_link(index).await.expect("removed");
+        assert!(device.has_failed().await.expect("readable"));
+        device.stop().await.expect("nothing is left");
+    });
+}
+
+#[test]
+fn the_control_socket_answers_and_goes() {
+    let Some(pair) = Pair::new("the_control_socket") else { return };
+    let Pair { runtime, a, b, .. } = &pair;
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = Config { control: Some(folder.path().to_owned()), ..a.config() };
+    let mut device = a.device_with(runtime, &config);
+    runtime.block_on(device.apply(&b.as_peer("fd00:99::2"))).expect("applied");
+
+    let path = folder.path().join("wg0.sock");
+    let mut stream = UnixStream::connect(&path).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    stream.write_all(b"get=1\n\n").expect("written");
+    let mut text = String::new();
+    while !text.ends_with("\n\n") {
+        let mut bytes = [0; 4096];
+        let read = stream.read(&mut bytes).expect("an answer");
+        assert_ne!(read, 0, "{text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    let peer = data_encoding::HEXLOWER.encode(b.key.public().as_bytes());
+    assert!(text.contains(&format!("public_key={peer}\n")), "{text}");
+    assert!(text.contains("listen_port=51820\n") && text.contains("errno=0\n"), "{text}");
+    runtime.block_on(device.stop()).expect("its interface is gone");
+    assert!(!path.exists());
+}
+
+#[test]
+fn names_that_do_not_fit_are_refused() {
+    let Some(pair) = Pair::new("names_that_do_not_fit") else { return };
+    let config = Config { name: "a-name-that-is-too-long".to_owned(), ..pair.a.config() };
+    let made = pair.runtime.block_on(Device::create(&pair.a.netlink, &config));
+    let text = made.expect_err("the name is too long").to_string();
+    assert!(text.contains("a-name-that-is-too-long"), "{text}");
+}
+
+/// Two hosts joined by a cable.
+struct Pair {
+    a: Host,
+    b: Host,
+    runtime: Runtime,
+    _namespaces: [crate::netns::Ephemeral; 2],
+}
+
+struct Host {
+    namespace: Namespace,
+    netlink: Netlink,
+    key: PrivateKey,
+    overlay: &'static str,
+}
+
+impl Pair {
+    fn new(test: &str) -> Option<Self> {
+        let namespaces = [namespace(test)?, namespace(test)?];
+        let runtime = Runtime::new().expect("a runtime");
+        let entered = runtime.enter();
+        let [a, b] = [(&namespaces[0], 1, "fd77::1"), (&namespaces[1], 2, "fd77::2")].map(
+            |(namespace, number, overlay)| Host {
+                namespace: Namespace::clone(namespace),
+                netlink: Netlink::in_namespace(namespace).expect("a socket"),
+                key: PrivateKey::from_bytes([number; 32]),
+                overlay,
+            },
+        );
+        drop(entered);
+        runtime.block_on(async {
+            let cable = NewLink::Veth { peer: "eth0", namespace: Some(&b.namespace) };
+            a.netlink.add_link("eth0", &cable).await.expect("a cable");
+            a.plug_in("fd00:99::1/64").await;
+            b.plug_in("fd00:99::2/64").await;
+        });
+        wait_for_carrier(&a, &b);
+        Some(Self { a, b, runtime, _namespaces: namespaces })
+    }
+}
+
+/// The kernel drops what is sent in the first moments of a cable.
+fn wait_for_carrier(a: &Host, b: &Host) {
+    let echo = b.echo_at("fd00:99::2");
+    let socket = a.socket_at("fd00:99::1");
+    socket.set_read_timeout(Some(Duration::from_millis(20))).expect("set");
+    let arrived = (0..250).any(|number| round_trip(&socket, echo, number, 100).expect("sent"));
+    assert!(arrived, "the cable does not work");
+}
+
+impl Host {
+    async fn plug_in(&self, underlay: &str) {
+        let options = AddressOptions { no_dad: true, no_prefix_route: false };
+        let index = self.underlay().await;
+        self.netlink.add_address(index, prefix(underlay), options).await.expect("added");
+        self.netlink.set_up(index, true, None).await.expect("up");
+    }
+
+    async fn underlay(&self) -> u32 {
+        self.netlink.link("eth0").await.expect("readable").expect("there").index
+    }
+
+    fn replace_underlay(&self, runtime: &Runtime, old: &str, new: &str) {
+        runtime.block_on(async {
+            let index = self.underlay().await;
+            self.netlink.del_address(index, prefix(old)).await.expect("deleted");
+            self.plug_in(new).await;
+        });
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            name: "wg0".to_owned(),
+            private_key: self.key.clone(),
+            listen_port: PORT,
+            mtu: MTU,
+            addresses: vec![prefix(&format!("{}/64", self.overlay))],
+            control: None,
+        }
+    }
+
+    fn device(&self, runtime: &Runtime) -> Device {
+        self.device_with(runtime, &self.config())
+    }
+
+    /// The interface and the UDP socket belong to the namespace of the thread that makes them,
+    /// the tasks run anywhere.
+    fn device_with(&self, runtime: &Runtime, config: &Config) -> Device {
+        let made = self.namespace.run(|| runtime.block_on(Device::create(&self.netlink, config)));
+        made.expect("entered").expect("a device")
+    }
+
+    fn as_peer(&self, underlay: &str) -> BTreeMap<WgKey, PeerSpec> {
+        let spec = PeerSpec {
+            endpoint: Some(endpoint(underlay)),
+            allowed: BTreeSet::from([prefix(&format!("{}/128", self.overlay))]),
+            keepalive: None,
+        };
+        BTreeMap::from([(self.key.public(), spec)])
+    }
+
+    fn socket(&self) -> UdpSocket {
+        self.socket_at(self.overlay)
+    }
+
+    fn socket_at(&self, address: &str) -> UdpSocket {
+        let address: IpAddr = address.parse().expect("an address");
+        let bound = self.namespace.run(|| UdpSocket::bind((address, 0))).expect("entered");
+        let socket = bound.expect("bound");
+        setsockopt(&socket, sockopt::Ipv6DontFrag, &true).expect("set");
+        socket.set_read_timeout(Some(Duration::from_millis(1000))).expect("set");
+        socket
+    }
+
+    fn echo(&self) -> SocketAddr {
+        self.echo_at(self.overlay)
+    }
+
+    /// Returns to the sender what it gets, until it is silent for ten seconds.
+    fn echo_at(&self, address: &str) -> SocketAddr {
+        let socket = self.socket_at(address);
+        socket.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        let address = socket.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            let mut bytes = [0; 2048];
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                // What cannot be returned is lost, which the sender notices.
+                let _ = socket.send_to(&bytes[..length], from);
+            }
+        });
+        address
+    }
+}
+
+/// Sends a packet of `length` bytes and waits for its echo, passing over late echoes of others.
+/// `Ok(false)` if none comes.
+fn round_trip(socket: &UdpSocket, to: SocketAddr, number: u32, length: usize) -> io::Result<bool> {
+    let mut packet = vec![0; length];
+    packet[..4].copy_from_slice(&number.to_be_bytes());
+    socket.send_to(&packet, to)?;
+    let mut bytes = [0; 2048];
+    loop {
+        match socket.recv_from(&mut bytes) {
+            Ok((received, _)) if bytes[..received] == packet[..] => return Ok(true),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn endpoint(address: &str) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), PORT)
+}
+
+/// The agent drives a device from a task: all its futures must be `Send`. Never called.
+#[allow(dead_code, reason = "that it compiles is the test")]
+fn futures_are_send(netlink: &Netlink, config: &Config, mut device: Device) {
+    const fn is_send<T: Send>(_: &T) {}
+    is_send(&Device::create(netlink, config));
+    is_send(&device.apply(&BTreeMap::new()));
+    is_send(&device.peers());
+    is_send(&device.port());
+    is_send(&device.force_handshake(WgKey([0; 32]), Duration::ZERO));
+    is_send(&device.stop());
+}
