@@ -1,0 +1,34 @@
+//! The agent's API: versioned request and response types, and the typed client.
+//!
+//! The agent serves HTTP/1.1 with JSON bodies on a Unix socket, under [`PREFIX`]. A request that
+//! fails answers with an [`Error`] as its body. Fields may be added to any type; readers skip
+//! those that they do not know.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/agent` | | [`agent::Info`] |
+//! | `GET /v1/metrics` | | text in the OpenMetrics format |
+//! | `GET /v1/meshes` | | list of [`mesh::Summary`] |
+//! | `POST /v1/meshes` | [`mesh::CreateRequest`] | [`mesh::Mesh`] |
+//! | `POST /v1/meshes/join` | [`mesh::JoinRequest`] | [`mesh::Mesh`] |
+//! | `GET /v1/meshes/{mesh}` | | [`mesh::Mesh`] |
+//! | `DELETE /v1/meshes/{mesh}` | | [`mesh::Left`] |
+//! | `POST /v1/meshes/{mesh}/invites` | [`mesh::InviteRequest`] | [`mesh::Invite`] |
+//! | `GET /v1/gateway` | | [`gateway::Status`] |
+//! | `GET /v1/gateway/networks` | | list of [`gateway::NetworkRow`] |
+//! | `POST /v1/gateway/drain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
+//! | `POST /v1/gateway/undrain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
+//!
+//! `{mesh}` is the mesh's name, its id, or the beginning of its id if that is unique.
+
+pub mod agent;
+mod client;
+mod error;
+pub mod gateway;
+pub mod mesh;
+
+pub use client::{Client, ClientError};
+pub use error::{Code, Error};
+
+/// Where this version of the API begins in every path.
+pub const PREFIX: &str = "/v1";

@@ -1,0 +1,295 @@
+//! The topology of the gateway plane: a campus with overlay networks.
+//!
+//! ```text
+//!  stations ── access point ══ fabric ══ gw1 ══ uplink ══ upstream router
+//!  (one host,  br1 vxlan1      segment   gw2    segment   10.255.0.1
+//!   n1 n2 …)   br2 vxlan2 …              gw3
+//!                                         │
+//!                              management segment ── switch (172.24.255.254)
+//! ```
+//!
+//! Every gateway and the access point have `vxlan<i>` in `br<i>` for each network; the host
+//! `station` has an interface `n<i>` in each. What an operator would configure is configured;
+//! what the gateways' agents do is not. See [`Network`] for the addresses.
+
+mod address;
+mod build;
+mod fault;
+mod room;
+mod routing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use selvedge_model::{Prefix, Vni};
+
+use crate::etcd::Etcd;
+use crate::frr::Frr;
+use crate::link::Port;
+use crate::observe::{self, Mac, Question};
+use crate::stream::{End, Spec};
+use crate::{Error, Host, Lab};
+
+pub use address::{AccessPoint, Family, Gateway as GatewayAddress, Network, Switch, Upstream};
+use room::NeighbourRoom;
+
+pub use fault::{Fault, UnknownFault};
+
+/// How networks reach their gateway, and how the upstream router reaches the networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// The access point floods to all gateways; the upstream router has a static route per
+    /// network, to a next-hop address of that network on the uplink.
+    Flood,
+    /// BGP EVPN on the fabric, OSPF on the uplink, by FRRouting.
+    Frr,
+}
+
+/// Where etcd runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtcdPlace {
+    /// Nowhere.
+    Absent,
+    /// A member on each of the first three gateways (on one of fewer than three), reached over
+    /// the fabric.
+    Gateways,
+    /// One member on the switch, reached over the management segment.
+    Switch,
+}
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// How many gateways: 1 to 200, called `gw1`, `gw2`, …
+    pub gateways: u32,
+    /// How many overlay networks: those with the VNIs 1, 2, …; at most [`Network::MAX`].
+    pub networks: u32,
+    /// The routing.
+    pub flavour: Flavour,
+    /// The store.
+    pub etcd: EtcdPlace,
+}
+
+/// A gateway of a campus: its host and what is plugged in there.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The host. Its interfaces are `fab0`, `up0` and `mgmt0`.
+    pub host: Host,
+    /// Its addresses.
+    pub address: GatewayAddress,
+    /// FRRouting, in the flavour that has it.
+    pub frr: Option<Frr>,
+    fabric: Port,
+    uplink: Port,
+    management: Port,
+}
+
+/// The campus. Everything ends when it is dropped.
+#[derive(Debug)]
+pub struct Campus {
+    /// What was built.
+    pub plan: Plan,
+    /// The store, if the plan has one.
+    pub etcd: Option<Etcd>,
+    /// The gateways, in the order of their numbers.
+    pub gateways: Vec<Gateway>,
+    /// The tunnel endpoint of the stations.
+    pub access_point: Host,
+    /// One host with an interface `n<i>` in every network.
+    pub station: Host,
+    /// The router to the rest of the world, and at the same time the host there.
+    pub upstream: Host,
+    /// The switch: it has an address on the management segment.
+    pub switch: Host,
+    // Kept for what their ends do.
+    #[allow(dead_code, reason = "dropping it ends FRRouting on the others")]
+    others: Vec<Frr>,
+    #[allow(dead_code, reason = "dropping it restores the machine's setting")]
+    room: NeighbourRoom,
+    // Last, so that the processes end before their hosts.
+    lab: Lab,
+}
+
+impl Campus {
+    /// Builds it in `lab` and starts etcd and FRRouting, without waiting for their routes.
+    ///
+    /// # Errors
+    /// If a host, a link or a process cannot be made; what was made is removed.
+    pub fn build(lab: Lab, plan: Plan) -> Result<Self, Error> {
+        build::build(lab, plan)
+    }
+
+    /// The laboratory.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// All networks, in ascending order.
+    pub fn networks(&self) -> impl Iterator<Item = Network> + use<> {
+        (1..=self.plan.networks).filter_map(Network::new)
+    }
+
+    /// The gateway of that name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn gateway(&self, name: &str) -> Result<&Gateway, Error> {
+        let unknown = || Error::Unknown { what: "gateway", name: name.to_owned() };
+        self.gateways.iter().find(|gateway| gateway.host.name() == name).ok_or_else(unknown)
+    }
+
+    /// As [`Campus::gateway`], to be changed.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn gateway_mut(&mut self, name: &str) -> Result<&mut Gateway, Error> {
+        let unknown = || Error::Unknown { what: "gateway", name: name.to_owned() };
+        self.gateways.iter_mut().find(|gateway| gateway.host.name() == name).ok_or_else(unknown)
+    }
+
+    /// Streams between the station in each network and the host upstream, labelled by VNI: a
+    /// packet every 5 ms on the first 20 of `order`, every 100 ms on the others.
+    #[must_use]
+    pub fn streams(&self, order: &[Vni], family: Family) -> Vec<Spec> {
+        let networks = order.iter().filter_map(|vni| Network::new(vni.get()));
+        let spec = |(index, network): (usize, Network)| Spec {
+            label: network.vni().get(),
+            a: self.station_end(network, family),
+            b: self.upstream_end(network, family),
+            interval: if index < FAST { FAST_INTERVAL } else { SLOW_INTERVAL },
+        };
+        networks.enumerate().map(spec).collect()
+    }
+
+    fn station_end(&self, network: Network, family: Family) -> End {
+        End {
+            host: self.station.clone(),
+            address: SocketAddr::new(network.station(family), 7000),
+            device: Some(network.station_interface()),
+        }
+    }
+
+    fn upstream_end(&self, network: Network, family: Family) -> End {
+        // One host serves all networks, each on a port of its own: 10000 and the VNI, wrapped
+        // around long after the last one that a laboratory can hold.
+        let port = 10_000 + network.vni().get() % 50_000;
+        let port = u16::try_from(port).expect("at most 59999");
+        let service: IpAddr = Upstream::service(family);
+        End { host: self.upstream.clone(), address: SocketAddr::new(service, port), device: None }
+    }
+}
+
+const FAST: usize = 20;
+const FAST_INTERVAL: Duration = Duration::from_millis(5);
+const SLOW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a gateway may take to answer who has an address.
+const ANSWER: Duration = Duration::from_millis(200);
+
+impl Campus {
+    /// For each of `networks` the gateways that answer for its gateway address, as a station
+    /// would hear them.
+    ///
+    /// # Errors
+    /// If the access point has no packet socket.
+    pub fn answering(
+        &self,
+        networks: &[Network],
+        family: Family,
+    ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
+        let question = |network: &Network| Question {
+            interface: network.bridge(),
+            address: network.gateway(family).addr(),
+        };
+        let questions: Vec<_> = networks.iter().map(question).collect();
+        let answers = observe::answers(&self.access_point, &questions, ANSWER)?;
+        let by_network = networks.iter().map(|network| {
+            let macs = answers.get(&network.gateway(family).addr()).into_iter().flatten();
+            (network.vni(), macs.map(|mac| self.name_of(*network, *mac)).collect())
+        });
+        Ok(by_network.collect())
+    }
+
+    /// For each of `networks` the gateways that attract its traffic from upstream: those to
+    /// which the upstream router's routes point (flavour `frr`), or who answer for its next-hop
+    /// address (flavour `flood`).
+    ///
+    /// # Errors
+    /// If the upstream router cannot be asked.
+    pub fn originating(
+        &self,
+        networks: &[Network],
+        family: Family,
+    ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
+        match self.plan.flavour {
+            Flavour::Flood => self.next_hop_owners(networks, family),
+            Flavour::Frr => self.route_origins(networks, family),
+        }
+    }
+
+    fn next_hop_owners(
+        &self,
+        networks: &[Network],
+        family: Family,
+    ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
+        let question = |network: &Network| Question {
+            interface: "up0".to_owned(),
+            address: network.next_hop(family),
+        };
+        let questions: Vec<_> = networks.iter().map(question).collect();
+        let answers = observe::answers(&self.upstream, &questions, ANSWER)?;
+        let uplinks = self.uplink_macs()?;
+        let named = |mac: &Mac| uplinks.get(mac).cloned().unwrap_or_else(|| written(*mac));
+        let by_network = networks.iter().map(|network| {
+            let macs = answers.get(&network.next_hop(family)).into_iter().flatten();
+            (network.vni(), macs.map(named).collect())
+        });
+        Ok(by_network.collect())
+    }
+
+    fn route_origins(
+        &self,
+        networks: &[Network],
+        family: Family,
+    ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
+        let routes = observe::next_hops(&self.upstream)?;
+        let named = |hop: &IpAddr| {
+            let gateway = self.gateways.iter().find(|it| it.address.uplink(family) == *hop);
+            gateway.map_or_else(|| hop.to_string(), |it| it.host.name().to_owned())
+        };
+        let by_network = networks.iter().map(|network| {
+            // The halves of a prefix beat the whole, so that only they count where they are.
+            let whole = network.prefix(family);
+            let halves = whole.halves().into_iter().flatten();
+            let hops = |prefix: Prefix| routes.get(&prefix.to_string());
+            let halves: BTreeSet<_> = halves.filter_map(hops).flatten().collect();
+            let chosen = if halves.is_empty() {
+                hops(whole).into_iter().flatten().collect()
+            } else {
+                halves
+            };
+            (network.vni(), chosen.into_iter().map(named).collect())
+        });
+        Ok(by_network.collect())
+    }
+
+    fn name_of(&self, network: Network, mac: Mac) -> String {
+        let text = written(mac);
+        let owner = self.gateways.iter().find(|it| it.address.bridge_mac(network) == text);
+        owner.map_or(text, |it| it.host.name().to_owned())
+    }
+
+    fn uplink_macs(&self) -> Result<BTreeMap<Mac, String>, Error> {
+        let mac = |gateway: &Gateway| {
+            let mac = observe::mac(&gateway.host, "up0")?;
+            Ok((mac, gateway.host.name().to_owned()))
+        };
+        self.gateways.iter().map(mac).collect()
+    }
+}
+
+fn written(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

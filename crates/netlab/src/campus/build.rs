@@ -1,0 +1,284 @@
+//! Builds a campus: what an operator would configure, host by host.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use super::address::{AccessPoint, Family, Gateway as Address, Network, Switch, Upstream};
+use super::room::NeighbourRoom;
+use super::{Campus, EtcdPlace, Flavour, Gateway, Plan, routing};
+use crate::etcd::Etcd;
+use crate::frr::Frr;
+use crate::link::Segment;
+use crate::{Error, Host, Lab};
+
+/// See [`Campus::build`].
+pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
+    let room = NeighbourRoom::make(plan.networks * (plan.gateways + 2))?;
+    let switch = lab.host("switch")?;
+    let segments = Segments::create(&switch)?;
+    let access_point = build_access_point(&lab, &segments, plan)?;
+    let station = build_station(&lab, &access_point, plan)?;
+    let upstream = build_upstream(&lab, &segments, plan)?;
+    let numbers = 1..=u8::try_from(plan.gateways).unwrap_or(u8::MAX);
+    let gateways = numbers.map(|number| build_gateway(&lab, &segments, plan, number));
+    let gateways = gateways.collect::<Result<Vec<_>, _>>()?;
+    let etcd = start_etcd(plan, &gateways, &switch)?;
+    let others = match plan.flavour {
+        Flavour::Flood => Vec::new(),
+        Flavour::Frr => vec![
+            Frr::start(&access_point, &routing::access_point(plan))?,
+            Frr::start(&upstream, &routing::upstream())?,
+        ],
+    };
+    Ok(Campus { plan, etcd, gateways, access_point, station, upstream, switch, others, room, lab })
+}
+
+struct Segments {
+    fabric: Segment,
+    uplink: Segment,
+    management: Segment,
+}
+
+impl Segments {
+    fn create(switch: &Host) -> Result<Self, Error> {
+        let segments = Self {
+            fabric: Segment::create(switch, "fabric")?,
+            uplink: Segment::create(switch, "uplink")?,
+            management: Segment::create(switch, "mgmt")?,
+        };
+        switch.ip(&format!("address add {}/16 dev mgmt\n", Switch::MANAGEMENT))?;
+        Ok(segments)
+    }
+}
+
+fn build_access_point(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Error> {
+    let host = lab.host("ap")?;
+    segments.fabric.plug(&host, "fab0")?;
+    let mut lines = format!("address add {}/16 dev fab0\n", AccessPoint::FABRIC);
+    for network in networks(plan) {
+        overlay(&mut lines, network, AccessPoint::FABRIC.into(), plan.flavour, "");
+    }
+    host.ip(&lines)?;
+    match plan.flavour {
+        Flavour::Flood => host.bridge(&flooding_lists(plan))?,
+        Flavour::Frr => host.bridge(&no_learning(plan))?,
+    }
+    Ok(host)
+}
+
+/// One host stands for a station in every network: an interface each, by which the sockets of
+/// the streams are bound, and a default route each.
+fn build_station(lab: &Lab, access_point: &Host, plan: Plan) -> Result<Host, Error> {
+    let host = lab.host("station")?;
+    host.sysctl(&end_host())?;
+    let (mut cables, mut addresses) = (String::new(), String::new());
+    for network in networks(plan) {
+        let (name, bridge, vni) = (network.station_interface(), network.bridge(), network.vni());
+        let peer = host.namespace().name();
+        put(&mut cables, format_args!("link add p{vni} type veth peer name {name} netns {peer}"));
+        put(&mut cables, format_args!("link set p{vni} addrgenmode none master {bridge} up"));
+        put(&mut addresses, format_args!("link set {name} up"));
+        for family in Family::ALL {
+            let gateway = network.gateway(family);
+            let (station, length, dad) = (network.station(family), gateway.len(), nodad(family));
+            put(&mut addresses, format_args!("address add {station}/{length} dev {name}{dad}"));
+            // Sockets bound to an interface take the route by that interface, whatever its metric.
+            let (via, metric) = (gateway.addr(), 1000 + vni.get());
+            put(
+                &mut addresses,
+                format_args!("route add default via {via} dev {name} metric {metric}"),
+            );
+        }
+    }
+    access_point.ip(&cables)?;
+    host.ip(&addresses)?;
+    Ok(host)
+}
+
+fn build_upstream(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Error> {
+    let host = lab.host("upstream")?;
+    host.sysctl(&router())?;
+    segments.uplink.plug(&host, "up0")?;
+    let mut lines = String::new();
+    for family in Family::ALL {
+        let (uplink, service) = (Upstream::uplink(family), Upstream::service(family));
+        let (length, dad) = (on_segment(family), nodad(family));
+        put(&mut lines, format_args!("address add {uplink}/{length} dev up0{dad}"));
+        put(&mut lines, format_args!("address add {service}/{} dev lo{dad}", single(family)));
+        if plan.flavour == Flavour::Flood {
+            for network in networks(plan) {
+                let (prefix, via) = (network.prefix(family), network.next_hop(family));
+                put(&mut lines, format_args!("route add {prefix} via {via} dev up0"));
+            }
+        }
+    }
+    host.ip(&lines)?;
+    Ok(host)
+}
+
+fn build_gateway(
+    lab: &Lab,
+    segments: &Segments,
+    plan: Plan,
+    number: u8,
+) -> Result<Gateway, Error> {
+    let host = lab.host(&format!("gw{number}"))?;
+    let address = Address::new(number);
+    host.sysctl(&router())?;
+    let fabric = segments.fabric.plug(&host, "fab0")?;
+    let uplink = segments.uplink.plug(&host, "up0")?;
+    let management = segments.management.plug(&host, "mgmt0")?;
+    host.ip(&underlay_lines(address))?;
+    host.ip(&overlay_lines(address, plan))?;
+    host.sysctl(&silent_bridges(plan))?;
+    host.ip(&bridge_addresses(plan))?;
+    let mut frr = None;
+    if plan.flavour == Flavour::Frr {
+        host.bridge(&no_learning(plan))?;
+        frr = Some(Frr::start(&host, &routing::gateway(plan, address))?);
+    }
+    Ok(Gateway { host, address, frr, fabric, uplink, management })
+}
+
+fn underlay_lines(address: Address) -> String {
+    let mut lines = format!("address add {}/16 dev mgmt0\n", address.management());
+    for family in Family::ALL {
+        let (fabric, uplink) = (address.fabric(family), address.uplink(family));
+        let (length, dad, via) = (on_segment(family), nodad(family), Upstream::uplink(family));
+        put(&mut lines, format_args!("address add {fabric}/{length} dev fab0{dad}"));
+        put(&mut lines, format_args!("address add {uplink}/{length} dev up0{dad}"));
+        put(&mut lines, format_args!("route add default via {via} dev up0"));
+    }
+    lines
+}
+
+fn overlay_lines(address: Address, plan: Plan) -> String {
+    let mut lines = String::new();
+    for network in networks(plan) {
+        let mac = format!(" address {}", address.bridge_mac(network));
+        overlay(&mut lines, network, address.fabric(Family::V4), plan.flavour, &mac);
+    }
+    lines
+}
+
+/// Bridges do not answer ARP until an agent says so: all gateways have the same address there.
+fn silent_bridges(plan: Plan) -> Vec<(String, &'static str)> {
+    networks(plan).map(|it| (format!("ipv4/conf/{}/arp_ignore", it.bridge()), "8")).collect()
+}
+
+/// The gateway's IPv4 address on each bridge. IPv6 has no switch like `arp_ignore`: an address
+/// there would answer, so that only the agent's configuration names it.
+fn bridge_addresses(plan: Plan) -> String {
+    let line = |it: Network| format!("address add {} dev {}\n", it.gateway(Family::V4), it.bridge());
+    networks(plan).map(line).collect()
+}
+
+/// `br<i>` with `vxlan<i>` in it.
+fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour, mac: &str) {
+    let (bridge, vxlan, vni) = (network.bridge(), network.vxlan(), network.vni());
+    let learning = match flavour {
+        Flavour::Flood => "learning",
+        Flavour::Frr => "nolearning",
+    };
+    put(
+        lines,
+        format_args!(
+            "link add {bridge}{mac} mtu 1500 type bridge stp_state 0 forward_delay 0 \
+             mcast_snooping 0"
+        ),
+    );
+    put(
+        lines,
+        format_args!(
+            "link add {vxlan} mtu 1500 type vxlan id {vni} local {local} dstport 4789 {learning}"
+        ),
+    );
+    put(lines, format_args!("link set {vxlan} addrgenmode none master {bridge} up"));
+    put(lines, format_args!("link set {bridge} up"));
+}
+
+/// The access point floods what it does not know to every gateway.
+fn flooding_lists(plan: Plan) -> String {
+    let mut lines = String::new();
+    for network in networks(plan) {
+        for number in 1..=u8::try_from(plan.gateways).unwrap_or(u8::MAX) {
+            let (vxlan, to) = (network.vxlan(), Address::new(number).fabric(Family::V4));
+            put(&mut lines, format_args!("fdb append 00:00:00:00:00:00 dev {vxlan} dst {to}"));
+        }
+    }
+    lines
+}
+
+/// With EVPN it is zebra who says behind which tunnel endpoint a MAC address is.
+fn no_learning(plan: Plan) -> String {
+    networks(plan).map(|it| format!("link set dev {} learning off\n", it.vxlan())).collect()
+}
+
+fn start_etcd(plan: Plan, gateways: &[Gateway], switch: &Host) -> Result<Option<Etcd>, Error> {
+    let members: Vec<_> = match plan.etcd {
+        EtcdPlace::Absent => return Ok(None),
+        EtcdPlace::Switch => vec![(switch.clone(), IpAddr::from(Switch::MANAGEMENT))],
+        EtcdPlace::Gateways => {
+            let members = if gateways.len() < 3 { 1 } else { 3 };
+            let member = |it: &Gateway| (it.host.clone(), it.address.fabric(Family::V4));
+            gateways.iter().take(members).map(member).collect()
+        }
+    };
+    Etcd::start(&members).map(Some)
+}
+
+fn networks(plan: Plan) -> impl Iterator<Item = Network> {
+    (1..=plan.networks).filter_map(Network::new)
+}
+
+fn end_host() -> Vec<(String, &'static str)> {
+    let mut settings = Vec::new();
+    for scope in ["all", "default"] {
+        settings.push((format!("ipv4/conf/{scope}/rp_filter"), "0"));
+        settings.push((format!("ipv4/conf/{scope}/accept_redirects"), "0"));
+        // The networks share nothing, so that an interface answers for its own address only.
+        settings.push((format!("ipv4/conf/{scope}/arp_ignore"), "1"));
+        settings.push((format!("ipv4/conf/{scope}/arp_announce"), "2"));
+        settings.push((format!("ipv6/conf/{scope}/accept_dad"), "0"));
+        settings.push((format!("ipv6/conf/{scope}/accept_redirects"), "0"));
+    }
+    settings
+}
+
+fn router() -> Vec<(String, &'static str)> {
+    let mut settings = vec![("ipv4/ip_forward".to_owned(), "1")];
+    for scope in ["all", "default"] {
+        settings.push((format!("ipv4/conf/{scope}/rp_filter"), "0"));
+        // A standby sends what reaches it back where it came from; that is no mistake.
+        settings.push((format!("ipv4/conf/{scope}/send_redirects"), "0"));
+        settings.push((format!("ipv4/conf/{scope}/accept_redirects"), "0"));
+        settings.push((format!("ipv6/conf/{scope}/forwarding"), "1"));
+        settings.push((format!("ipv6/conf/{scope}/accept_dad"), "0"));
+    }
+    settings
+}
+
+fn nodad(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "",
+        Family::V6 => " nodad",
+    }
+}
+
+fn on_segment(family: Family) -> u8 {
+    match family {
+        Family::V4 => 16,
+        Family::V6 => 64,
+    }
+}
+
+fn single(family: Family) -> u8 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    }
+}
+
+fn put(lines: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(lines, "{line}").expect("a string grows");
+}

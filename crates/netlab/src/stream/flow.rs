@@ -1,0 +1,158 @@
+//! One direction of a stream: its sockets, and the log of its packets.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use selvedge_model::Time;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::report::{Direction, FlowReport, Packets};
+use super::{End, Live, Spec};
+use crate::Error;
+
+/// One direction.
+#[derive(Debug)]
+pub(super) struct Flow {
+    label: u32,
+    direction: Direction,
+    number: u32,
+    /// The pause between two packets.
+    pub(super) interval: Duration,
+    from: UdpSocket,
+    destination: SocketAddr,
+    /// The socket at which the packets arrive.
+    pub(super) to: UdpSocket,
+    sent: AtomicU64,
+    received: AtomicU64,
+    packets: Mutex<Packets>,
+}
+
+/// Opens the sockets of all streams, in the order of `specs`, both directions of each.
+pub(super) fn open(specs: &[Spec]) -> Result<Vec<Flow>, Error> {
+    let mut flows = Vec::with_capacity(specs.len() * 2);
+    for spec in specs {
+        let (a, b) = (socket(&spec.a)?, socket(&spec.b)?);
+        let again = |socket: &UdpSocket| {
+            socket.try_clone().map_err(Error::io("duplicate a stream's descriptor"))
+        };
+        let (a2, b2) = (again(&a)?, again(&b)?);
+        for (direction, from, to) in [(Direction::Out, a, b), (Direction::Back, b2, a2)] {
+            let number = u32::try_from(flows.len()).unwrap_or(u32::MAX);
+            let destination = match direction {
+                Direction::Out => spec.b.address,
+                Direction::Back => spec.a.address,
+            };
+            flows.push(Flow {
+                label: spec.label,
+                direction,
+                number,
+                interval: spec.interval,
+                from,
+                destination,
+                to,
+                sent: AtomicU64::new(0),
+                received: AtomicU64::new(0),
+                packets: Mutex::default(),
+            });
+        }
+    }
+    Ok(flows)
+}
+
+/// The counts of both directions of a stream.
+pub(super) fn live(both: &[Flow]) -> Live {
+    let sum = |count: fn(&Flow) -> &AtomicU64| {
+        both.iter().map(|flow| count(flow).load(Ordering::Relaxed)).sum()
+    };
+    Live { label: both[0].label, sent: sum(|flow| &flow.sent), received: sum(|flow| &flow.received) }
+}
+
+impl Flow {
+    /// Sends the next packet, stamped `now`.
+    pub(super) fn send(&self, now: Time) {
+        let sequence = self.log().sent(now);
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        // Whatever the reason for which it cannot be sent: the packet does not arrive, and that
+        // is what counts.
+        let _ = self.from.send_to(&Packet { flow: self.number, sequence }.encode(), self.destination);
+    }
+
+    /// Takes in all packets that have arrived by `now`.
+    pub(super) fn receive(&self, now: impl Fn() -> Time) {
+        let mut buffer = [0; 128];
+        loop {
+            match self.to.recv(&mut buffer) {
+                Ok(length) => self.arrived(&buffer[..length], now()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                // An ICMP error for an earlier packet; reading it has cleared it.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// What became of the packets sent between two moments.
+    pub(super) fn report(&self, from: Time, to: Time) -> FlowReport {
+        // Copied, so that neither pump waits for the evaluation.
+        let packets = self.log().clone();
+        packets.report(self.label, self.direction, from, to)
+    }
+
+    fn arrived(&self, bytes: &[u8], now: Time) {
+        let Some(packet) = Packet::decode(bytes) else { return };
+        if packet.flow == self.number {
+            self.received.fetch_add(1, Ordering::Relaxed);
+            self.log().arrived(packet.sequence, now);
+        }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Packets> {
+        // Every change of the log is complete at once, so a poisoned one is whole.
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a packet holds: a mark, the flow's number, and its own. Padded to 64 bytes.
+struct Packet {
+    flow: u32,
+    sequence: u64,
+}
+
+const MARK: [u8; 4] = *b"slvg";
+
+impl Packet {
+    fn encode(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        bytes[..4].copy_from_slice(&MARK);
+        bytes[4..8].copy_from_slice(&self.flow.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes
+    }
+
+    /// `None` if it is none of ours.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.strip_prefix(&MARK).filter(|rest| rest.len() == 60)?;
+        let (flow, rest) = bytes.split_first_chunk()?;
+        let sequence = rest.first_chunk()?;
+        Some(Self { flow: u32::from_be_bytes(*flow), sequence: u64::from_be_bytes(*sequence) })
+    }
+}
+
+/// A socket at `here`. Not connected: there may be no route yet.
+fn socket(here: &End) -> Result<UdpSocket, Error> {
+    let what = || format!("open a stream's socket at {} on {}", here.address, here.host.name());
+    here.host.run(|| bind(here))?.map_err(Error::io(what()))
+}
+
+fn bind(here: &End) -> std::io::Result<UdpSocket> {
+    let domain = Domain::for_address(here.address);
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if let Some(device) = &here.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(1 << 20)?;
+    socket.bind(&here.address.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,224 @@
+//! The campus forwards when the right levers are set by hand, in both flavours, and follows a
+//! takeover by hand; what observers see agrees.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use selvedge_host::fabric::ROUTE_PROTOCOL;
+use selvedge_host::packet::gratuitous_arp;
+use selvedge_model::Vni;
+use selvedge_netlab::campus::{EtcdPlace, Family, Fault, Flavour, Gateway, Network, Plan};
+use selvedge_netlab::clock::{now, wait_until};
+use selvedge_netlab::etcd::Etcd;
+use selvedge_netlab::frr::Frr;
+use selvedge_netlab::stream::Streams;
+use selvedge_netlab::{Campus, Recipe, observe};
+
+#[test]
+fn a_flooding_campus_forwards_and_follows_a_takeover() {
+    let Some(lab) = common::lab("a_flooding_campus_forwards_and_follows_a_takeover") else {
+        return;
+    };
+    let plan = Plan {
+        gateways: 2,
+        networks: 3,
+        flavour: Flavour::Flood,
+        etcd: EtcdPlace::Absent,
+    };
+    let campus = Campus::build(lab, plan).expect("builds");
+    take_over_and_measure(&campus, flood_levers);
+}
+
+#[test]
+fn a_campus_with_frr_forwards_and_follows_a_takeover() {
+    let test = "a_campus_with_frr_forwards_and_follows_a_takeover";
+    let Some(lab) = common::lab(test) else { return };
+    if !common::installed(test, "FRRouting", Frr::is_installed()) {
+        return;
+    }
+    let plan =
+        Plan { gateways: 2, networks: 3, flavour: Flavour::Frr, etcd: EtcdPlace::Absent };
+    let campus = Campus::build(lab, plan).expect("builds");
+    take_over_and_measure(&campus, frr_levers);
+}
+
+#[test]
+fn etcd_leads_moves_its_leader_and_is_watched() {
+    let test = "etcd_leads_moves_its_leader_and_is_watched";
+    let Some(lab) = common::lab(test) else { return };
+    if !common::installed(test, "etcd", Etcd::is_installed()) {
+        return;
+    }
+    let plan =
+        Plan { gateways: 3, networks: 1, flavour: Flavour::Flood, etcd: EtcdPlace::Gateways };
+    let mut campus = Campus::build(lab, plan).expect("builds");
+    let etcd = campus.etcd.as_ref().expect("the plan has it");
+    assert_eq!(etcd.members(), ["gw1", "gw2", "gw3"]);
+    for host in ["gw3", "gw1"] {
+        etcd.move_leader(host).expect("moves");
+        assert_eq!(etcd.leader().expect("asked").as_deref(), Some(host));
+    }
+    let watch = etcd.watch(&campus.access_point, "/x/").expect("watches");
+    let endpoint = etcd.endpoints()[1].clone();
+    let put = |key| campus.gateways[1].host.sh("etcdctl", &["--endpoints", &endpoint, "put", key, "7"]);
+    let before = now();
+    put("/x/a").expect("puts");
+    put("/y/b").expect("puts");
+    wait_until("the watch", Duration::from_secs(2), || Ok(!watch.seen().is_empty())).expect("seen");
+    let seen = watch.seen();
+    assert_eq!((seen[0].key.as_str(), seen[0].value.as_deref()), ("/x/a", Some("7")));
+    assert!(seen[0].at >= before && seen[0].at <= now());
+    assert_eq!(etcd.get("/x/").expect("read"), [("/x/a".into(), "7".into())].into());
+
+    // A power failure takes the leader; the others elect another, and it comes back.
+    let mut agent = Recipe::new("agent", &campus.gateways[0].host, "sleep")
+        .arg("1000")
+        .start()
+        .expect("starts");
+    campus.strike("gw1", Fault::Power, &mut agent).expect("strikes");
+    let etcd = campus.etcd.as_ref().expect("the plan has it");
+    wait_until("a new leader", Duration::from_secs(8), || {
+        Ok(etcd.leader()?.is_some_and(|leader| leader != "gw1"))
+    })
+    .expect("elects");
+    campus.heal("gw1", Fault::Power, &mut agent).expect("heals");
+    assert!(agent.is_running());
+    let etcd = campus.etcd.as_ref().expect("the plan has it");
+    etcd.wait_healthy(Duration::from_secs(15)).expect("is healthy again");
+}
+
+/// Whether a gateway serves in the place of one that is gone.
+#[derive(Clone, Copy)]
+enum Takeover {
+    No,
+    Yes,
+}
+
+/// gw1 serves all networks; its links are cut; gw2 takes them over 200 ms later, by hand. The
+/// streams must show that, and nothing else.
+fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeover)) {
+    let networks: Vec<Network> = campus.networks().collect();
+    let order: Vec<Vni> = networks.iter().map(|network| network.vni()).collect();
+    levers(&campus.gateways[0], &networks, Takeover::No);
+    let mut streams = Streams::start(&campus.streams(&order, Family::V4)).expect("streams start");
+    wait_until("packets on all streams", Duration::from_secs(20), || {
+        let at = now();
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(streams.report_between(at, now()).flows.iter().all(|flow| flow.received > 5))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", state(campus)));
+    assert_owner(campus, &networks, "gw1");
+
+    let mut nobody = Recipe::new("agent", &campus.gateways[0].host, "true").start().expect("runs");
+    let before = now();
+    std::thread::sleep(Duration::from_millis(500));
+    let quiet = streams.report_between(before, now() + Duration::ZERO);
+    campus.strike("gw1", Fault::Cut, &mut nobody).expect("cuts");
+    std::thread::sleep(Duration::from_millis(200));
+    levers(&campus.gateways[1], &networks, Takeover::Yes);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_owner(campus, &networks, "gw2");
+    streams.stop(Duration::from_millis(200));
+
+    assert!(quiet.flows.iter().all(|flow| flow.lost <= 1), "in flight at most: {quiet:?}");
+    let report = streams.report_between(before, now());
+    for (vni, gap) in report.gaps() {
+        assert!(gap > Duration::from_millis(200), "network {vni} did not notice: {gap:?}");
+        assert!(gap < Duration::from_millis(1200), "network {vni}: {gap:?}, {}", state(campus));
+    }
+}
+
+fn assert_owner(campus: &Campus, networks: &[Network], owner: &str) {
+    let only = BTreeSet::from([owner.to_owned()]);
+    for (vni, who) in campus.answering(networks, Family::V4).expect("asks") {
+        assert_eq!(who, only, "who answers in network {vni}");
+    }
+    for (vni, who) in campus.originating(networks, Family::V4).expect("asks") {
+        assert_eq!(who, only, "who attracts network {vni}");
+    }
+}
+
+fn flood_levers(gateway: &Gateway, networks: &[Network], _: Takeover) {
+    let (mut ip, mut fdb) = (String::new(), String::new());
+    for network in networks {
+        ip += &format!("address add {}/32 dev up0\n", network.next_hop(Family::V4));
+        fdb += &format!(
+            "fdb append 00:00:00:00:00:00 dev {} dst 172.16.254.1\n",
+            network.vxlan()
+        );
+    }
+    gateway.host.bridge(&fdb).expect("floods");
+    gateway.host.ip(&ip).expect("holds the next hops");
+    answer_and_announce(gateway, networks, true);
+}
+
+fn frr_levers(gateway: &Gateway, networks: &[Network], takeover: Takeover) {
+    let (mut ip, mut vnis) = (String::new(), vec!["configure".to_owned()]);
+    vnis.extend(["router bgp 65000".to_owned(), "address-family l2vpn evpn".to_owned()]);
+    for network in networks {
+        let (bridge, address) = (network.bridge(), network.gateway(Family::V4));
+        ip += &format!("address del {address} dev {bridge}\n");
+        ip += &format!("address add {}/32 dev {bridge}\n", address.addr());
+        // The routes of a gateway that is gone stay until OSPF's dead interval ends; the halves
+        // beat them.
+        let whole = network.prefix(Family::V4);
+        let routes = match takeover {
+            Takeover::No => vec![whole],
+            Takeover::Yes => whole.halves().expect("a /24 has halves").to_vec(),
+        };
+        for route in routes {
+            ip += &format!("route add {route} dev {bridge} proto {ROUTE_PROTOCOL}\n");
+        }
+        vnis.extend([format!("vni {}", network.vni()), "advertise-svi-ip".into(), "exit-vni".into()]);
+    }
+    gateway.host.ip(&ip).expect("routes");
+    let frr = gateway.frr.as_ref().expect("the flavour has it");
+    let commands: Vec<&str> = vnis.iter().map(String::as_str).collect();
+    frr.vtysh(&commands).expect("advertises");
+    answer_and_announce(gateway, networks, false);
+}
+
+fn answer_and_announce(gateway: &Gateway, networks: &[Network], next_hops: bool) {
+    let settings: Vec<_> = networks
+        .iter()
+        .map(|network| (format!("ipv4/conf/{}/arp_ignore", network.bridge()), "0"))
+        .collect();
+    gateway.host.sysctl(&settings).expect("answers");
+    let uplink = observe::mac(&gateway.host, "up0").expect("has one");
+    let v4 = |address| match address {
+        std::net::IpAddr::V4(address) => address,
+        std::net::IpAddr::V6(address) => panic!("{address}"),
+    };
+    let mut frames = Vec::new();
+    let bridges: Vec<String> = networks.iter().map(|network| network.bridge()).collect();
+    for (network, bridge) in networks.iter().zip(&bridges) {
+        let mac = observe::mac(&gateway.host, bridge).expect("has one");
+        let address = v4(network.gateway(Family::V4).addr());
+        frames.push((bridge.as_str(), gratuitous_arp(mac, address)));
+        if next_hops {
+            let address = v4(network.next_hop(Family::V4));
+            frames.push(("up0", gratuitous_arp(uplink, address)));
+        }
+    }
+    observe::inject(&gateway.host, &frames).expect("announces");
+}
+
+/// What there is to know when something does not forward.
+fn state(campus: &Campus) -> String {
+    let mut text = String::new();
+    for host in [&campus.upstream, &campus.gateways[0].host, &campus.gateways[1].host] {
+        let routes = host.sh("ip", &["route"]).unwrap_or_default();
+        let neighbours = host.sh("ip", &["neigh"]).unwrap_or_default();
+        text += &format!("\n== {}\n{routes}{neighbours}", host.name());
+    }
+    for gateway in &campus.gateways {
+        let Some(frr) = &gateway.frr else { continue };
+        for command in ["show ip ospf neighbor", "show ip ospf database", "show bgp l2vpn evpn"] {
+            text += &frr.vtysh(&[command]).unwrap_or_else(|error| error.to_string());
+        }
+    }
+    let fdb = campus.access_point.sh("bridge", &["fdb"]).unwrap_or_default();
+    text + &format!("\n== access point\n{fdb}")
+}

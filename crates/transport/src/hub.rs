@@ -1,0 +1,418 @@
+//! The one task that knows all partners: it dials, keeps one connection per partner, and hands
+//! messages to it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use selvedge_model::NodeId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::hello::{self, Established, Hello, PROTOCOL_VERSION, code};
+use crate::link::{Context, Link, PARTNER_QUEUE};
+use crate::tls::Keys;
+use crate::{Access, AccessList, BindError, ConnectError, Counters, DialError, Received};
+
+/// How long the goodbye to the partners may take when the transport is closed.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// How many connections there may be.
+const MAX_LINKS: usize = 1024;
+
+/// From so many unfinished handshakes on, a client must first prove that it can be reached at its
+/// address (RFC 9000, section 8.1.2); from so many on it is refused.
+const HANDSHAKES_BEFORE_RETRY: usize = 32;
+const MAX_HANDSHAKES: usize = 256;
+
+/// How many strangers are admitted in each window of time, altogether and from one network (an
+/// IPv4 address or an IPv6 /64).
+const STRANGER_WINDOW: Duration = Duration::from_secs(10);
+const STRANGERS: usize = 64;
+const STRANGERS_PER_NETWORK: usize = 16;
+
+/// How many addresses of a partner are tried, and how long after the one before.
+const MAX_ADDRS: usize = 8;
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// After a failed dial messages are dropped for this time, doubled by each further failure.
+/// The greatest is short: it delays the healing of a partition.
+const BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(4);
+
+/// What handles ask for.
+pub(crate) enum Request {
+    Send { to: NodeId, addrs: Vec<SocketAddr>, bytes: Vec<u8> },
+    Connect { to: NodeId, addrs: Vec<SocketAddr>, reply: ConnectReply },
+    Close { reply: oneshot::Sender<()> },
+}
+
+type ConnectReply = oneshot::Sender<Result<SocketAddr, ConnectError>>;
+
+/// What the hub's tasks report.
+enum Report {
+    Accepted(Result<Established, DialError>),
+    Dialled(NodeId, Result<Established, ConnectError>),
+    Closed(NodeId, usize),
+}
+
+#[derive(Default)]
+struct Partner {
+    link: Option<Link>,
+    dialling: bool,
+    queue: VecDeque<Vec<u8>>,
+    waiting: Vec<ConnectReply>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Partner {
+    fn backing_off(&self, now: Instant) -> bool {
+        self.not_before.is_some_and(|at| now < at)
+    }
+
+    /// Whether it may be forgotten.
+    fn is_idle(&self, now: Instant) -> bool {
+        self.link.is_none() && !self.dialling && !self.backing_off(now)
+    }
+
+    fn note_failure(&mut self, now: Instant) {
+        let pause = BACKOFF.saturating_mul(1 << self.failures.min(8)).min(MAX_BACKOFF);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + pause);
+    }
+}
+
+pub(crate) struct Hub {
+    endpoint: quinn::Endpoint,
+    keys: Keys,
+    hello: Hello,
+    context: Context,
+    partners: BTreeMap<NodeId, Partner>,
+    handshakes: usize,
+    strangers: VecDeque<(Instant, IpAddr)>,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        endpoint: quinn::Endpoint,
+        keys: Keys,
+        access: watch::Receiver<AccessList>,
+        inbox: mpsc::Sender<Received>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, BindError> {
+        let instance = getrandom::u64().map_err(|error| BindError::Random(error.to_string()))?;
+        let (reporter, reports) = mpsc::channel(256);
+        Ok(Self {
+            endpoint,
+            keys,
+            hello: Hello { version: PROTOCOL_VERSION, instance },
+            context: Context { inbox, access, counters },
+            partners: BTreeMap::new(),
+            handshakes: 0,
+            strangers: VecDeque::new(),
+            reports,
+            reporter,
+        })
+    }
+
+    /// Runs until the last handle is gone or one asks for the end.
+    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut sweep = interval(Duration::from_secs(60));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let done = loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(Request::Send { to, addrs, bytes }) => self.send(to, &addrs, bytes),
+                    Some(Request::Connect { to, addrs, reply }) => self.connect(to, &addrs, reply),
+                    Some(Request::Close { reply }) => break Some(reply),
+                    None => break None,
+                },
+                Some(incoming) = self.endpoint.accept() => self.answer(incoming),
+                Some(report) = self.reports.recv() => self.note(report),
+                now = sweep.tick() => self.partners.retain(|_, partner| !partner.is_idle(now)),
+            }
+        };
+        self.endpoint.close(code::DONE, b"the agent stops");
+        // The partners' idle timeouts do the rest if this takes longer.
+        timeout(GOODBYE, self.endpoint.wait_idle()).await.unwrap_or_default();
+        if let Some(done) = done {
+            done.send(()).unwrap_or_default();
+        }
+    }
+
+    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], bytes: Vec<u8>) {
+        let counters = self.context.counters.clone();
+        let partner = self.partners.entry(to).or_default();
+        if let Some(link) = &partner.link {
+            if !link.send(bytes) {
+                counters.overflowed.bump();
+            }
+        } else if partner.dialling {
+            match partner.queue.len() < PARTNER_QUEUE {
+                true => partner.queue.push_back(bytes),
+                false => counters.overflowed.bump(),
+            }
+        } else if addrs.is_empty() || partner.backing_off(Instant::now()) {
+            counters.unreachable.bump();
+        } else {
+            partner.queue.push_back(bytes);
+            self.dial(to, addrs);
+        }
+    }
+
+    fn connect(&mut self, to: NodeId, addrs: &[SocketAddr], reply: ConnectReply) {
+        let partner = self.partners.entry(to).or_default();
+        if let Some(link) = &partner.link {
+            reply.send(Ok(link.remote())).unwrap_or_default();
+        } else if addrs.is_empty() && !partner.dialling {
+            reply.send(Err(ConnectError::NoAddress { node: to })).unwrap_or_default();
+        } else {
+            partner.waiting.push(reply);
+            if !partner.dialling {
+                self.dial(to, addrs);
+            }
+        }
+    }
+
+    fn dial(&mut self, node: NodeId, addrs: &[SocketAddr]) {
+        let full = self.links() >= MAX_LINKS;
+        let (endpoint, keys, hello) = (self.endpoint.clone(), self.keys.clone(), self.hello);
+        let reporter = self.reporter.clone();
+        let addrs: Vec<_> = addrs.iter().copied().take(MAX_ADDRS).collect();
+        self.partners.entry(node).or_default().dialling = true;
+        tokio::spawn(async move {
+            let result = match full {
+                true => Err(ConnectError::TooMany { node }),
+                false => dial_any(endpoint, keys, hello, node, addrs).await,
+            };
+            // Fails only when the hub is gone.
+            reporter.send(Report::Dialled(node, result)).await.unwrap_or_default();
+        });
+    }
+
+    fn answer(&mut self, incoming: quinn::Incoming) {
+        if self.handshakes >= MAX_HANDSHAKES {
+            return incoming.refuse();
+        }
+        if self.handshakes >= HANDSHAKES_BEFORE_RETRY && incoming.may_retry() {
+            // Fails only for a client that did so already.
+            return incoming.retry().unwrap_or_default();
+        }
+        self.handshakes += 1;
+        let (hello, access) = (self.hello, self.context.access.clone());
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            let result = hello::accept(incoming, hello, access).await;
+            reporter.send(Report::Accepted(result)).await.unwrap_or_default();
+        });
+    }
+
+    fn note(&mut self, report: Report) {
+        match report {
+            Report::Accepted(result) => {
+                self.handshakes -= 1;
+                match result {
+                    Ok(established) => self.admit(established),
+                    Err(error) => self.note_rejection(&error),
+                }
+            }
+            Report::Dialled(node, result) => self.note_dialled(node, result),
+            Report::Closed(node, id) => {
+                if let Some(partner) = self.partners.get_mut(&node) {
+                    partner.link.take_if(|link| link.connection.stable_id() == id);
+                }
+            }
+        }
+    }
+
+    fn note_rejection(&self, error: &DialError) {
+        tracing::debug!(%error, "an incoming connection came to nothing");
+        match error {
+            DialError::Version { .. } => self.context.counters.version_mismatches.bump(),
+            DialError::Refused(_) => self.context.counters.refused.bump(),
+            DialError::Timeout(_)
+            | DialError::WrongIdentity { .. }
+            | DialError::Protocol(_)
+            | DialError::Lost(_) => {}
+        }
+    }
+
+    fn note_dialled(&mut self, node: NodeId, result: Result<Established, ConnectError>) {
+        self.partners.entry(node).or_default().dialling = false;
+        match result {
+            Ok(established) => self.adopt(established),
+            Err(error) => self.note_dial_failed(node, &error),
+        }
+    }
+
+    fn note_dial_failed(&mut self, node: NodeId, error: &ConnectError) {
+        tracing::debug!(%error, "a dial failed");
+        let counters = &self.context.counters;
+        counters.dials_failed.bump();
+        if let ConnectError::Unreachable { attempts, .. } = error
+            && attempts.iter().any(|(_, why)| matches!(why, DialError::Version { .. }))
+        {
+            counters.version_mismatches.bump();
+        }
+        let partner = self.partners.entry(node).or_default();
+        // The partner may have dialled us meanwhile.
+        if let Some(link) = &partner.link {
+            let remote = link.remote();
+            partner.waiting.drain(..).for_each(|reply| reply.send(Ok(remote)).unwrap_or_default());
+            return;
+        }
+        counters.unreachable.add(partner.queue.len());
+        partner.queue.clear();
+        partner.note_failure(Instant::now());
+        for reply in partner.waiting.drain(..) {
+            reply.send(Err(error.clone())).unwrap_or_default();
+        }
+    }
+
+    /// Takes a connection that somebody made to us, unless there are too many.
+    fn admit(&mut self, established: Established) {
+        let stranger = self.context.access.borrow().of(&established.node) != Access::Member;
+        let remote = established.connection.remote_address().ip();
+        if stranger && !self.admit_stranger(remote) {
+            self.context.counters.strangers_limited.bump();
+            established.connection.close(code::LIMIT, b"too many strangers, try again later");
+        } else if self.links() >= MAX_LINKS {
+            established.connection.close(code::LIMIT, b"too many connections");
+        } else {
+            self.adopt(established);
+        }
+    }
+
+    fn admit_stranger(&mut self, ip: IpAddr) -> bool {
+        let now = Instant::now();
+        while self.strangers.front().is_some_and(|(at, _)| now - *at > STRANGER_WINDOW) {
+            self.strangers.pop_front();
+        }
+        let network = network(ip);
+        let same = self.strangers.iter().filter(|(_, other)| *other == network).count();
+        let admitted = self.strangers.len() < STRANGERS && same < STRANGERS_PER_NETWORK;
+        if admitted {
+            self.strangers.push_back((now, network));
+        }
+        admitted
+    }
+
+    /// Makes a connection the partner's link, unless a better one exists already.
+    fn adopt(&mut self, established: Established) {
+        let node = established.node;
+        let id = established.connection.stable_id();
+        let reporter = self.reporter.clone();
+        let closed = async move {
+            reporter.send(Report::Closed(node, id)).await.unwrap_or_default();
+        };
+        self.context.counters.connected.bump();
+        tracing::debug!(node = %node.short(), dialled = established.dialled, "connected");
+        let link = Link::start(established, self.context.clone(), closed);
+        let ours = self.keys.node();
+        let partner = self.partners.entry(node).or_default();
+        match partner.link.take() {
+            None => partner.link = Some(link),
+            Some(old) => partner.link = Some(keep_one(ours, node, old, link)),
+        }
+        self.flush(node);
+    }
+
+    /// A connection is there: sends what waited for it and tells who waited for it.
+    fn flush(&mut self, node: NodeId) {
+        let Some(partner) = self.partners.get_mut(&node) else { return };
+        let Some(link) = &partner.link else { return };
+        (partner.failures, partner.not_before) = (0, None);
+        for bytes in partner.queue.drain(..) {
+            if !link.send(bytes) {
+                self.context.counters.overflowed.bump();
+            }
+        }
+        let remote = link.remote();
+        partner.waiting.drain(..).for_each(|reply| reply.send(Ok(remote)).unwrap_or_default());
+    }
+
+    fn links(&self) -> usize {
+        self.partners.values().filter(|partner| partner.link.is_some()).count()
+    }
+}
+
+/// Dials all addresses, each a moment after the one before; the first connection wins.
+async fn dial_any(
+    endpoint: quinn::Endpoint,
+    keys: Keys,
+    hello: Hello,
+    node: NodeId,
+    addrs: Vec<SocketAddr>,
+) -> Result<Established, ConnectError> {
+    let mut dials = JoinSet::new();
+    for (addr, index) in addrs.into_iter().zip(0..) {
+        let (endpoint, keys) = (endpoint.clone(), keys.clone());
+        dials.spawn(async move {
+            sleep(STAGGER * index).await;
+            (addr, hello::dial(endpoint, keys, hello, node, addr).await)
+        });
+    }
+    let mut attempts = Vec::new();
+    while let Some(joined) = dials.join_next().await {
+        match joined {
+            Ok((_, Ok(established))) => return Ok(established),
+            Ok((addr, Err(why))) => attempts.push((addr, why)),
+            Err(error) => tracing::error!(%error, "a dial did not end in order"),
+        }
+    }
+    Err(ConnectError::Unreachable { node, attempts })
+}
+
+/// Both sides keep the same one of two connections: that of the partner's newer start, or else
+/// the newer one of the same direction, or else the one that the lesser identity dialled.
+fn keep_one(ours: NodeId, theirs: NodeId, old: Link, new: Link) -> Link {
+    if old.instance != new.instance {
+        old.connection.close(code::DUPLICATE, b"the agent was started again");
+        return new;
+    }
+    if old.dialled == new.dialled || new.dialled == (ours < theirs) {
+        old.retire();
+        return new;
+    }
+    new.retire();
+    old
+}
+
+/// What counts as one network in the limits for strangers.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64)).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_group_addresses() {
+        let network = |text: &str| network(text.parse().expect("an address")).to_string();
+        assert_eq!(network("2001:db8::1:2:3:4"), "2001:db8::");
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+    }
+
+    #[test]
+    fn back_off_grows_and_ends() {
+        let mut partner = Partner::default();
+        let now = Instant::now();
+        assert!(partner.is_idle(now));
+        partner.note_failure(now);
+        assert!(partner.backing_off(now) && !partner.is_idle(now));
+        assert!(!partner.backing_off(now + BACKOFF));
+        partner.note_failure(now);
+        assert!(partner.backing_off(now + BACKOFF));
+        (0..40).for_each(|_| partner.note_failure(now));
+        assert!(!partner.backing_off(now + MAX_BACKOFF), "never longer than the greatest");
+    }
+}
