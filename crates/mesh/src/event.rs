@@ -1,0 +1,96 @@
+use std::collections::BTreeMap;
+
+use selvedge_model::{MeshId, NodeId};
+
+use crate::record::RecordError;
+use crate::wire::WireError;
+
+/// What happened in a mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A node has become a member.
+    MemberJoined(NodeId),
+    /// A member says something new about itself.
+    MemberUpdated(NodeId),
+    /// A node is a member no more: it left, or its certificate has expired.
+    MemberLeft(NodeId),
+    /// A message, or an entry in one, was not accepted. Nothing was changed by it.
+    Rejected {
+        /// Who sent it.
+        from: NodeId,
+        /// Why it was not accepted.
+        reason: Rejection,
+    },
+    /// The state is another: write [`crate::Mesh::snapshot`] to disk, and apply
+    /// [`crate::Mesh::desired_wireguard`] anew. Reported once, however much has changed.
+    StateChanged,
+}
+
+/// Why a message, or an entry in one, was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// It could not be read.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// It is for another mesh.
+    #[error("the message is for mesh {found}")]
+    WrongMesh {
+        /// The mesh that it is for.
+        found: MeshId,
+    },
+    /// Its sender is no member.
+    #[error("the sender is no member")]
+    NotAMember,
+    /// It is an answer, but nothing was asked.
+    #[error("a message of kind {kind} was not expected")]
+    Unexpected {
+        /// The kind of message.
+        kind: u64,
+    },
+    /// An entry in it does not hold.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// An introduction is not that of its sender.
+    #[error("the introduction is that of node {shown}")]
+    NotItsIntroduction {
+        /// The node whose record it is.
+        shown: NodeId,
+    },
+    /// There are more nodes than are held.
+    #[error("node {node} is one more than the {max} that are held")]
+    Full {
+        /// The node.
+        node: NodeId,
+        /// The greatest number of nodes.
+        max: usize,
+    },
+    /// An invite could not be redeemed. The sender was told.
+    #[error("an invite was refused: {0}")]
+    Invite(String),
+}
+
+/// How many messages and entries were rejected, by kind.
+pub type Rejections = BTreeMap<&'static str, u64>;
+
+impl Rejection {
+    /// The kind in one word, for counters.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Wire(WireError::UnknownVersion { .. }) => "wire_version",
+            Self::Wire(WireError::UnknownKind { .. }) => "message_kind",
+            Self::Wire(WireError::TooLong { .. } | WireError::Malformed(_)) => "malformed",
+            Self::WrongMesh { .. } => "wrong_mesh",
+            Self::NotAMember => "not_a_member",
+            Self::Unexpected { .. } => "unexpected",
+            Self::Record(RecordError::Signed(_)) => "record_signature",
+            Self::Record(RecordError::WrongMesh { .. }) => "record_mesh",
+            Self::Record(
+                RecordError::Certificate { .. } | RecordError::NotItsCertificate { .. },
+            ) => "record_certificate",
+            Self::NotItsIntroduction { .. } => "introduction",
+            Self::Full { .. } => "full",
+            Self::Invite(_) => "invite",
+        }
+    }
+}

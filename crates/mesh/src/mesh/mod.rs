@@ -1,0 +1,455 @@
+mod admit;
+mod receive;
+mod sync;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{Ipv6Addr, SocketAddr};
+
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha8Rng;
+use selvedge_model::{MeshId, NodeId, Prefix, Time, WgKey};
+
+use crate::address::node_address;
+use crate::admission::{Genesis, Role};
+use crate::config::Config;
+use crate::crdt::{Digest, Entry};
+use crate::event::{Event, Rejection, Rejections};
+use crate::identity::Identity;
+use crate::invite::{Bootstrap, Invite, InviteId};
+use crate::record::Profile;
+use crate::roster::{Member, RosterEntry};
+use crate::signed::{Raw, Signed, SignedError};
+use crate::state::{State, WriteError};
+use crate::time::UnixTime;
+use crate::wireguard::{self, PeerSpec};
+
+/// Rejections are counted always, but no more than this many wait to be told as events, so that
+/// nobody can fill the memory with them.
+const MAX_REJECTED_EVENTS: usize = 256;
+
+/// One node's part in one mesh.
+///
+/// After each call of a method that takes `&mut self`
+///
+/// 1. call [`Mesh::poll_event`] until it returns `None`; on [`Event::StateChanged`] write
+///    [`Mesh::snapshot`] to disk *before* the next step, so that after a crash no sequence number
+///    and no use of an invite is given out twice;
+/// 2. call [`Mesh::poll_transmit`] until it returns `None`;
+/// 3. set a timer to [`Mesh::poll_timeout`], which may have changed.
+///
+/// Messages may be lost, doubled and reordered. Whoever calls [`Mesh::handle_message`] vouches
+/// that they come from the node that is named as their sender.
+#[derive(Debug)]
+pub struct Mesh {
+    identity: Identity,
+    config: Config,
+    state: State,
+    rng: ChaCha8Rng,
+    /// As of the last call that told it.
+    wall: UnixTime,
+    next_sync: Time,
+    /// To how many partners, from the start, we show our record unasked: since we were last
+    /// heard, they may have forgotten us, or never have known us.
+    introductions: usize,
+    /// Cached; `None` after each change of the roster.
+    digest: Option<Digest>,
+    /// Whom the events so far have made members, this node aside.
+    reported: BTreeSet<NodeId>,
+    /// What this node stands by, after something else was heard in its name.
+    outdone: Option<Own>,
+    has_left: bool,
+    has_changed: bool,
+    events: VecDeque<Event>,
+    transmits: VecDeque<(NodeId, Vec<u8>)>,
+    rejections: Rejections,
+}
+
+/// The parts of this node's record that do not follow from the rest.
+#[derive(Clone, Debug)]
+struct Own {
+    certificate: Raw,
+    profile: Profile,
+}
+
+/// What an invite is to allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InviteTerms {
+    /// Names the invite: 16 bytes from a random source.
+    pub id: InviteId,
+    /// The role of those who join with it.
+    pub role: Role,
+    /// How many nodes may join with it; at least one.
+    pub uses: u32,
+    /// The last second in which it can be redeemed.
+    pub not_after: UnixTime,
+}
+
+/// Why something was not done. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeshError {
+    /// The state is that of another node.
+    #[error(
+        "the state is that of node {found}, not of node {expected}: the identity key or the state was exchanged"
+    )]
+    ForeignState {
+        /// The node whose state it is.
+        found: NodeId,
+        /// The node that was to use it.
+        expected: NodeId,
+    },
+    /// The own record could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The node may not invite.
+    #[error("inviting: only the founder of the mesh, node {founder}, may invite")]
+    MayNotInvite {
+        /// The founder.
+        founder: NodeId,
+    },
+    /// Nobody could reach this node to redeem the invite.
+    #[error("inviting: this node announces no address at which its agent can be reached")]
+    Unreachable,
+    /// The invite would have expired already.
+    #[error("inviting: the invite would have expired already, at {at}")]
+    Expired {
+        /// When.
+        at: UnixTime,
+    },
+    /// The terms are out of bounds.
+    #[error("inviting: {0}")]
+    Invite(SignedError),
+}
+
+impl Mesh {
+    /// Takes part in a mesh, with a state that was just made or that was kept on disk.
+    ///
+    /// `seed` decides which members are talked to; it must differ from node to node. The first
+    /// timeout is due at `now`.
+    ///
+    /// # Errors
+    /// If the state is not that of `identity`.
+    pub fn new(
+        identity: Identity,
+        state: State,
+        config: Config,
+        seed: u64,
+        now: Time,
+        wall: UnixTime,
+    ) -> Result<Self, MeshError> {
+        let (found, expected) = (state.node(), identity.node_id());
+        if found != expected {
+            return Err(MeshError::ForeignState { found, expected });
+        }
+        let others = state.roster.members(wall).map(|member| member.node);
+        let reported = others.filter(|node| *node != expected).collect();
+        Ok(Self {
+            introductions: config.fan_out,
+            identity,
+            config,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            wall,
+            next_sync: now,
+            digest: None,
+            reported,
+            outdone: None,
+            has_left: false,
+            // What the driver applies first is the state that it starts with.
+            has_changed: true,
+            events: VecDeque::new(),
+            transmits: VecDeque::new(),
+            rejections: Rejections::new(),
+            state,
+        })
+    }
+
+    /// Takes in a message of node `from`. `wall` is looked at for expiry alone.
+    pub fn handle_message(&mut self, from: NodeId, bytes: &[u8], now: Time, wall: UnixTime) {
+        self.wall = wall;
+        if self.has_left {
+            return;
+        }
+        if let Err(reason) = self.receive(from, bytes, now) {
+            self.reject(from, reason);
+        }
+    }
+
+    /// Does what is due at `now`. Calls that come too early are harmless.
+    pub fn handle_timeout(&mut self, now: Time, wall: UnixTime) {
+        self.wall = wall;
+        if self.has_left || now < self.next_sync {
+            return;
+        }
+        self.report_members();
+        self.outdo();
+        self.begin_due_syncs(now);
+    }
+
+    /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`].
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        (!self.has_left).then_some(self.next_sync)
+    }
+
+    /// The next message to send, and to whom. It may be lost.
+    pub fn poll_transmit(&mut self) -> Option<(NodeId, Vec<u8>)> {
+        self.transmits.pop_front()
+    }
+
+    /// What happened next.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        let changed = || std::mem::take(&mut self.has_changed).then_some(Event::StateChanged);
+        self.events.pop_front().or_else(changed)
+    }
+
+    /// The mesh.
+    #[must_use]
+    pub fn id(&self) -> MeshId {
+        self.state.mesh()
+    }
+
+    /// How the mesh began, and its name.
+    #[must_use]
+    pub const fn genesis(&self) -> &Genesis {
+        self.state.genesis()
+    }
+
+    /// This node.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        self.state.node()
+    }
+
+    /// The overlay address of this node.
+    #[must_use]
+    pub fn address(&self) -> Ipv6Addr {
+        node_address(self.id(), self.node())
+    }
+
+    /// The overlay prefix of the mesh, a /64.
+    #[must_use]
+    pub fn prefix(&self) -> Prefix {
+        self.state.roster.prefix()
+    }
+
+    /// All members, this node among them, by ascending node.
+    pub fn members(&self) -> impl Iterator<Item = Member> {
+        self.state.roster.members(self.wall)
+    }
+
+    /// One member.
+    #[must_use]
+    pub fn member(&self, node: NodeId) -> Option<Member> {
+        self.state.roster.member(node, self.wall)
+    }
+
+    /// Whether a node is a member, so that its messages are accepted.
+    #[must_use]
+    pub fn is_member(&self, node: NodeId) -> bool {
+        self.state.roster.is_member(node, self.wall)
+    }
+
+    /// Where the agent of a member listens, the most preferred address first. Empty if the node
+    /// is no member or announces none.
+    #[must_use]
+    pub fn control_endpoints(&self, node: NodeId) -> Vec<SocketAddr> {
+        let endpoints = self.member(node).map(|member| member.profile.control).unwrap_or_default();
+        endpoints.into_iter().map(|endpoint| endpoint.addr).collect()
+    }
+
+    /// The peers that WireGuard is to have, by their keys: all other members.
+    #[must_use]
+    pub fn desired_wireguard(&self) -> BTreeMap<WgKey, PeerSpec> {
+        wireguard::desired(self.node(), &self.profile(), self.members(), self.config.keepalive)
+    }
+
+    /// In short what the replicated state is. Nodes that agree have equal digests.
+    pub fn digest(&mut self) -> Digest {
+        *self.digest.get_or_insert_with(|| self.state.roster.map.digest())
+    }
+
+    /// The state in bytes, as [`State::decode`] reads it.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.state.encode()
+    }
+
+    /// How many messages and entries were rejected so far, by [`Rejection::kind`].
+    #[must_use]
+    pub const fn rejections(&self) -> &Rejections {
+        &self.rejections
+    }
+
+    /// What this node says about itself.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        self.own().profile
+    }
+
+    /// Says something else about this node. Says whether that was a change.
+    ///
+    /// # Errors
+    /// If it is out of bounds, or the node has left.
+    pub fn set_profile(&mut self, profile: Profile) -> Result<bool, MeshError> {
+        if self.has_left {
+            return Err(WriteError::NotAMember(self.node()).into());
+        }
+        if self.profile() == profile {
+            return Ok(false);
+        }
+        self.publish(Own { profile, ..self.own() })?;
+        Ok(true)
+    }
+
+    /// Signs an invite that is redeemed at this node.
+    ///
+    /// # Errors
+    /// If this node may not invite, cannot be reached, or the terms are out of bounds.
+    pub fn invite(&self, terms: InviteTerms, wall: UnixTime) -> Result<Signed<Invite>, MeshError> {
+        let founder = self.genesis().founder;
+        if self.node() != founder || self.has_left {
+            return Err(MeshError::MayNotInvite { founder });
+        }
+        if terms.not_after < wall {
+            return Err(MeshError::Expired { at: terms.not_after });
+        }
+        let control = self.profile().control.into_iter().take(Invite::MAX_BOOTSTRAP);
+        let bootstrap: Vec<Bootstrap> =
+            control.map(|endpoint| Bootstrap { addr: endpoint.addr, node: founder }).collect();
+        if bootstrap.is_empty() {
+            return Err(MeshError::Unreachable);
+        }
+        let invite = Invite {
+            genesis: self.genesis().clone(),
+            id: terms.id,
+            bootstrap,
+            role: terms.role,
+            uses: terms.uses,
+            not_after: terms.not_after.0,
+            issuer: founder,
+        };
+        Signed::sign(invite, &self.identity).map_err(MeshError::Invite)
+    }
+
+    /// Leaves the mesh for good. Send what [`Mesh::poll_transmit`] still returns, then drop the
+    /// mesh and its state; nothing is accepted any more.
+    ///
+    /// # Errors
+    /// If the node has left already.
+    pub fn leave(&mut self) -> Result<(), MeshError> {
+        if self.has_left {
+            return Err(WriteError::NotAMember(self.node()).into());
+        }
+        let removal = self.state.publish_removal(&self.identity)?;
+        self.changed();
+        self.push(vec![removal], None);
+        self.has_left = true;
+        Ok(())
+    }
+
+    /// Writes a new record of this node and spreads it.
+    fn publish(&mut self, own: Own) -> Result<(), WriteError> {
+        let entry = self.state.publish(own.certificate, own.profile, &self.identity)?;
+        self.outdone = None;
+        self.changed();
+        self.push(vec![entry], None);
+        Ok(())
+    }
+
+    /// Takes over a verified entry. Says whether it was new.
+    fn merge(&mut self, node: NodeId, entry: RosterEntry) -> Result<bool, Rejection> {
+        let max = self.config.max_nodes;
+        let map = &self.state.roster.map;
+        if map.len() >= max && map.entries_of(&node).next().is_none() {
+            return Err(Rejection::Full { node, max });
+        }
+        if node == self.node() {
+            self.merge_own(entry);
+            // What outdoes it is passed on, not the entry.
+            return Ok(false);
+        }
+        if !self.state.roster.map.merge_entry(node, entry) {
+            return Ok(false);
+        }
+        self.changed();
+        self.report_member(node);
+        Ok(true)
+    }
+
+    /// Something about this node that it does not know itself: it lost its disk, or went back to
+    /// an older copy of it. What it says now is to outdo that, but no sooner than with the next
+    /// timeout: two agents that share an identity must not drive each other in circles.
+    fn merge_own(&mut self, entry: RosterEntry) {
+        let own = self.own();
+        if self.state.roster.map.merge_entry(self.node(), entry) {
+            self.outdone.get_or_insert(own);
+            self.changed();
+        }
+    }
+
+    /// Says again what this node said before something else was heard in its name.
+    fn outdo(&mut self) {
+        if let Some(own) = self.outdone.take()
+            && self.publish(own).is_err()
+        {
+            // All sequence numbers are used up. Nothing that this node says can be heard again.
+            self.changed();
+        }
+    }
+
+    /// The certificate and the profile that this node stands by.
+    fn own(&self) -> Own {
+        self.outdone.clone().unwrap_or_else(|| {
+            let own = self.state.roster.map.added(&self.node());
+            let record = own.expect("a state holds the record of its own node").record();
+            Own { certificate: record.certificate.clone(), profile: record.profile.clone() }
+        })
+    }
+
+    fn changed(&mut self) {
+        self.digest = None;
+        self.has_changed = true;
+    }
+
+    /// Reports what a changed entry of `node` means.
+    fn report_member(&mut self, node: NodeId) {
+        let is_member = self.is_member(node);
+        let event = match (self.reported.contains(&node), is_member) {
+            (false, true) => Event::MemberJoined(node),
+            (true, true) => Event::MemberUpdated(node),
+            (true, false) => Event::MemberLeft(node),
+            (false, false) => return,
+        };
+        match is_member {
+            true => self.reported.insert(node),
+            false => self.reported.remove(&node),
+        };
+        self.events.push_back(event);
+    }
+
+    /// Reports whose membership the passing of time has changed.
+    fn report_members(&mut self) {
+        let own = self.node();
+        let members: BTreeSet<NodeId> =
+            self.members().map(|member| member.node).filter(|node| *node != own).collect();
+        let changed: Vec<NodeId> = members.symmetric_difference(&self.reported).copied().collect();
+        for node in changed {
+            self.report_member(node);
+            self.has_changed = true;
+        }
+    }
+
+    fn reject(&mut self, from: NodeId, reason: Rejection) {
+        *self.rejections.entry(reason.kind()).or_default() += 1;
+        if self.events.len() < MAX_REJECTED_EVENTS {
+            self.events.push_back(Event::Rejected { from, reason });
+        }
+    }
+}
+
+/// The node that an entry is of.
+const fn node_of(entry: &RosterEntry) -> NodeId {
+    match entry {
+        Entry::Add(admitted) => admitted.record().node,
+        Entry::Remove(removed) => removed.removal().node,
+    }
+}

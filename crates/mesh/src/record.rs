@@ -1,0 +1,382 @@
+use std::net::SocketAddr;
+
+use minicbor::{Decode, Encode};
+use selvedge_model::{MeshId, NodeId};
+
+use crate::admission::{Certificate, CertificateError, Genesis};
+use crate::codec::{self, fixed};
+use crate::crdt::Content;
+use crate::signed::{Raw, Signed, SignedError, Statement};
+
+/// The greatest sequence number. A record that had the last number of all could never be
+/// followed by another.
+pub const MAX_SEQ: u64 = 1 << 62;
+
+/// Where a node can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(map)]
+pub struct Endpoint {
+    /// Address and UDP port.
+    #[n(0)]
+    pub addr: SocketAddr,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(addr: SocketAddr) -> Self {
+        Self { addr }
+    }
+}
+
+/// What a node says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Profile {
+    /// Where its WireGuard listens, the most preferred first; empty if it cannot be reached.
+    #[cbor(n(0), decode_with = "codec::list::<{ Profile::MAX_ENDPOINTS }, _, _>", default)]
+    pub endpoints: Vec<Endpoint>,
+    /// Where its agent listens (QUIC), the most preferred first.
+    #[cbor(n(1), decode_with = "codec::list::<{ Profile::MAX_ENDPOINTS }, _, _>", default)]
+    pub control: Vec<Endpoint>,
+    /// A short name, 63 bytes at most; empty if it has none.
+    #[cbor(n(2), decode_with = "codec::text::<{ Profile::MAX_ALIAS }, _>", default)]
+    pub alias: String,
+    /// A text for people, 255 bytes at most; empty if it has none.
+    #[cbor(n(3), decode_with = "codec::text::<{ Profile::MAX_DESCRIPTION }, _>", default)]
+    pub description: String,
+}
+
+impl Profile {
+    /// The greatest number of endpoints of one kind.
+    pub const MAX_ENDPOINTS: usize = 16;
+    /// The greatest length of an alias in bytes.
+    pub const MAX_ALIAS: usize = 63;
+    /// The greatest length of a description in bytes.
+    pub const MAX_DESCRIPTION: usize = 255;
+
+    /// Whether everything is within its bounds.
+    ///
+    /// # Errors
+    /// What is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        // Others print these texts on terminals.
+        let printable = |text: &str| !text.chars().any(char::is_control);
+        if self.endpoints.len() > Self::MAX_ENDPOINTS || self.control.len() > Self::MAX_ENDPOINTS {
+            return Err("at most 16 endpoints of one kind are allowed");
+        }
+        if self.alias.len() > Self::MAX_ALIAS || !printable(&self.alias) {
+            return Err("an alias has at most 63 bytes and no control characters");
+        }
+        if self.description.len() > Self::MAX_DESCRIPTION || !printable(&self.description) {
+            return Err("a description has at most 255 bytes and no control characters");
+        }
+        Ok(())
+    }
+}
+
+/// A member's entry in the replicated state, signed by that member. There is no overlay address
+/// in it: each receiver computes it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Record {
+    /// The mesh.
+    #[cbor(n(0), with = "fixed")]
+    pub mesh: MeshId,
+    /// The node, which signs.
+    #[cbor(n(1), with = "fixed")]
+    pub node: NodeId,
+    /// Grows with each record and each removal of this node. At most [`MAX_SEQ`].
+    #[n(2)]
+    pub seq: u64,
+    /// Admits the node to the mesh: a signed [`Certificate`].
+    #[n(3)]
+    pub certificate: Raw,
+    /// What the node says about itself.
+    #[n(4)]
+    pub profile: Profile,
+}
+
+/// Takes a node out of the mesh, signed by that node: it left. Field 3 is kept for the signer of
+/// a removal that is not the node's own.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Removal {
+    /// The mesh.
+    #[cbor(n(0), with = "fixed")]
+    pub mesh: MeshId,
+    /// The node that left, which signs.
+    #[cbor(n(1), with = "fixed")]
+    pub node: NodeId,
+    /// Greater than that of the node's last record. At most [`MAX_SEQ`].
+    #[n(2)]
+    pub seq: u64,
+}
+
+/// A record whose signature and certificate hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    record: Signed<Record>,
+    certificate: Signed<Certificate>,
+    tie: [u8; 16],
+}
+
+/// A removal whose signature holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    removal: Signed<Removal>,
+    tie: [u8; 16],
+}
+
+/// Why a record or removal is not taken over. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Malformed, out of bounds, of an unknown version, or not signed by its node.
+    #[error(transparent)]
+    Signed(#[from] SignedError),
+    /// Of another mesh.
+    #[error("the record of node {node} is of mesh {found}")]
+    WrongMesh {
+        /// The node.
+        node: NodeId,
+        /// The mesh that it is of.
+        found: MeshId,
+    },
+    /// The certificate in it does not admit its node.
+    #[error("the record of node {node} is refused: {error}")]
+    Certificate {
+        /// The node.
+        node: NodeId,
+        /// What is wrong with the certificate.
+        error: CertificateError,
+    },
+    /// The certificate in it admits another node.
+    #[error("the record of node {node} shows the certificate of node {subject}")]
+    NotItsCertificate {
+        /// The node.
+        node: NodeId,
+        /// The node that the certificate admits.
+        subject: NodeId,
+    },
+}
+
+impl Admitted {
+    /// Reads a record; checks its bounds, its signature and its certificate.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn verify(raw: Raw, genesis: &Genesis) -> Result<Self, RecordError> {
+        let record = Signed::<Record>::verify(raw)?;
+        let Record { mesh, node, ref certificate, .. } = *record.value();
+        if mesh != genesis.mesh() {
+            return Err(RecordError::WrongMesh { node, found: mesh });
+        }
+        let certificate = Certificate::verify(certificate.clone(), genesis)
+            .map_err(|error| RecordError::Certificate { node, error })?;
+        let subject = certificate.value().subject;
+        if subject != node {
+            return Err(RecordError::NotItsCertificate { node, subject });
+        }
+        Ok(Self { tie: tie(record.raw()), record, certificate })
+    }
+
+    /// The record.
+    #[must_use]
+    pub const fn record(&self) -> &Record {
+        self.record.value()
+    }
+
+    /// The certificate in it.
+    #[must_use]
+    pub const fn certificate(&self) -> &Certificate {
+        self.certificate.value()
+    }
+
+    /// The record as it travels.
+    #[must_use]
+    pub const fn raw(&self) -> &Raw {
+        self.record.raw()
+    }
+}
+
+impl Removed {
+    /// Reads a removal; checks its bounds and its signature.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn verify(raw: Raw, genesis: &Genesis) -> Result<Self, RecordError> {
+        let removal = Signed::<Removal>::verify(raw)?;
+        let Removal { mesh, node, .. } = *removal.value();
+        if mesh != genesis.mesh() {
+            return Err(RecordError::WrongMesh { node, found: mesh });
+        }
+        Ok(Self { tie: tie(removal.raw()), removal })
+    }
+
+    /// The removal.
+    #[must_use]
+    pub const fn removal(&self) -> &Removal {
+        self.removal.value()
+    }
+
+    /// The removal as it travels.
+    #[must_use]
+    pub const fn raw(&self) -> &Raw {
+        self.removal.raw()
+    }
+}
+
+/// A hash of everything that travels, the signature included, so that replicas that hold equal
+/// versions hold equal bytes.
+fn tie(raw: &Raw) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 record tie");
+    hasher.update(&raw.signature).update(&raw.bytes);
+    let mut tie = [0; 16];
+    tie.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    tie
+}
+
+fn check_seq(seq: u64) -> Result<(), &'static str> {
+    match seq <= MAX_SEQ {
+        true => Ok(()),
+        false => Err("its sequence number is out of bounds"),
+    }
+}
+
+impl Content for Admitted {
+    fn stamp(&self) -> u64 {
+        self.record().seq
+    }
+
+    fn tie(&self) -> [u8; 16] {
+        self.tie
+    }
+}
+
+impl Content for Removed {
+    fn stamp(&self) -> u64 {
+        self.removal().seq
+    }
+
+    fn tie(&self) -> [u8; 16] {
+        self.tie
+    }
+}
+
+impl Statement for Record {
+    const WHAT: &'static str = "record";
+    const CONTEXT: &'static [u8] = b"selvedge mesh record\0";
+    const VERSION: u8 = 1;
+    const MAX_LEN: usize = 6 * 1024;
+
+    fn signer(&self) -> NodeId {
+        self.node
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        check_seq(self.seq)?;
+        self.profile.check()
+    }
+}
+
+impl Statement for Removal {
+    const WHAT: &'static str = "removal";
+    const CONTEXT: &'static [u8] = b"selvedge mesh removal\0";
+    const VERSION: u8 = 1;
+    const MAX_LEN: usize = 1024;
+
+    fn signer(&self) -> NodeId {
+        self.node
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        check_seq(self.seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_model::WgKey;
+
+    use super::*;
+    use crate::identity::Identity;
+
+    fn founder() -> Identity {
+        Identity::from_secret(&[1; 32])
+    }
+
+    fn genesis() -> Genesis {
+        Genesis { founder: founder().node_id(), salt: [2; 16], name: "campus".into() }
+    }
+
+    fn record() -> Record {
+        let certificate =
+            Certificate::of_founder(&genesis(), WgKey([3; 32]), &founder()).expect("in bounds");
+        Record {
+            mesh: genesis().mesh(),
+            node: founder().node_id(),
+            seq: 1,
+            certificate: certificate.raw().clone(),
+            profile: Profile { alias: "one".into(), ..Profile::default() },
+        }
+    }
+
+    fn verify(record: Record, signer: &Identity) -> Result<Admitted, RecordError> {
+        let record = Record { node: signer.node_id(), ..record };
+        let raw = Signed::sign(record, signer).expect("in bounds").raw().clone();
+        Admitted::verify(raw, &genesis())
+    }
+
+    #[test]
+    fn a_members_own_record_is_accepted() {
+        let admitted = verify(record(), &founder()).expect("valid");
+        assert_eq!(admitted.record(), &record());
+        assert_eq!(admitted.certificate().wg, WgKey([3; 32]));
+    }
+
+    #[test]
+    fn a_member_cannot_show_anothers_certificate() {
+        let error = verify(record(), &Identity::from_secret(&[9; 32])).expect_err("forged");
+        assert!(matches!(error, RecordError::NotItsCertificate { .. }), "{error}");
+    }
+
+    #[test]
+    fn nobody_can_resign_anothers_record() {
+        let raw = Signed::sign(record(), &founder()).expect("in bounds").raw().clone();
+        let thief = Identity::from_secret(&[9; 32]);
+        let signature = thief.sign(&[Record::CONTEXT, &raw.bytes].concat());
+        let error = Admitted::verify(Raw { signature, ..raw }, &genesis()).expect_err("forged");
+        assert!(matches!(error, RecordError::Signed(SignedError::BadSignature { .. })), "{error}");
+    }
+
+    #[test]
+    fn records_of_another_mesh_are_refused() {
+        let other = Record { mesh: MeshId([0; 20]), ..record() };
+        let error = verify(other, &founder()).expect_err("another mesh");
+        assert!(matches!(error, RecordError::WrongMesh { .. }), "{error}");
+    }
+
+    #[test]
+    fn bounds_are_checked() {
+        let refused = |record: Record| Signed::sign(record, &founder()).is_err();
+        assert!(!refused(Record { seq: MAX_SEQ, ..record() }));
+        assert!(refused(Record { seq: MAX_SEQ + 1, ..record() }));
+        let with = |profile: Profile| Record { profile, ..record() };
+        let endpoint = Endpoint::from("192.0.2.1:1".parse::<SocketAddr>().expect("valid"));
+        let endpoints = vec![endpoint; Profile::MAX_ENDPOINTS + 1];
+        assert!(refused(with(Profile { endpoints, ..Profile::default() })));
+        assert!(refused(with(Profile { alias: "x".repeat(64), ..Profile::default() })));
+        assert!(refused(with(Profile { alias: "\u{1b}[2J".into(), ..Profile::default() })));
+        assert!(refused(with(Profile { description: "x".repeat(256), ..Profile::default() })));
+    }
+
+    #[test]
+    fn the_greatest_record_fits() {
+        let endpoint = Endpoint::from("[2001:db8::1]:65535".parse::<SocketAddr>().expect("valid"));
+        let profile = Profile {
+            endpoints: vec![endpoint.clone(); Profile::MAX_ENDPOINTS],
+            control: vec![endpoint; Profile::MAX_ENDPOINTS],
+            alias: "x".repeat(Profile::MAX_ALIAS),
+            description: "x".repeat(Profile::MAX_DESCRIPTION),
+        };
+        verify(Record { profile, seq: MAX_SEQ, ..record() }, &founder()).expect("fits");
+    }
+}

@@ -1,0 +1,148 @@
+use std::net::Ipv6Addr;
+
+use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+
+use crate::address::{mesh_prefix, node_address};
+use crate::admission::{Genesis, Role};
+use crate::crdt::{Entry, Key, TwoPhaseMap};
+use crate::record::{Admitted, Profile, Record, RecordError, Removal, Removed};
+use crate::signed::{Raw, Signed};
+use crate::time::UnixTime;
+use crate::wire::Records;
+
+/// The replicated entries of one mesh, each of them verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roster {
+    genesis: Genesis,
+    pub(crate) map: TwoPhaseMap<NodeId, Admitted, Removed>,
+}
+
+/// An entry of the roster.
+pub(crate) type RosterEntry = Entry<Admitted, Removed>;
+
+/// A member of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who it is.
+    pub node: NodeId,
+    /// Its overlay address.
+    pub address: Ipv6Addr,
+    /// Its WireGuard key.
+    pub wg: WgKey,
+    /// Its role.
+    pub role: Role,
+    /// What it says about itself.
+    pub profile: Profile,
+    /// The sequence number of its record.
+    pub seq: u64,
+    /// The last second in which it is admitted.
+    pub not_after: UnixTime,
+    /// Whether it founded the mesh.
+    pub founder: bool,
+    /// The serial number of its certificate.
+    pub(crate) serial: u64,
+}
+
+impl Roster {
+    pub(crate) const fn new(genesis: Genesis) -> Self {
+        Self { genesis, map: TwoPhaseMap::new() }
+    }
+
+    pub(crate) const fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    pub(crate) fn mesh(&self) -> MeshId {
+        self.genesis.mesh()
+    }
+
+    pub(crate) fn prefix(&self) -> Prefix {
+        mesh_prefix(self.mesh())
+    }
+
+    /// The members at `wall`, by ascending node. Who has left or whose certificate has expired
+    /// is none.
+    pub(crate) fn members(&self, wall: UnixTime) -> impl Iterator<Item = Member> {
+        let mesh = self.mesh();
+        let valid = move |entry: &&Admitted| !entry.certificate().has_expired(wall);
+        self.map.iter().map(|(_, entry)| entry).filter(valid).map(move |e| self.member_of(e, mesh))
+    }
+
+    pub(crate) fn member(&self, node: NodeId, wall: UnixTime) -> Option<Member> {
+        let entry = self.map.get(&node).filter(|e| !e.certificate().has_expired(wall))?;
+        Some(self.member_of(entry, self.mesh()))
+    }
+
+    pub(crate) fn is_member(&self, node: NodeId, wall: UnixTime) -> bool {
+        self.map.get(&node).is_some_and(|entry| !entry.certificate().has_expired(wall))
+    }
+
+    /// The node that a WireGuard key was given to, be it a member still or not.
+    pub(crate) fn holder_of(&self, wg: WgKey) -> Option<NodeId> {
+        let mut entries = self.map.entries();
+        entries.find_map(|(node, entry)| match entry {
+            Entry::Add(admitted) => (admitted.certificate().wg == wg).then_some(*node),
+            Entry::Remove(_) => None,
+        })
+    }
+
+    pub(crate) fn verify_record(&self, raw: Raw) -> Result<(NodeId, RosterEntry), RecordError> {
+        let admitted = Admitted::verify(raw, &self.genesis)?;
+        Ok((admitted.record().node, Entry::Add(admitted)))
+    }
+
+    pub(crate) fn verify_removal(&self, raw: Raw) -> Result<(NodeId, RosterEntry), RecordError> {
+        let removed = Removed::verify(raw, &self.genesis)?;
+        Ok((removed.removal().node, Entry::Remove(removed)))
+    }
+
+    /// Whether just this record is held already.
+    pub(crate) fn holds_record(&self, raw: &Raw) -> bool {
+        let held = |record: Record| Some(self.map.added(&record.node)?.raw() == raw);
+        Signed::<Record>::peek(raw).and_then(held).unwrap_or(false)
+    }
+
+    /// Whether just this removal is held already.
+    pub(crate) fn holds_removal(&self, raw: &Raw) -> bool {
+        let held = |removal: Removal| Some(self.map.removed(&removal.node)?.raw() == raw);
+        Signed::<Removal>::peek(raw).and_then(held).unwrap_or(false)
+    }
+
+    /// All that can be verified of a message's entries, and why the rest cannot.
+    pub(crate) fn verify_all(
+        &self,
+        records: Records,
+    ) -> (Vec<(NodeId, RosterEntry)>, Vec<RecordError>) {
+        let records_in = records.records.into_iter().map(|raw| self.verify_record(raw));
+        let removals_in = records.removals.into_iter().map(|raw| self.verify_removal(raw));
+        let (mut entries, mut errors) = (Vec::new(), Vec::new());
+        for result in records_in.chain(removals_in) {
+            match result {
+                Ok(entry) => entries.push(entry),
+                Err(error) => errors.push(error),
+            }
+        }
+        (entries, errors)
+    }
+
+    fn member_of(&self, entry: &Admitted, mesh: MeshId) -> Member {
+        let (record, certificate) = (entry.record(), entry.certificate());
+        Member {
+            node: record.node,
+            address: node_address(mesh, record.node),
+            wg: certificate.wg,
+            role: certificate.role,
+            profile: record.profile.clone(),
+            seq: record.seq,
+            not_after: UnixTime(certificate.not_after),
+            founder: record.node == self.genesis.founder,
+            serial: certificate.serial,
+        }
+    }
+}
+
+impl Key for NodeId {
+    fn key_bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}

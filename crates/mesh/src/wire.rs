@@ -1,0 +1,581 @@
+//! What travels between the agents.
+//!
+//! A message is a CBOR array of four: the version, the mesh, the kind, and a map of numbered
+//! fields. Whoever reads it skips fields that it does not know; a message of an unknown kind is
+//! dropped, one of an unknown version is an error that names the version. Kinds in use:
+//!
+//! | kind | message | direction |
+//! |---|---|---|
+//! | 1 | [`Message::Digest`] | begins a reconciliation |
+//! | 2 | [`Message::Same`] | the answer if the states are equal |
+//! | 3 | [`Message::Stamps`] | the answer if they are not |
+//! | 4 | [`Message::Want`] | asks for what is lacking |
+//! | 5 | [`Message::Records`] | brings what the other lacks, or what is new |
+//! | 6 | [`Message::WhoAreYou`] | the answer to a digest of a node that is not known |
+//! | 16 | [`Message::Join`] | redeems an invite |
+//! | 17 | [`Message::Welcome`] | the answer if it is accepted |
+//! | 18 | [`Message::Refused`] | the answer if it is not |
+//!
+//! 7 to 15 are kept for finer reconciliation and rumors, 19 to 23 for eviction and renewal, 24
+//! and above for probes. No decoder allocates more than a few times the length of its input.
+
+use minicbor::decode::Decoder;
+use minicbor::encode::Encoder;
+use minicbor::{Decode, Encode};
+use selvedge_model::{MeshId, NodeId, WgKey};
+
+use crate::codec::{self, fixed, fixed_list, optional};
+use crate::crdt::{Digest, Version, Versions};
+use crate::signed::Raw;
+
+/// The version of the format.
+pub const WIRE_VERSION: u8 = 1;
+/// No message is longer than this, in bytes.
+pub const MAX_MESSAGE: usize = 1 << 20;
+/// No message of a node that is not a member need be longer than this, in bytes.
+pub const MAX_STRANGERS_MESSAGE: usize = 16 << 10;
+/// The greatest number of stamps in one message.
+pub const MAX_STAMPS: usize = 4096;
+/// The greatest number of keys in one [`Message::Want`].
+pub const MAX_WANT: usize = 4096;
+/// The greatest number of records, and of removals, in one message.
+pub const MAX_RECORDS: usize = 1024;
+/// A sender begins a new message when the records in one exceed this many bytes.
+pub(crate) const RECORDS_BUDGET: usize = 256 << 10;
+
+/// A message and the mesh that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The mesh.
+    pub mesh: MeshId,
+    /// The message.
+    pub message: Message,
+}
+
+/// What one agent tells another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Here is what I hold, in short.
+    Digest(Summary),
+    /// I hold the same.
+    Same,
+    /// Here is what I hold of a range of keys.
+    Stamps(Stamps),
+    /// Send me the entries of these keys.
+    Want(Want),
+    /// Here are entries.
+    Records(Records),
+    /// I do not know you: show me your record.
+    WhoAreYou,
+    /// Admit me.
+    Join(Join),
+    /// You are admitted.
+    Welcome(Welcome),
+    /// You are not admitted.
+    Refused(Refused),
+}
+
+/// The body of [`Message::Digest`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Summary {
+    /// A hash of the state.
+    #[cbor(n(0), with = "fixed")]
+    pub hash: [u8; 16],
+    /// The number of nodes in it, those that left included.
+    #[n(1)]
+    pub count: u64,
+    /// The sender's own record, for a receiver that may not know it.
+    #[n(2)]
+    pub introduction: Option<Raw>,
+}
+
+/// The body of [`Message::Stamps`]: all stamps of one range of keys.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stamps {
+    /// The range begins after this key; with the first key if absent.
+    #[cbor(n(0), with = "optional", has_nil)]
+    pub after: Option<NodeId>,
+    /// The range ends with this key; with the last key if absent.
+    #[cbor(n(1), with = "optional", has_nil)]
+    pub through: Option<NodeId>,
+    /// The stamps.
+    #[cbor(n(2), decode_with = "codec::list::<MAX_STAMPS, _, _>")]
+    pub stamps: Vec<Stamp>,
+}
+
+/// The versions of one node's entries.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stamp {
+    /// The node.
+    #[cbor(n(0), with = "fixed")]
+    pub node: NodeId,
+    /// The version of its record.
+    #[n(1)]
+    pub added: Option<Version>,
+    /// The version of its removal.
+    #[n(2)]
+    pub removed: Option<Version>,
+}
+
+/// The body of [`Message::Want`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Want {
+    /// The nodes whose entries are asked for.
+    #[cbor(n(0), encode_with = "fixed_list::encode")]
+    #[cbor(decode_with = "fixed_list::decode::<MAX_WANT, _, _>")]
+    pub nodes: Vec<NodeId>,
+}
+
+/// The body of [`Message::Records`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Records {
+    /// Signed records.
+    #[cbor(n(0), decode_with = "codec::list::<MAX_RECORDS, _, _>", default)]
+    pub records: Vec<Raw>,
+    /// Signed removals.
+    #[cbor(n(1), decode_with = "codec::list::<MAX_RECORDS, _, _>", default)]
+    pub removals: Vec<Raw>,
+}
+
+/// The body of [`Message::Join`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Join {
+    /// The signed invite.
+    #[n(0)]
+    pub invite: Raw,
+    /// The WireGuard key of the node that wants to join.
+    #[cbor(n(1), with = "fixed")]
+    pub wg: WgKey,
+}
+
+/// The body of [`Message::Welcome`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Welcome {
+    /// The signed certificate.
+    #[n(0)]
+    pub certificate: Raw,
+    /// The state, or the first part of it; the rest comes by reconciliation.
+    #[n(1)]
+    pub state: Records,
+}
+
+/// The body of [`Message::Refused`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refused {
+    /// The reason; absent if it is one that only a newer version knows.
+    #[cbor(n(0), with = "reason", has_nil)]
+    pub reason: Option<RefusedReason>,
+    /// The reason in words.
+    #[cbor(n(1), decode_with = "codec::text::<{ Refused::MAX_DETAIL }, _>")]
+    pub detail: String,
+}
+
+impl Refused {
+    /// The greatest length of the detail in bytes.
+    pub const MAX_DETAIL: usize = 300;
+}
+
+/// Why a node is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedReason {
+    /// The invite is malformed or forged.
+    BadInvite = 0,
+    /// The invite has expired.
+    Expired = 1,
+    /// Others have joined with it, as many as may.
+    UsedUp = 2,
+    /// The invite is for another mesh.
+    WrongMesh = 3,
+    /// The node that was asked did not issue the invite.
+    NotIssuer = 4,
+    /// The WireGuard key belongs to another node.
+    KeyInUse = 5,
+    /// The mesh is full.
+    Full = 6,
+}
+
+impl RefusedReason {
+    const ALL: [Self; 7] = [
+        Self::BadInvite,
+        Self::Expired,
+        Self::UsedUp,
+        Self::WrongMesh,
+        Self::NotIssuer,
+        Self::KeyInUse,
+        Self::Full,
+    ];
+}
+
+/// Why bytes are no message. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Longer than any message.
+    #[error("the message is too long: {len} bytes, at most {MAX_MESSAGE} are allowed")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// Of a version that is not known here.
+    #[error(
+        "the message has wire version {found}, which is not known here (known: {WIRE_VERSION})"
+    )]
+    UnknownVersion {
+        /// Its version.
+        found: u64,
+    },
+    /// Of a kind that is not known here, perhaps from a newer node.
+    #[error("the message is of kind {kind}, which is not known here")]
+    UnknownKind {
+        /// Its kind.
+        kind: u64,
+    },
+    /// Not the shape of a message.
+    #[error("the message is malformed: {0}")]
+    Malformed(String),
+}
+
+impl Envelope {
+    /// The message in bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Encoder::new(&mut bytes)
+            .array(4)
+            .and_then(|e| e.u8(WIRE_VERSION))
+            .and_then(|e| e.bytes(self.mesh.as_bytes()))
+            .and_then(|e| e.u64(self.message.kind()))
+            .expect("writing to a Vec does not fail");
+        bytes.extend(self.message.encode_body());
+        bytes
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// See [`WireError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let Header { mesh, kind, body } = Header::decode(bytes)?;
+        Ok(Self { mesh, message: Message::decode_body(kind, body)? })
+    }
+}
+
+/// The mesh that a message belongs to.
+///
+/// # Errors
+/// If the message is too long, of an unknown version, or its beginning is malformed.
+pub fn mesh_of(bytes: &[u8]) -> Result<MeshId, WireError> {
+    Header::decode(bytes).map(|header| header.mesh)
+}
+
+impl Message {
+    /// The number that stands for the kind of message.
+    #[must_use]
+    pub const fn kind(&self) -> u64 {
+        match self {
+            Self::Digest(_) => 1,
+            Self::Same => 2,
+            Self::Stamps(_) => 3,
+            Self::Want(_) => 4,
+            Self::Records(_) => 5,
+            Self::WhoAreYou => 6,
+            Self::Join(_) => 16,
+            Self::Welcome(_) => 17,
+            Self::Refused(_) => 18,
+        }
+    }
+
+    fn encode_body(&self) -> Vec<u8> {
+        match self {
+            Self::Digest(body) => codec::to_vec(body),
+            Self::Stamps(body) => codec::to_vec(body),
+            Self::Want(body) => codec::to_vec(body),
+            Self::Records(body) => codec::to_vec(body),
+            Self::Join(body) => codec::to_vec(body),
+            Self::Welcome(body) => codec::to_vec(body),
+            Self::Refused(body) => codec::to_vec(body),
+            Self::Same | Self::WhoAreYou => codec::to_vec(&Empty {}),
+        }
+    }
+
+    fn decode_body(kind: u64, bytes: &[u8]) -> Result<Self, WireError> {
+        fn body<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, WireError> {
+            codec::from_slice(bytes).map_err(malformed)
+        }
+        match kind {
+            1 => body(bytes).map(Self::Digest),
+            2 => body::<Empty>(bytes).map(|Empty {}| Self::Same),
+            3 => body(bytes).map(Self::Stamps),
+            4 => body(bytes).map(Self::Want),
+            5 => body(bytes).map(Self::Records),
+            6 => body::<Empty>(bytes).map(|Empty {}| Self::WhoAreYou),
+            16 => body(bytes).map(Self::Join),
+            17 => body(bytes).map(Self::Welcome),
+            18 => body(bytes).map(Self::Refused),
+            kind => Err(WireError::UnknownKind { kind }),
+        }
+    }
+}
+
+impl Summary {
+    /// The digest.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        Digest { hash: self.hash, count: self.count }
+    }
+}
+
+impl Stamp {
+    /// The versions.
+    #[must_use]
+    pub const fn versions(&self) -> Versions {
+        Versions { added: self.added, removed: self.removed }
+    }
+}
+
+/// The body of a message that consists of its kind.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct Empty {}
+
+struct Header<'a> {
+    mesh: MeshId,
+    kind: u64,
+    body: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    fn decode(bytes: &'a [u8]) -> Result<Self, WireError> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(WireError::TooLong { len: bytes.len() });
+        }
+        let mut d = Decoder::new(bytes);
+        let items = d.array().map_err(malformed)?;
+        let found = d.u64().map_err(malformed)?;
+        if found != u64::from(WIRE_VERSION) {
+            return Err(WireError::UnknownVersion { found });
+        }
+        if items != Some(4) {
+            return Err(WireError::Malformed("it does not have four parts".into()));
+        }
+        let mesh = fixed::decode(&mut d, &mut ()).map_err(malformed)?;
+        let kind = d.u64().map_err(malformed)?;
+        Ok(Self { mesh, kind, body: &bytes[d.position()..] })
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
+fn malformed(error: minicbor::decode::Error) -> WireError {
+    WireError::Malformed(error.to_string())
+}
+
+/// A reason as a number. A number that is not known is none.
+mod reason {
+    use minicbor::decode::{self, Decoder};
+    use minicbor::encode::{self, Encoder, Write};
+
+    use super::RefusedReason;
+
+    pub(super) fn encode<Ctx, W: Write>(
+        reason: &Option<RefusedReason>,
+        e: &mut Encoder<W>,
+        _: &mut Ctx,
+    ) -> Result<(), encode::Error<W::Error>> {
+        match reason {
+            Some(reason) => e.u32(*reason as u32)?.ok(),
+            None => e.null()?.ok(),
+        }
+    }
+
+    pub(super) fn decode<Ctx>(
+        d: &mut Decoder<'_>,
+        _: &mut Ctx,
+    ) -> Result<Option<RefusedReason>, decode::Error> {
+        if d.datatype()? == minicbor::data::Type::Null {
+            d.null()?;
+            return Ok(None);
+        }
+        let number = d.u32()?;
+        Ok(RefusedReason::ALL.into_iter().find(|reason| *reason as u32 == number))
+    }
+
+    pub(super) use crate::codec::optional::{is_nil, nil};
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MESH: MeshId = MeshId([1; 20]);
+
+    fn raw() -> Raw {
+        Raw { bytes: vec![1, 2, 3], signature: [4; 64] }
+    }
+
+    fn messages() -> Vec<Message> {
+        let version = Version { stamp: 3, tie: [1; 16] };
+        let node = NodeId([2; 32]);
+        let records = Records { records: vec![raw()], removals: vec![raw(), raw()] };
+        vec![
+            Message::Digest(Summary { hash: [5; 16], count: 9, introduction: Some(raw()) }),
+            Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
+            Message::Same,
+            Message::WhoAreYou,
+            Message::Stamps(Stamps {
+                after: Some(node),
+                through: None,
+                stamps: vec![Stamp { node, added: Some(version), removed: None }],
+            }),
+            Message::Stamps(Stamps { after: None, through: Some(node), stamps: vec![] }),
+            Message::Want(Want { nodes: vec![node, node] }),
+            Message::Records(records.clone()),
+            Message::Join(Join { invite: raw(), wg: WgKey([6; 32]) }),
+            Message::Welcome(Welcome { certificate: raw(), state: records }),
+            Message::Refused(Refused {
+                reason: Some(RefusedReason::UsedUp),
+                detail: "used up".into(),
+            }),
+        ]
+    }
+
+    fn encoded(message: Message) -> Vec<u8> {
+        Envelope { mesh: MESH, message }.encode()
+    }
+
+    #[test]
+    fn messages_are_read_back() {
+        for message in messages() {
+            let bytes = encoded(message.clone());
+            assert_eq!(mesh_of(&bytes), Ok(MESH));
+            assert_eq!(Envelope::decode(&bytes), Ok(Envelope { mesh: MESH, message }));
+        }
+    }
+
+    #[test]
+    fn cut_messages_are_refused() {
+        for message in messages() {
+            let bytes = encoded(message);
+            for len in 0..bytes.len() {
+                let error = Envelope::decode(&bytes[..len]).expect_err("cut");
+                assert!(matches!(error, WireError::Malformed(_)), "{error}");
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            assert!(Envelope::decode(&longer).is_err());
+        }
+    }
+
+    #[test]
+    fn unknown_versions_and_kinds_are_named() {
+        let mut bytes = encoded(Message::Same);
+        bytes[1] = 9;
+        let error = Envelope::decode(&bytes).expect_err("newer");
+        let expected = "the message has wire version 9, which is not known here (known: 1)";
+        assert_eq!(error.to_string(), expected);
+        let mut bytes = encoded(Message::Same);
+        let kind = bytes.len() - 2;
+        bytes[kind] = 15;
+        assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownKind { kind: 15 }));
+    }
+
+    #[test]
+    fn a_later_version_may_have_more_parts() {
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes);
+        encoder.array(7).and_then(|e| e.u32(70_000)).expect("writes");
+        assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownVersion { found: 70_000 }));
+    }
+
+    #[test]
+    fn unknown_fields_and_reasons_are_skipped() {
+        let body = |write: &dyn Fn(&mut Encoder<&mut Vec<u8>>)| {
+            let mut bytes = encoded(Message::Same);
+            bytes.truncate(bytes.len() - 2);
+            write(&mut Encoder::new(&mut bytes));
+            Envelope::decode(&bytes).expect("skips").message
+        };
+        let digest = body(&|e| {
+            e.u8(1)
+                .and_then(|e| e.map(3))
+                .and_then(|e| e.u8(0))
+                .and_then(|e| e.bytes(&[7; 16]))
+                .and_then(|e| e.u8(1))
+                .and_then(|e| e.u8(2))
+                .and_then(|e| e.u8(99))
+                .and_then(|e| e.array(2))
+                .and_then(|e| e.str("new"))
+                .and_then(|e| e.u8(1))
+                .expect("writes");
+        });
+        assert_eq!(
+            digest,
+            Message::Digest(Summary { hash: [7; 16], count: 2, introduction: None })
+        );
+        let refused = body(&|e| {
+            e.u8(18)
+                .and_then(|e| e.map(2))
+                .and_then(|e| e.u8(0))
+                .and_then(|e| e.u8(77))
+                .and_then(|e| e.u8(1))
+                .and_then(|e| e.str("new reason"))
+                .expect("writes");
+        });
+        assert_eq!(
+            refused,
+            Message::Refused(Refused { reason: None, detail: "new reason".into() })
+        );
+    }
+
+    #[test]
+    fn lists_and_texts_are_bounded() {
+        let refused = |message| Envelope::decode(&encoded(message)).is_err();
+        let want = |count| Message::Want(Want { nodes: vec![NodeId([0; 32]); count] });
+        assert!(!refused(want(MAX_WANT)));
+        assert!(refused(want(MAX_WANT + 1)));
+        let records = |count| Records { records: vec![raw(); count], removals: vec![] };
+        assert!(!refused(Message::Records(records(MAX_RECORDS))));
+        assert!(refused(Message::Records(records(MAX_RECORDS + 1))));
+        let detail = |len| Message::Refused(Refused { reason: None, detail: "x".repeat(len) });
+        assert!(!refused(detail(Refused::MAX_DETAIL)));
+        assert!(refused(detail(Refused::MAX_DETAIL + 1)));
+        let long = vec![0; MAX_MESSAGE + 1];
+        assert_eq!(Envelope::decode(&long), Err(WireError::TooLong { len: MAX_MESSAGE + 1 }));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = Envelope::decode(&bytes);
+        }
+
+        #[test]
+        fn random_bodies_never_panic(kind in 0..30_u8, body in vec(any::<u8>(), 0..200)) {
+            let mut bytes = encoded(Message::Same);
+            bytes.truncate(bytes.len() - 2);
+            Encoder::new(&mut bytes).u8(kind).expect("writes");
+            bytes.extend(body);
+            let _ = Envelope::decode(&bytes);
+        }
+
+        #[test]
+        fn damaged_messages_never_panic(
+            which in 0..11_usize, at in any::<prop::sample::Index>(), value in any::<u8>(),
+        ) {
+            let mut bytes = encoded(messages().swap_remove(which));
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+            if let Ok(read) = Envelope::decode(&bytes) {
+                prop_assert_eq!(Envelope::decode(&read.encode()), Ok(read));
+            }
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! A record is written by its owner alone (M1), and who is no member is not heard.
+
+mod common;
+
+use common::{
+    WALL, admit, ask, events, founder, identity, invite, join, joining, mesh_of, profile, terms,
+    transmits, wg,
+};
+use selvedge_mesh::wire::{Envelope, Message, Records, RefusedReason, Stamps, Summary, Want};
+use selvedge_mesh::{
+    Certificate, Event, Identity, Invite, JoinError, Joining, MAX_SEQ, Mesh, MeshError, Profile,
+    Raw, Record, Rejection, Removal, Role, Signed, State, Statement, UnixTime,
+};
+use selvedge_model::{MeshId, NodeId, Time};
+
+/// The founder, and a member that it knows.
+fn pair() -> (Mesh, Mesh) {
+    let mut founder = founder();
+    let mut member = admit(&mut founder, 1);
+    greet(&mut member, &mut founder);
+    assert!(founder.is_member(member.node()));
+    (founder, member)
+}
+
+/// Lets `node` introduce itself to `to`.
+fn greet(node: &mut Mesh, to: &mut Mesh) {
+    let introduction = own_record(node);
+    let digest = Summary { hash: [0; 16], count: 0, introduction: Some(introduction) };
+    give(to, node.node(), Message::Digest(digest));
+    transmits(to);
+    events(to);
+}
+
+/// The record of a node, as it travels.
+fn own_record(mesh: &Mesh) -> Raw {
+    records_of(mesh, mesh.node()).records.swap_remove(0)
+}
+
+/// What `mesh` holds of a node.
+fn records_of(mesh: &Mesh, node: NodeId) -> Records {
+    // Ask a copy, as any member could.
+    let state = State::decode(&mesh.snapshot()).expect("its own");
+    let number = (0..100).find(|n| identity(*n).node_id() == mesh.node()).expect("one of ours");
+    let mut copy = mesh_of(number, state);
+    let asker = copy.members().map(|m| m.node).find(|n| *n != mesh.node()).expect("a member");
+    give(&mut copy, asker, Message::Want(Want { nodes: vec![node] }));
+    let (_, bytes) = transmits(&mut copy).pop().expect("an answer");
+    match Envelope::decode(&bytes).expect("our own format").message {
+        Message::Records(records) => records,
+        other => panic!("{other:?} is no answer"),
+    }
+}
+
+fn give(to: &mut Mesh, from: NodeId, message: Message) {
+    let bytes = Envelope { mesh: to.id(), message }.encode();
+    to.handle_message(from, &bytes, Time::ZERO, WALL);
+}
+
+fn give_record(to: &mut Mesh, from: NodeId, raw: Raw) {
+    give(to, from, Message::Records(Records { records: vec![raw], removals: vec![] }));
+}
+
+/// The record in `raw`, changed and signed anew.
+fn resigned(raw: &Raw, signer: &Identity, change: impl FnOnce(&mut Record)) -> Raw {
+    let mut record = Signed::<Record>::verify(raw.clone()).expect("valid").value().clone();
+    change(&mut record);
+    record.node = signer.node_id();
+    Signed::sign(record, signer).expect("in bounds").raw().clone()
+}
+
+/// `change` must be refused, as `kind`, without a trace.
+fn assert_refused(kind: &str, change: impl FnOnce(&mut Mesh, &Mesh)) {
+    let (mut founder, member) = pair();
+    let (digest, before) = (founder.digest(), founder.snapshot());
+    change(&mut founder, &member);
+    assert_eq!(founder.digest(), digest);
+    assert_eq!(founder.snapshot(), before);
+    assert_eq!(founder.rejections().get(kind), Some(&1), "{:?}", founder.rejections());
+    let told = events(&mut founder);
+    assert!(matches!(told.as_slice(), [Event::Rejected { .. }]), "{told:?}");
+}
+
+#[test]
+fn a_forged_record_is_refused() {
+    assert_refused("record_signature", |founder, member| {
+        let mut raw = own_record(founder);
+        let last = raw.bytes.len() - 1;
+        raw.bytes[last] ^= 1;
+        give_record(founder, member.node(), raw);
+    });
+}
+
+#[test]
+fn a_record_signed_by_another_is_refused() {
+    assert_refused("record_signature", |founder, member| {
+        // Its owner's name stays, another signs, with all that a member could know.
+        let mut raw = own_record(founder);
+        let forger = identity(1);
+        let forged = resigned(&own_record(member), &forger, |record| record.seq = 9);
+        raw.signature = forged.signature;
+        give_record(founder, member.node(), raw);
+    });
+}
+
+#[test]
+fn a_record_with_anothers_certificate_is_refused() {
+    assert_refused("record_certificate", |founder, member| {
+        let stranger = identity(99);
+        let raw = resigned(&own_record(member), &stranger, |_| {});
+        give_record(founder, member.node(), raw);
+    });
+}
+
+#[test]
+fn a_certificate_that_a_member_signed_is_refused() {
+    assert_refused("record_certificate", |founder, member| {
+        let (issuer, friend) = (identity(1), identity(99));
+        let certificate = Certificate {
+            mesh: founder.id(),
+            subject: friend.node_id(),
+            wg: wg(99),
+            role: Role::Peer,
+            prefixes: vec![],
+            may_invite: true,
+            not_after: u64::MAX,
+            serial: 7,
+            issuer: issuer.node_id(),
+        };
+        let certificate = Signed::sign(certificate, &issuer).expect("in bounds").raw().clone();
+        let raw = resigned(&own_record(member), &friend, |r| r.certificate = certificate);
+        give_record(founder, member.node(), raw);
+    });
+}
+
+#[test]
+fn a_sequence_number_out_of_bounds_is_refused() {
+    assert_refused("record_signature", |founder, member| {
+        // `Signed::sign` would refuse it, so it is patched in and signed by hand.
+        let raw = own_record(member);
+        let record = Signed::<Record>::verify(raw).expect("valid").value().clone();
+        let raw = sign_unchecked(&Record { seq: MAX_SEQ + 1, ..record }, 1);
+        give_record(founder, member.node(), raw);
+    });
+}
+
+#[test]
+fn a_removal_by_another_is_refused() {
+    assert_refused("record_signature", |founder, member| {
+        let removal = Removal { mesh: founder.id(), node: founder.node(), seq: 99 };
+        let raw = sign_unchecked(&removal, 1);
+        let records = Records { records: vec![], removals: vec![raw] };
+        give(founder, member.node(), Message::Records(records));
+    });
+}
+
+/// Signs without any check, with the key of the node of that number.
+fn sign_unchecked<T: Statement>(value: &T, number: u32) -> Raw {
+    use ed25519_dalek::Signer as _;
+    let mut secret = [0x5e; 32];
+    secret[..4].copy_from_slice(&number.to_be_bytes());
+    let mut bytes = vec![T::VERSION];
+    bytes.extend(minicbor::to_vec(value).expect("encodes"));
+    let key = ed25519_dalek::SigningKey::from_bytes(&secret);
+    let signature = key.sign(&[T::CONTEXT, &bytes].concat()).to_bytes();
+    Raw { bytes, signature }
+}
+
+#[test]
+fn replays_and_older_records_change_nothing() {
+    let (mut founder, mut member) = pair();
+    let first = own_record(&member);
+    member.set_profile(profile(50)).expect("in bounds");
+    let second = own_record(&member);
+    give_record(&mut founder, member.node(), second.clone());
+    let digest = founder.digest();
+    events(&mut founder);
+    for raw in [first, second] {
+        give_record(&mut founder, member.node(), raw);
+    }
+    assert_eq!(founder.digest(), digest);
+    assert_eq!(founder.member(member.node()).map(|m| m.profile), Some(profile(50)));
+    assert_eq!(events(&mut founder), []);
+    assert!(founder.rejections().is_empty());
+}
+
+#[test]
+fn a_member_cannot_bring_back_who_left() {
+    let (mut founder, member) = pair();
+    let mut third = admit(&mut founder, 2);
+    greet(&mut third, &mut founder);
+    let old = own_record(&third);
+    third.leave().expect("a member");
+    let (_, bytes) = transmits(&mut third).pop().expect("tells somebody");
+    founder.handle_message(third.node(), &bytes, Time::ZERO, WALL);
+    assert!(!founder.is_member(third.node()));
+    give_record(&mut founder, member.node(), old);
+    assert!(!founder.is_member(third.node()));
+    assert!(!founder.desired_wireguard().contains_key(&wg(2)));
+    // Its own messages are not heard either.
+    give(&mut founder, third.node(), Message::Want(Want { nodes: vec![member.node()] }));
+    assert_eq!(founder.rejections()["not_a_member"], 1);
+}
+
+#[test]
+fn strangers_are_not_heard() {
+    let stranger = identity(99).node_id();
+    let none = Records::default();
+    let refused =
+        Message::Refused(selvedge_mesh::wire::Refused { reason: None, detail: String::new() });
+    let messages = [
+        Message::Same,
+        Message::WhoAreYou,
+        Message::Want(Want { nodes: vec![stranger] }),
+        Message::Stamps(Stamps { after: None, through: None, stamps: vec![] }),
+        Message::Records(none),
+        refused,
+    ];
+    for message in messages {
+        let (mut founder, _) = pair();
+        give(&mut founder, stranger, message.clone());
+        assert_eq!(transmits(&mut founder), [], "{message:?}");
+        assert_eq!(founder.rejections()["not_a_member"], 1);
+    }
+}
+
+#[test]
+fn a_strangers_digest_is_answered_by_less() {
+    let (mut founder, _) = pair();
+    let digest = Summary { hash: [0; 16], count: 0, introduction: None };
+    let question = Envelope { mesh: founder.id(), message: Message::Digest(digest) }.encode();
+    founder.handle_message(identity(99).node_id(), &question, Time::ZERO, WALL);
+    let sent = transmits(&mut founder);
+    let [(_, answer)] = sent.as_slice() else { panic!("{sent:?}") };
+    assert!(answer.len() < question.len());
+}
+
+#[test]
+fn nobody_can_introduce_himself_as_another() {
+    let (mut founder, member) = pair();
+    let introduction = Some(own_record(&admit(&mut founder, 2)));
+    let digest = Summary { hash: [0; 16], count: 0, introduction };
+    transmits(&mut founder);
+    give(&mut founder, identity(99).node_id(), Message::Digest(digest));
+    assert_eq!(transmits(&mut founder), []);
+    assert_eq!(founder.rejections()["introduction"], 1);
+    assert_eq!(founder.members().count(), 2);
+    drop(member);
+}
+
+#[test]
+fn answers_that_nobody_asked_for_are_refused() {
+    assert_refused("unexpected", |founder, member| {
+        let welcome = selvedge_mesh::wire::Welcome {
+            certificate: own_record(member),
+            state: Records::default(),
+        };
+        give(founder, member.node(), Message::Welcome(welcome));
+    });
+}
+
+#[test]
+fn unreadable_messages_are_counted() {
+    assert_refused("malformed", |founder, member| {
+        founder.handle_message(member.node(), b"hello", Time::ZERO, WALL);
+    });
+    assert_refused("wire_version", |founder, member| {
+        let mut bytes = Envelope { mesh: founder.id(), message: Message::Same }.encode();
+        bytes[1] = 2;
+        founder.handle_message(member.node(), &bytes, Time::ZERO, WALL);
+    });
+    assert_refused("wrong_mesh", |founder, member| {
+        let bytes = Envelope { mesh: MeshId([0; 20]), message: Message::Same }.encode();
+        founder.handle_message(member.node(), &bytes, Time::ZERO, WALL);
+    });
+}
+
+#[test]
+fn rejections_do_not_fill_the_memory() {
+    let (mut founder, member) = pair();
+    for _ in 0..10_000 {
+        founder.handle_message(member.node(), b"hello", Time::ZERO, WALL);
+    }
+    assert_eq!(founder.rejections()["malformed"], 10_000);
+    assert!(events(&mut founder).len() < 1000);
+}
+
+#[test]
+fn an_expired_member_is_none() {
+    let (mut founder, mut member) = pair();
+    let node = member.node();
+    let not_after = founder.member(node).expect("a member").not_after;
+    let due = founder.poll_timeout().expect("a member");
+    founder.handle_timeout(due, not_after);
+    assert!(founder.is_member(node));
+    events(&mut founder);
+    let late = UnixTime(not_after.0 + 1);
+    let due = founder.poll_timeout().expect("a member");
+    founder.handle_timeout(due, late);
+    assert_eq!(events(&mut founder), [Event::MemberLeft(node), Event::StateChanged]);
+    assert!(founder.desired_wireguard().is_empty());
+    transmits(&mut founder);
+    member.set_profile(profile(50)).expect("in bounds");
+    for (_, bytes) in transmits(&mut member) {
+        founder.handle_message(node, &bytes, due, late);
+    }
+    assert_eq!(founder.rejections()["not_a_member"], 1);
+}
+
+#[test]
+fn no_more_nodes_are_held_than_configured() {
+    let config = selvedge_mesh::Config { max_nodes: 2, ..selvedge_mesh::Config::default() };
+    let state = common::found();
+    let mut founder = Mesh::new(identity(0), state, config, 1, Time::ZERO, WALL).expect("its own");
+    let invite = invite(&founder, 1, 10);
+    let two: Vec<Joining> = [1, 2].map(|number| joining(number, &invite)).into();
+    let from = |number| identity(number).node_id();
+    let states: Vec<State> = two
+        .iter()
+        .zip(1..)
+        .map(|(joining, number)| join(&mut founder, joining, from(number)).expect("there is room"))
+        .collect();
+    for (state, number) in states.into_iter().zip(1..) {
+        greet(&mut mesh_of(number, state), &mut founder);
+    }
+    assert_eq!(founder.members().count(), 2);
+    assert_eq!(founder.rejections()["full"], 1);
+    let error = join(&mut founder, &joining(3, &invite), from(3)).expect_err("full");
+    assert!(matches!(error, JoinError::Refused { reason: Some(RefusedReason::Full), .. }));
+}
+
+#[test]
+fn an_invite_is_redeemed_so_many_times() {
+    let mut founder = founder();
+    let invite = invite(&founder, 1, 2);
+    let from = |number| identity(number).node_id();
+    join(&mut founder, &joining(1, &invite), from(1)).expect("the first");
+    join(&mut founder, &joining(2, &invite), from(2)).expect("the second");
+    let error = join(&mut founder, &joining(3, &invite), from(3)).expect_err("one too many");
+    assert!(error.to_string().ends_with("the invite is used up: 2 of 2 nodes have joined with it"));
+    // It was the node's word that was lost, not the certificate.
+    join(&mut founder, &joining(1, &invite), from(1)).expect("the first again");
+    // The count survives a restart.
+    let state = State::decode(&founder.snapshot()).expect("its own");
+    let mut founder = mesh_of(0, state);
+    let error = join(&mut founder, &joining(3, &invite), from(3)).expect_err("one too many");
+    assert!(matches!(error, JoinError::Refused { reason: Some(RefusedReason::UsedUp), .. }));
+    assert_eq!(founder.rejections()["invite"], 1);
+}
+
+#[test]
+fn redeeming_again_gives_the_same_certificate() {
+    let mut founder = founder();
+    let invite = invite(&founder, 1, 1);
+    let node = identity(1).node_id();
+    let first = ask(&mut founder, &joining(1, &invite), node);
+    events(&mut founder);
+    let second = ask(&mut founder, &joining(1, &invite), node);
+    assert_eq!(first, second);
+    assert_eq!(events(&mut founder), []);
+    // With another key, after the node lost its disk, it is another one, and no further use.
+    let rekeyed =
+        Joining::new(identity(1), invite.clone(), wg(77), Profile::default(), WALL).expect("valid");
+    let state = join(&mut founder, &rekeyed, node).expect("the same node");
+    assert_eq!(state.wg(), Some(wg(77)));
+}
+
+#[test]
+fn a_wireguard_key_is_given_to_one_node() {
+    let (mut founder, _) = pair();
+    let invite = invite(&founder, 2, 5);
+    let ours = [wg(0), wg(1)];
+    for key in ours {
+        let thief = Joining::new(identity(9), invite.clone(), key, Profile::default(), WALL)
+            .expect("valid");
+        let error = join(&mut founder, &thief, identity(9).node_id()).expect_err("in use");
+        assert!(matches!(error, JoinError::Refused { reason: Some(RefusedReason::KeyInUse), .. }));
+    }
+}
+
+#[test]
+fn invites_end() {
+    let founder = founder();
+    let invite = invite(&founder, 1, 1);
+    let late = UnixTime(invite.value().not_after + 1);
+    let error = Joining::new(identity(1), invite.clone(), wg(1), profile(1), late);
+    let error = error.expect_err("too late").to_string();
+    assert_eq!(error, "joining: the invite expired at 2026-11-18T12:06:40Z");
+    // The founder looks at its own clock.
+    let mut founder = founder;
+    let message = joining(1, &invite).message();
+    founder.handle_message(identity(1).node_id(), &message, Time::ZERO, late);
+    let (_, answer) = transmits(&mut founder).pop().expect("an answer");
+    let founder_id = founder.node();
+    let error = joining(1, &invite).handle_message(founder_id, &answer, WALL);
+    let expired = Some(RefusedReason::Expired);
+    assert!(matches!(error, Err(JoinError::Refused { reason, .. }) if reason == expired));
+}
+
+#[test]
+fn invites_of_others_are_refused() {
+    let (mut founder, mut member) = pair();
+    assert!(matches!(member.invite(terms(1, 1), WALL), Err(MeshError::MayNotInvite { .. })));
+    let genuine = invite(&founder, 1, 1);
+    // A member that is asked instead of the founder names the founder.
+    let message = joining(5, &genuine).message();
+    member.handle_message(identity(5).node_id(), &message, Time::ZERO, WALL);
+    let told = format!("{:?}", events(&mut member));
+    assert!(told.contains(&founder.node().to_string()), "{told}");
+    // A member that signs one itself gets nowhere.
+    let forger = identity(1);
+    let forged = Invite { issuer: forger.node_id(), ..genuine.value().clone() };
+    let forged = Signed::sign(forged, &forger).expect("in bounds");
+    let error = Joining::new(identity(5), forged.clone(), wg(5), profile(5), WALL);
+    assert!(matches!(error, Err(JoinError::Invite(_))));
+    let join = selvedge_mesh::wire::Join { invite: forged.raw().clone(), wg: wg(5) };
+    give(&mut founder, identity(5).node_id(), Message::Join(join));
+    assert!(founder.rejections()["invite"] == 1);
+    assert_eq!(founder.members().count(), 2);
+}
+
+#[test]
+fn a_joiner_checks_what_it_is_given() {
+    let mut founder = founder();
+    let invite = invite(&founder, 1, 5);
+    let (one, two) = (joining(1, &invite), joining(2, &invite));
+    let (founder_id, node) = (founder.node(), identity(1).node_id());
+    let answer = ask(&mut founder, &one, node);
+    assert!(matches!(
+        one.handle_message(identity(9).node_id(), &answer, WALL),
+        Err(JoinError::NotAsked(_))
+    ));
+    assert_eq!(
+        two.handle_message(founder_id, &answer, WALL),
+        Err(JoinError::NotOurs { from: founder_id })
+    );
+    for len in 0..answer.len() {
+        assert!(one.handle_message(founder_id, &answer[..len], WALL).is_err());
+    }
+    let welcome = one.handle_message(founder_id, &answer, WALL).expect("the right one");
+    assert_eq!(welcome.node(), node);
+    let error = Joining::new(identity(0), invite, wg(1), profile(1), WALL);
+    assert!(matches!(error, Err(JoinError::Founder(_))));
+}
+
+#[test]
+fn a_founder_that_cannot_be_reached_does_not_invite() {
+    let mut founder = founder();
+    founder.set_profile(Profile::default()).expect("in bounds");
+    assert_eq!(founder.invite(terms(1, 1), WALL), Err(MeshError::Unreachable));
+    founder.set_profile(profile(0)).expect("in bounds");
+    assert!(matches!(founder.invite(terms(1, 0), WALL), Err(MeshError::Invite(_))));
+    let late = UnixTime(WALL.0 + 9999);
+    assert!(matches!(founder.invite(terms(1, 1), late), Err(MeshError::Expired { .. })));
+}
+
+#[test]
+fn only_the_own_profile_can_be_set_and_within_bounds() {
+    let (_, mut member) = pair();
+    let before = member.snapshot();
+    let long = Profile { alias: "x".repeat(64), ..profile(1) };
+    assert!(member.set_profile(long).is_err());
+    assert_eq!(member.snapshot(), before);
+}
+
+#[test]
+fn rejections_say_what_they_are() {
+    let text = Rejection::WrongMesh { found: MeshId([0; 20]) }.to_string();
+    assert!(text.contains(&MeshId([0; 20]).to_string()));
+}
