@@ -474,6 +474,7 @@ fn five_hundred_networks_are_quick() {
             for family in ["10.", "fd"] {
                 let has = async || {
                     let there = scene.upstream().await;
+                    eprintln!("{} {:?}", start.elapsed().as_millis(), ["10.", "fd"].map(|f| (there.iter().filter(|d| d.starts_with(f)).count(), there.iter().filter(|d| d.starts_with(f) && !d.ends_with("/24") && !d.ends_with("/64")).count())));
                     there.iter().filter(|dst| dst.starts_with(family)).count() == routes
                 };
                 until("upstream", has).await;

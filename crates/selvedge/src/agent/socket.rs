@@ -1,0 +1,108 @@
+//! The Unix socket of the API: 0660, owned by the configured group.
+
+use std::fs::{DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use nix::unistd::Group;
+use tokio::net::{UnixListener, UnixStream};
+
+/// Listens on `path`. A socket that is there already is removed only if nobody answers on it.
+///
+/// # Errors
+/// If somebody answers there, something else is there, or it may not be made.
+pub(super) async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    }
+    let group = group.map(group_id).transpose()?;
+    clear(path).await?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    // Whatever the umask was, nobody else could connect until now: that takes write permission.
+    std::fs::set_permissions(path, Permissions::from_mode(0o660))
+        .and_then(|()| std::os::unix::fs::chown(path, None, group))
+        .with_context(|| format!("cannot set the permissions of {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Removes the socket at the end.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::debug!(%error, "the socket was gone already");
+    }
+}
+
+async fn clear(path: &Path) -> anyhow::Result<()> {
+    let kind = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("cannot look at {}", path.display())),
+    };
+    if !kind.is_socket() {
+        bail!("{} exists and is no socket; move it away, or choose another path", path.display());
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!(
+            "another agent answers on {}; stop it, or give this one a socket of its own with \
+             --socket",
+            path.display()
+        ),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .with_context(|| format!("cannot remove the stale socket {}", path.display())),
+        Err(error) => Err(error).context(format!("cannot use {}", path.display())),
+    }
+}
+
+fn group_id(name: &str) -> anyhow::Result<u32> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => bail!("socket_group = {name:?}: there is no such group; create it first"),
+        Err(error) => bail!("socket_group = {name:?}: cannot look it up: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn stale_sockets_give_way_and_live_ones_do_not() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("run/agent.sock");
+        let listener = bind(&path, None).await.expect("free");
+        let mode = std::fs::metadata(&path).expect("exists").permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let error = bind(&path, None).await.expect_err("answers").to_string();
+        assert!(error.starts_with("another agent answers on "), "{error}");
+        drop(listener);
+        let listener = bind(&path, None).await.expect("stale");
+        drop(listener);
+        remove(&path);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("agent.sock");
+        std::fs::write(&path, "precious").expect("writes");
+        let error = bind(&path, None).await.expect_err("a file").to_string();
+        assert!(error.contains("exists and is no socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
+    }
+
+    #[tokio::test]
+    async fn unknown_groups_are_named() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("agent.sock");
+        let error = bind(&path, Some("no-such-group")).await.expect_err("unknown").to_string();
+        assert!(error.starts_with("socket_group = \"no-such-group\": there is no"), "{error}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Has the host follow the latest desired state.
+//!
+//! The applier never queues commands. It looks at what is desired now, compares it with what the
+//! host does, and applies the difference; what changed meanwhile is the next difference. Now and
+//! then it reads the host anew, so that what others have changed is put right.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use selvedge_gateway::desired::{Desired, Duty, Upstream};
+use selvedge_host::fabric::{Driver, Failures};
+use selvedge_model::Vni;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use super::host::Host;
+
+/// How often the host is read anew.
+const RECHECK: Duration = Duration::from_secs(10);
+/// How long after a failure the host is read anew and the rest is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the host shall do, by network. One that is missing is left as it is.
+pub(super) type Wanted = BTreeMap<Vni, Desired>;
+
+/// What the applier reports.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// Networks for which what is desired has been reached.
+    pub(super) reached: Vec<(Vni, Desired)>,
+    /// Why networks cannot be served, all of them.
+    pub(super) unable: BTreeMap<Vni, String>,
+    /// How many operations failed in this pass.
+    pub(super) failures: u64,
+    /// What the host was last seen to do.
+    pub(super) observed: BTreeMap<Vni, Duty>,
+}
+
+/// The task that owns the driver.
+pub(super) struct Applier {
+    host: Host,
+    wanted: watch::Receiver<Wanted>,
+    reports: mpsc::Sender<Report>,
+    /// What the host does, as far as is known.
+    actual: BTreeMap<Vni, Duty>,
+    announced: BTreeMap<Vni, u64>,
+    reported: BTreeMap<Vni, Desired>,
+    /// The last failure of a network, so that it is logged once.
+    complaints: BTreeMap<Vni, String>,
+    recheck_at: Instant,
+}
+
+impl Applier {
+    pub(super) fn new(
+        host: Host,
+        wanted: watch::Receiver<Wanted>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        let (actual, announced, reported, complaints) = Default::default();
+        let recheck_at = Instant::now();
+        Self { host, wanted, reports, actual, announced, reported, complaints, recheck_at }
+    }
+
+    /// Runs until the plane has ended.
+    pub(super) async fn run(mut self) {
+        loop {
+            if Instant::now() >= self.recheck_at {
+                self.recheck_at = Instant::now() + RECHECK;
+                self.observe().await;
+            }
+            let wanted = self.wanted.borrow_and_update().clone();
+            let failures = self.apply(&wanted).await;
+            if self.report(&wanted, failures).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() { return },
+                () = sleep_until(self.recheck_at) => {}
+            }
+        }
+    }
+
+    /// Reads what the host really does.
+    async fn observe(&mut self) {
+        if let Err(error) = self.host.refresh().await {
+            warn!(%error, "the host's networks cannot be read");
+        }
+        match self.host.driver().observe().await {
+            Ok(actual) => self.actual = actual,
+            Err(error) => {
+                warn!(%error, "what this host does cannot be read; trying again");
+                self.retry();
+            }
+        }
+    }
+
+    /// Applies the difference, what is gained before what is given up: somebody waits for it.
+    async fn apply(&mut self, wanted: &Wanted) -> u64 {
+        let plan = Plan::new(wanted, &self.actual, &self.announced);
+        let mut failures = 0;
+        for change in plan.changes {
+            let failed = perform(self.host.driver(), &change).await;
+            failures += failed.len() as u64;
+            self.note(&change, &failed);
+        }
+        let failed = match plan.announce.as_slice() {
+            [] => Failures::new(),
+            vnis => self.host.driver().announce(vnis).await,
+        };
+        failures += failed.len() as u64;
+        for vni in plan.announce.iter().filter(|vni| !failed.contains_key(vni)) {
+            self.announced.insert(*vni, wanted[vni].announce);
+        }
+        self.complain("announce", &failed);
+        failures
+    }
+
+    fn note(&mut self, change: &Change, failed: &Failures) {
+        for vni in change.vnis.iter().filter(|vni| !failed.contains_key(vni)) {
+            change.kind.note(self.actual.entry(*vni).or_default());
+            self.complaints.remove(vni);
+        }
+        debug!(change = ?change.kind, networks = change.vnis.len(), "applied");
+        self.complain(change.kind.name(), failed);
+    }
+
+    fn complain(&mut self, operation: &str, failed: &Failures) {
+        for (vni, error) in failed {
+            let text = error.to_string();
+            if self.complaints.get(vni) != Some(&text) {
+                warn!(%vni, operation, error = text, "the host did not do what it was told");
+                self.complaints.insert(*vni, text);
+            }
+        }
+        if !failed.is_empty() {
+            self.retry();
+        }
+    }
+
+    fn retry(&mut self) {
+        self.recheck_at = self.recheck_at.min(Instant::now() + RETRY);
+    }
+
+    async fn report(&mut self, wanted: &Wanted, failures: u64) -> Result<(), ()> {
+        let is_reached = |vni: &Vni, desired: &Desired| {
+            self.actual.get(vni).copied().unwrap_or_default() == desired.duty
+                && (!desired.duty.answering
+                    || self.announced.get(vni).copied().unwrap_or(0) >= desired.announce)
+        };
+        let new = |vni: &Vni, desired: &Desired| self.reported.get(vni) != Some(desired);
+        let reached: Vec<(Vni, Desired)> = wanted
+            .iter()
+            .filter(|(vni, desired)| new(vni, desired) && is_reached(vni, desired))
+            .map(|(vni, desired)| (*vni, *desired))
+            .collect();
+        self.reported.extend(reached.iter().copied());
+        // What is no longer reached has to be reported again once it is.
+        self.reported.retain(|vni, desired| wanted.get(vni) == Some(desired));
+        let (unable, observed) = (self.host.unable(), self.actual.clone());
+        let report = Report { reached, unable, failures, observed };
+        self.reports.send(report).await.map_err(|_| ())
+    }
+}
+
+/// What has to be done for the host to do what is wanted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    changes: Vec<Change>,
+    announce: Vec<Vni>,
+}
+
+/// One operation on many networks.
+#[derive(Debug, PartialEq, Eq)]
+struct Change {
+    kind: Kind,
+    vnis: Vec<Vni>,
+}
+
+/// An operation, in the order in which they are performed: what is gained goes from the fabric
+/// inwards to answering, what is given up in the other direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    FabricOn,
+    Attract(Upstream),
+    AnswerOn,
+    AnswerOff,
+    UpstreamOff,
+    FabricOff,
+}
+
+impl Plan {
+    fn new(wanted: &Wanted, actual: &BTreeMap<Vni, Duty>, announced: &BTreeMap<Vni, u64>) -> Self {
+        let mut groups: BTreeMap<Kind, Vec<Vni>> = BTreeMap::new();
+        let mut announce = Vec::new();
+        for (vni, desired) in wanted {
+            let now = actual.get(vni).copied().unwrap_or_default();
+            for kind in Kind::between(now, desired.duty) {
+                groups.entry(kind).or_default().push(*vni);
+            }
+            let due = announced.get(vni).copied().unwrap_or(0) < desired.announce;
+            if due && desired.duty.answering {
+                announce.push(*vni);
+            }
+        }
+        let changes = groups.into_iter().map(|(kind, vnis)| Change { kind, vnis }).collect();
+        Self { changes, announce }
+    }
+}
+
+impl Kind {
+    fn between(from: Duty, to: Duty) -> impl Iterator<Item = Self> {
+        let fabric = (from.fabric != to.fabric).then_some(if to.fabric {
+            Self::FabricOn
+        } else {
+            Self::FabricOff
+        });
+        let upstream = (from.upstream != to.upstream).then_some(match to.upstream {
+            Upstream::Off => Self::UpstreamOff,
+            upstream @ (Upstream::Whole | Upstream::Halves) => Self::Attract(upstream),
+        });
+        let answering = (from.answering != to.answering).then_some(if to.answering {
+            Self::AnswerOn
+        } else {
+            Self::AnswerOff
+        });
+        [fabric, upstream, answering].into_iter().flatten()
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::FabricOn => "advertise into the fabric",
+            Self::Attract(_) => "attract traffic from upstream",
+            Self::AnswerOn => "answer",
+            Self::AnswerOff => "fall silent",
+            Self::UpstreamOff => "let traffic from upstream go",
+            Self::FabricOff => "withdraw from the fabric",
+        }
+    }
+
+    const fn note(self, duty: &mut Duty) {
+        match self {
+            Self::FabricOn => duty.fabric = true,
+            Self::Attract(upstream) => duty.upstream = upstream,
+            Self::AnswerOn => duty.answering = true,
+            Self::AnswerOff => duty.answering = false,
+            Self::UpstreamOff => duty.upstream = Upstream::Off,
+            Self::FabricOff => duty.fabric = false,
+        }
+    }
+}
+
+async fn perform(driver: &mut dyn Driver, change: &Change) -> Failures {
+    let vnis = change.vnis.as_slice();
+    match change.kind {
+        Kind::FabricOn => driver.fabric(vnis, true).await,
+        Kind::Attract(upstream) => driver.upstream(vnis, upstream).await,
+        Kind::AnswerOn => driver.answering(vnis, true).await,
+        Kind::AnswerOff => driver.answering(vnis, false).await,
+        Kind::UpstreamOff => driver.upstream(vnis, Upstream::Off).await,
+        Kind::FabricOff => driver.fabric(vnis, false).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vni(number: u32) -> Vni {
+        number.try_into().expect("vni")
+    }
+
+    fn kinds(from: Duty, to: Duty) -> Vec<Kind> {
+        let wanted = [(vni(1), Desired { duty: to, announce: 0 })].into();
+        let actual = [(vni(1), from)].into();
+        Plan::new(&wanted, &actual, &BTreeMap::new()).changes.iter().map(|c| c.kind).collect()
+    }
+
+    #[test]
+    fn gained_from_the_fabric_inwards_given_up_outwards() {
+        let gained = [Kind::FabricOn, Kind::Attract(Upstream::Whole), Kind::AnswerOn];
+        assert_eq!(kinds(Duty::NONE, Duty::FULL), gained);
+        let lost = [Kind::AnswerOff, Kind::UpstreamOff, Kind::FabricOff];
+        assert_eq!(kinds(Duty::FULL, Duty::NONE), lost);
+        assert_eq!(kinds(Duty::TAKEOVER, Duty::FULL), [Kind::Attract(Upstream::Whole)]);
+        assert_eq!(kinds(Duty::FULL, Duty::FULL), []);
+    }
+
+    #[test]
+    fn takeovers_come_before_withdrawals() {
+        let desired = |duty| Desired { duty, announce: 0 };
+        let wanted = [(vni(1), desired(Duty::NONE)), (vni(2), desired(Duty::TAKEOVER))].into();
+        let actual = [(vni(1), Duty::FULL)].into();
+        let plan = Plan::new(&wanted, &actual, &BTreeMap::new());
+        let order: Vec<u32> = plan.changes.iter().map(|change| change.vnis[0].get()).collect();
+        assert_eq!(order, [2, 2, 2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn only_who_answers_announces() {
+        let desired = |duty| Desired { duty, announce: 3 };
+        let wanted = [(vni(1), desired(Duty::NONE)), (vni(2), desired(Duty::FULL))].into();
+        let (actual, announced) = (BTreeMap::new(), [(vni(2), 2)].into());
+        assert_eq!(Plan::new(&wanted, &actual, &announced).announce, [vni(2)]);
+        let announced = [(vni(2), 3)].into();
+        assert_eq!(Plan::new(&wanted, &actual, &announced).announce, []);
+    }
+}

@@ -1,0 +1,79 @@
+//! What the bridges were like before Selvedge changed them, on disk: it is put back when a
+//! network is given up for good, even by a later run.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use selvedge_host::inventory::Found;
+use tracing::error;
+
+use crate::disk;
+
+/// The file in the state folder.
+#[derive(Clone, Debug)]
+pub(super) struct FoundFile(PathBuf);
+
+impl FoundFile {
+    pub(super) fn open(state: &Path) -> anyhow::Result<Self> {
+        let folder = state.join("gateway");
+        disk::private_folder(&folder)?;
+        Ok(Self(folder.join("found.json")))
+    }
+
+    /// What an earlier run has saved. A file that makes no sense is kept aside: without it the
+    /// present state of the bridges counts as what was found.
+    pub(super) fn load(&self) -> anyhow::Result<Vec<Found>> {
+        let reading = || format!("cannot read {}", self.0.display());
+        let bytes = match fs::read(&self.0) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(reading),
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(found) => Ok(found),
+            Err(problem) => {
+                let kept = disk::keep_aside(&self.0).with_context(reading)?;
+                error!(
+                    file = %self.0.display(), %problem, kept = %kept.display(),
+                    "the record of what the bridges were like is damaged; it was kept aside"
+                );
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    pub(super) fn save(&self, found: &[Found]) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec_pretty(found).context("cannot write JSON")?;
+        disk::write(&self.0, &bytes).with_context(|| format!("cannot write {}", self.0.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_kept_aside() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = FoundFile::open(folder.path()).expect("opens");
+        assert_eq!(file.load().expect("no file yet"), []);
+        fs::write(&file.0, b"{ half a fi").expect("writes");
+        assert_eq!(file.load().expect("lives on"), []);
+        let kept = fs::read_dir(folder.path().join("gateway")).expect("folder").count();
+        assert_eq!(kept, 1, "the damaged file is still there, under another name");
+        assert!(!file.0.exists());
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = FoundFile::open(folder.path()).expect("opens");
+        let vni = 5.try_into().expect("vni");
+        let addresses = vec!["10.0.5.1/24".parse().expect("prefix")];
+        let found = vec![Found { vni, addresses, arp_ignore: 0, rp_filter: 1 }];
+        file.save(&found).expect("saves");
+        assert_eq!(file.load().expect("loads"), found);
+    }
+}

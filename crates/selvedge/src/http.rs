@@ -1,0 +1,272 @@
+//! The HTTP API on the Unix socket: paths to calls of the planes, and back to JSON.
+
+mod metrics;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use selvedge_api::agent::Info;
+use selvedge_api::gateway::{Drain, DrainRequest, NetworkRow, Status};
+use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary};
+use selvedge_api::{Code, Error};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::gateway_plane::GatewayHandle;
+use crate::mesh_plane::MeshHandle;
+
+/// The greatest body of a request, in bytes. An invite with all its addresses fits many times.
+const BODY_MAX: usize = 64 * 1024;
+
+/// What the handlers need.
+pub(crate) struct App {
+    info: Info,
+    started: Instant,
+    mesh: Option<MeshHandle>,
+    gateway: Option<GatewayHandle>,
+}
+
+impl App {
+    pub(crate) fn new(
+        info: Info,
+        started: Instant,
+        mesh: Option<MeshHandle>,
+        gateway: Option<GatewayHandle>,
+    ) -> Self {
+        Self { info, started, mesh, gateway }
+    }
+
+    fn info(&self) -> Info {
+        Info { uptime_s: self.started.elapsed().as_secs(), ..self.info.clone() }
+    }
+
+    fn mesh(&self) -> Result<&MeshHandle, Failure> {
+        self.mesh.as_ref().ok_or_else(|| disabled("mesh"))
+    }
+
+    fn gateway(&self) -> Result<&GatewayHandle, Failure> {
+        self.gateway.as_ref().ok_or_else(|| disabled("gateway"))
+    }
+}
+
+/// Serves the API until `shutdown` is cancelled and the requests under way are answered.
+pub(crate) async fn serve(listener: UnixListener, app: App, shutdown: CancellationToken) {
+    let served =
+        axum::serve(listener, router(app)).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    if let Err(error) = served {
+        error!(%error, "the API ended");
+    }
+}
+
+fn router(app: App) -> Router {
+    let v1 = Router::new()
+        .route("/agent", get(agent))
+        .route("/metrics", get(metrics))
+        .route("/meshes", get(meshes).post(create))
+        .route("/meshes/join", post(join))
+        .route("/meshes/{mesh}", get(show).delete(leave))
+        .route("/meshes/{mesh}/invites", post(invite))
+        .route("/gateway", get(status))
+        .route("/gateway/networks", get(networks))
+        .route("/gateway/drain", post(drain))
+        .route("/gateway/undrain", post(undrain));
+    Router::new()
+        .nest(selvedge_api::PREFIX, v1)
+        .fallback(unknown)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .with_state(Arc::new(app))
+}
+
+type Shared = State<Arc<App>>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+type Answer<T> = Result<Json<T>, Failure>;
+
+async fn agent(State(app): Shared) -> Json<Info> {
+    Json(app.info())
+}
+
+async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
+    let status = match &app.gateway {
+        Some(gateway) => gateway.status().await.ok(),
+        None => None,
+    };
+    let meshes = match &app.mesh {
+        Some(mesh) => mesh.list().await.ok(),
+        None => None,
+    };
+    let text = metrics::encode(&app.info(), meshes.as_deref(), status.as_ref())
+        .map_err(|error| Failure(Error::internal(format!("cannot write the metrics: {error}"))))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text))
+}
+
+async fn meshes(State(app): Shared) -> Answer<Vec<Summary>> {
+    Ok(Json(app.mesh()?.list().await?))
+}
+
+async fn create(State(app): Shared, body: Body<CreateRequest>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.create(body?.0).await?))
+}
+
+async fn join(State(app): Shared, body: Body<JoinRequest>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.join(body?.0).await?))
+}
+
+async fn show(State(app): Shared, Path(mesh): Path<String>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.show(&mesh).await?))
+}
+
+async fn leave(State(app): Shared, Path(mesh): Path<String>) -> Answer<Left> {
+    Ok(Json(app.mesh()?.leave(&mesh).await?))
+}
+
+async fn invite(
+    State(app): Shared,
+    Path(mesh): Path<String>,
+    body: Body<InviteRequest>,
+) -> Answer<Invite> {
+    Ok(Json(app.mesh()?.invite(&mesh, body?.0).await?))
+}
+
+async fn status(State(app): Shared) -> Answer<Status> {
+    Ok(Json(app.gateway()?.status().await?))
+}
+
+async fn networks(State(app): Shared) -> Answer<Vec<NetworkRow>> {
+    Ok(Json(app.gateway()?.networks().await?))
+}
+
+async fn drain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
+    Ok(Json(app.gateway()?.drain(body?.0.name).await?))
+}
+
+async fn undrain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
+    Ok(Json(app.gateway()?.undrain(body?.0.name).await?))
+}
+
+async fn unknown(uri: Uri) -> Failure {
+    let message = format!("this agent's API has no path {}", uri.path());
+    Failure(Error::not_found(message).hint("client and agent may be of different versions"))
+}
+
+async fn not_allowed(method: axum::http::Method, uri: Uri) -> Response {
+    let message = format!("{method} is not possible on {}", uri.path());
+    (StatusCode::METHOD_NOT_ALLOWED, Json(Error::invalid(message))).into_response()
+}
+
+fn disabled(plane: &str) -> Failure {
+    let message = format!("the {plane} plane is not enabled on this agent");
+    let hint = format!("write a section [{plane}] into its configuration and start it again");
+    Failure(Error::new(Code::Disabled, message).hint(hint))
+}
+
+/// An [`Error`] on its way out.
+#[derive(Debug)]
+struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<JsonRejection> for Failure {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(Error::invalid(rejection.body_text()))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let Self(error) = self;
+        debug!(code = ?error.code, %error, "refused");
+        let status = StatusCode::from_u16(error.code.status());
+        (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Json(error)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_api::agent::Planes;
+    use selvedge_api::{Client, ClientError};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    struct Served {
+        dir: tempfile::TempDir,
+        shutdown: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Served {
+        fn start() -> Self {
+            let dir = tempfile::tempdir().expect("temporary folder");
+            let listener = UnixListener::bind(dir.path().join("s")).expect("binds");
+            let shutdown = CancellationToken::new();
+            let info = Info {
+                name: "gw1".to_owned(),
+                version: "0".to_owned(),
+                pid: 7,
+                uptime_s: 0,
+                planes: Planes::default(),
+            };
+            let app = App::new(info, Instant::now(), None, None);
+            let task = tokio::spawn(serve(listener, app, shutdown.clone()));
+            Self { dir, shutdown, task }
+        }
+
+        fn client(&self) -> Client {
+            Client::new(self.dir.path().join("s")).expect("client")
+        }
+
+        async fn raw(&self, request: &str) -> String {
+            let mut stream = UnixStream::connect(self.dir.path().join("s")).await.expect("open");
+            stream.write_all(request.as_bytes()).await.expect("writes");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("reads");
+            text
+        }
+    }
+
+    #[tokio::test]
+    async fn the_agent_answers_its_client() {
+        let served = Served::start();
+        let info = served.client().info().await.expect("answers");
+        assert_eq!((info.name.as_str(), info.pid), ("gw1", 7));
+        let metrics = served.client().metrics().await.expect("answers");
+        assert!(metrics.contains("selvedge_build_info{version=\"0\"} 1"), "{metrics}");
+        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+        served.shutdown.cancel();
+        served.task.await.expect("ends");
+    }
+
+    #[tokio::test]
+    async fn planes_that_do_not_run_say_so() {
+        let served = Served::start();
+        let error = served.client().meshes().await.expect_err("disabled");
+        assert_eq!(error.to_string(), "the mesh plane is not enabled on this agent");
+        assert!(error.hint().is_some_and(|hint| hint.contains("[mesh]")));
+        let error = served.client().drain(None).await.expect_err("disabled");
+        assert!(matches!(error, ClientError::Api(e) if e.code == Code::Disabled));
+    }
+
+    #[tokio::test]
+    async fn bad_requests_get_reasons() {
+        let served = Served::start();
+        let head = "HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+        let text = served.raw(&format!("GET /v9/x {head}\r\n")).await;
+        assert!(text.starts_with("HTTP/1.1 404") && text.contains("no path /v9/x"), "{text}");
+        let text = served.raw(&format!("DELETE /v1/agent {head}\r\n")).await;
+        assert!(text.starts_with("HTTP/1.1 405") && text.contains("DELETE is not"), "{text}");
+    }
+}

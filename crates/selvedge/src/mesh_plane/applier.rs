@@ -1,0 +1,272 @@
+//! Makes WireGuard on this host what the mesh wants: one small task per mesh, which converges on
+//! the latest desired state and makes the device anew when it has failed.
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use selvedge_host::netlink::Netlink;
+use selvedge_host::wireguard::{self, Device, PeerSpec, PeerStatus};
+use selvedge_model::WgKey;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{debug, error, info, warn};
+
+/// The peers that a device shall have.
+pub(super) type Peers = BTreeMap<WgKey, PeerSpec>;
+
+/// How often a device is looked after, and how long to wait before it is made anew.
+const CARE: Duration = Duration::from_secs(5);
+
+/// The state of a mesh's WireGuard on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    /// Not yet known.
+    Starting,
+    /// The device listens on this port.
+    Ready {
+        /// The UDP port.
+        port: u16,
+    },
+    /// It could not be made; this is tried again and again.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The plane's end of an applier. Dropping it ends the task, and the device with it.
+#[derive(Debug)]
+pub(super) struct Applier {
+    desired: watch::Sender<Peers>,
+    status: watch::Receiver<Status>,
+    questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
+    task: JoinHandle<()>,
+}
+
+/// Asks an applier what its device knows. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Inquirer(mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>);
+
+impl Inquirer {
+    /// What the device knows of its peers; nothing if there is none.
+    pub(super) async fn peers(&self) -> Vec<PeerStatus> {
+        let (reply, answer) = oneshot::channel();
+        match self.0.send(reply).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl Applier {
+    /// Starts a device. Without `netlink` (dry) the host is not touched.
+    pub(super) fn start(netlink: Option<Netlink>, config: wireguard::Config) -> Self {
+        let (desired, follow) = watch::channel(Peers::new());
+        let (report, status) = watch::channel(Status::Starting);
+        let (questions, asked) = mpsc::channel(16);
+        let worker = Worker { desired: follow, report, questions: asked };
+        let task = tokio::spawn(async move {
+            match netlink {
+                Some(netlink) => worker.run(&netlink, config).await,
+                None => worker.run_dry(config.listen_port).await,
+            }
+        });
+        Self { desired, status, questions, task }
+    }
+
+    /// Sets the state to converge on.
+    pub(super) fn set(&self, peers: Peers) {
+        self.desired.send_if_modified(|current| {
+            let differs = *current != peers;
+            if differs {
+                *current = peers;
+            }
+            differs
+        });
+    }
+
+    /// How the device does.
+    pub(super) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    pub(super) fn inquirer(&self) -> Inquirer {
+        Inquirer(self.questions.clone())
+    }
+
+    /// Ends the device and waits until its interface is gone.
+    pub(super) async fn stop(self) {
+        let Self { desired, task, .. } = self;
+        drop(desired);
+        if let Err(error) = task.await {
+            error!(%error, "an applier did not end in order");
+        }
+    }
+}
+
+/// Waits until it is known whether the device could be made; its port, or why not.
+pub(super) async fn settled(mut status: watch::Receiver<Status>) -> Result<u16, String> {
+    let settled = status.wait_for(|status| *status != Status::Starting).await;
+    match settled.as_deref() {
+        Ok(Status::Ready { port }) => Ok(*port),
+        Ok(Status::Failed { reason }) => Err(reason.clone()),
+        Ok(Status::Starting) | Err(_) => Err("the applier has ended".to_owned()),
+    }
+}
+
+struct Worker {
+    desired: watch::Receiver<Peers>,
+    report: watch::Sender<Status>,
+    questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
+}
+
+/// Why a device is used no longer.
+enum End {
+    /// Nobody wants it any more.
+    Unwanted,
+    /// It stopped by itself.
+    Failed,
+}
+
+impl Worker {
+    async fn run(mut self, netlink: &Netlink, mut config: wireguard::Config) {
+        loop {
+            match Device::create(netlink, &config).await {
+                Ok(mut device) => {
+                    config.listen_port = device.port().await;
+                    let ready = Status::Ready { port: config.listen_port };
+                    info!(interface = config.name, port = config.listen_port, "WireGuard is up");
+                    self.report.send_replace(ready);
+                    let end = self.serve(&mut device).await;
+                    if let Err(error) = device.stop().await {
+                        error!(interface = config.name, %error, "WireGuard did not stop in order");
+                    }
+                    match end {
+                        End::Unwanted => return,
+                        End::Failed => error!(
+                            interface = config.name,
+                            "WireGuard stopped by itself; making it anew"
+                        ),
+                    }
+                }
+                Err(error) => self.note_failure(&config.name, &error),
+            }
+            if !self.pause().await {
+                return;
+            }
+        }
+    }
+
+    async fn run_dry(mut self, port: u16) {
+        let port = if port == 0 { free_port() } else { port };
+        self.report.send_replace(Status::Ready { port });
+        loop {
+            tokio::select! {
+                changed = self.desired.changed() => if changed.is_err() { return },
+                Some(reply) = self.questions.recv() => reply.send(Vec::new()).unwrap_or_default(),
+            }
+        }
+    }
+
+    async fn serve(&mut self, device: &mut Device) -> End {
+        let mut care = interval(CARE);
+        care.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.desired.mark_changed();
+        let mut behind = false;
+        loop {
+            tokio::select! {
+                changed = self.desired.changed() => match changed {
+                    Ok(()) => behind = !self.apply(device).await,
+                    Err(_) => return End::Unwanted,
+                },
+                Some(reply) = self.questions.recv() => {
+                    // Who asked may have gone.
+                    reply.send(device.peers().await).unwrap_or_default();
+                }
+                _ = care.tick() => {
+                    match device.has_failed().await {
+                        Ok(true) => return End::Failed,
+                        Ok(false) => {}
+                        Err(error) => warn!(interface = device.name(), %error, "cannot look after the device"),
+                    }
+                    if behind {
+                        behind = !self.apply(device).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Applies the latest desired state; whether that worked.
+    async fn apply(&mut self, device: &mut Device) -> bool {
+        let peers = self.desired.borrow_and_update().clone();
+        match device.apply(&peers).await {
+            Ok(changes) => {
+                debug!(interface = device.name(), ?changes, "applied");
+                true
+            }
+            Err(error) => {
+                error!(interface = device.name(), %error, "cannot apply; trying again");
+                false
+            }
+        }
+    }
+
+    fn note_failure(&self, interface: &str, failure: &wireguard::Error) {
+        let failed = Status::Failed { reason: failure.to_string() };
+        self.report.send_if_modified(|status| {
+            let news = *status != failed;
+            if news {
+                error!(interface, error = %failure, "no WireGuard; trying again");
+                *status = failed;
+            }
+            news
+        });
+    }
+
+    /// Waits before the next attempt; `false` if nobody wants one.
+    async fn pause(&mut self) -> bool {
+        let waited = sleep(CARE);
+        tokio::pin!(waited);
+        loop {
+            tokio::select! {
+                () = &mut waited => return true,
+                changed = self.desired.changed() => if changed.is_err() { return false },
+                Some(reply) = self.questions.recv() => reply.send(Vec::new()).unwrap_or_default(),
+            }
+        }
+    }
+}
+
+/// A port that nobody used a moment ago.
+fn free_port() -> u16 {
+    let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"));
+    socket.and_then(|socket| socket.local_addr()).map_or(0, |addr| addr.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_host::wireguard::PrivateKey;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dry_applier_has_a_port_and_no_peers() {
+        let config = wireguard::Config {
+            name: "sv-dry".to_owned(),
+            private_key: PrivateKey::from_bytes([1; 32]),
+            listen_port: 0,
+            mtu: 1420,
+            addresses: Vec::new(),
+            control: None,
+        };
+        let applier = Applier::start(None, config);
+        assert!(settled(applier.status()).await.expect("dry always works") > 0);
+        let peer = PeerSpec { keepalive: Some(25), ..PeerSpec::default() };
+        applier.set(Peers::from([(WgKey([2; 32]), peer)]));
+        assert_eq!(applier.inquirer().peers().await, []);
+        applier.stop().await;
+    }
+}

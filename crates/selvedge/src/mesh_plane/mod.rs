@@ -1,0 +1,138 @@
+//! The mesh plane's driver: it gives the core of the mesh packets, timers and requests, sends
+//! what the core wants sent, keeps its state on disk, and has WireGuard follow it.
+//!
+//! ```text
+//!  requests ─┐                 ┌─▶ files      (before anything that was decided is sent)
+//!  packets ──┼─▶ plane ─ core ─┼─▶ transport
+//!  timers ───┘                 └─▶ applier ─▶ WireGuard
+//! ```
+
+mod applier;
+mod endpoints;
+mod error;
+mod files;
+mod names;
+mod plane;
+mod seat;
+mod setup;
+mod view;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use selvedge_api::Error;
+use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::plane::Plane;
+use crate::config::MeshConfig;
+
+/// Requests that wait for the plane.
+const QUEUE: usize = 64;
+
+/// No request takes longer: several bootstrap nodes, each with its time limits, included.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks the mesh plane for things. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MeshHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the plane can be asked for.
+#[derive(Debug)]
+enum Request {
+    Create(CreateRequest, Reply<Mesh>),
+    Join(JoinRequest, Reply<Mesh>),
+    List(Reply<Vec<Summary>>),
+    Show(String, Reply<Mesh>),
+    Invite(String, InviteRequest, Reply<Invite>),
+    Leave(String, Reply<Left>),
+}
+
+/// Starts the mesh plane, with all meshes that this node was a member of when it stopped; it
+/// ends, and the task with it, when `shutdown` is cancelled.
+///
+/// # Errors
+/// If the identity cannot be read or the transport's address cannot be bound. A mesh whose state
+/// is damaged or whose interface cannot be made is no error: it is reported in the log.
+pub async fn spawn(
+    config: MeshConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<(MeshHandle, JoinHandle<()>)> {
+    let (requests, from_handles) = mpsc::channel(QUEUE);
+    let plane = Plane::open(config).await.context("cannot start the mesh plane")?;
+    let task = tokio::spawn(plane.run(from_handles, shutdown));
+    Ok((MeshHandle { requests }, task))
+}
+
+impl MeshHandle {
+    /// Founds a mesh. When it returns the mesh is on disk and its interface is up.
+    ///
+    /// # Errors
+    /// If the name is taken or malformed, or WireGuard cannot be started. Nothing is left behind.
+    pub async fn create(&self, request: CreateRequest) -> Result<Mesh, Error> {
+        self.ask(|reply| Request::Create(request, reply)).await
+    }
+
+    /// Joins a mesh. When it returns this node is a member and that is on disk.
+    ///
+    /// # Errors
+    /// If the token is damaged, expired, used up or of a mesh that this node is in, or if nobody
+    /// whom it names can be reached; then the error says for each address why. Nothing is left
+    /// behind.
+    pub async fn join(&self, request: JoinRequest) -> Result<Mesh, Error> {
+        self.ask(|reply| Request::Join(request, reply)).await
+    }
+
+    /// All meshes of this node.
+    ///
+    /// # Errors
+    /// If the plane is stopping.
+    pub async fn list(&self) -> Result<Vec<Summary>, Error> {
+        self.ask(Request::List).await
+    }
+
+    /// One mesh; `mesh` is an id, a name, or the unique beginning of an id.
+    ///
+    /// # Errors
+    /// If there is none, or several.
+    pub async fn show(&self, mesh: &str) -> Result<Mesh, Error> {
+        self.ask(|reply| Request::Show(mesh.to_owned(), reply)).await
+    }
+
+    /// Makes a token with which others can join.
+    ///
+    /// # Errors
+    /// If there is no such mesh, this node may not invite, or the terms make no sense.
+    pub async fn invite(&self, mesh: &str, request: InviteRequest) -> Result<Invite, Error> {
+        self.ask(|reply| Request::Invite(mesh.to_owned(), request, reply)).await
+    }
+
+    /// Leaves a mesh: tells some members, removes the interface and the state on disk.
+    ///
+    /// # Errors
+    /// If there is no such mesh, or its state cannot be removed.
+    pub async fn leave(&self, mesh: &str) -> Result<Left, Error> {
+        self.ask(|reply| Request::Leave(mesh.to_owned(), reply)).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        let stopping = || Error::unavailable("the mesh plane is stopping");
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+        match timeout(PATIENCE, answer).await {
+            Ok(answer) => answer.map_err(|_| stopping())?,
+            Err(_) => {
+                let text =
+                    "the mesh plane has not answered in time; it may still do what it was asked";
+                Err(Error::new(selvedge_api::Code::Timeout, text))
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The loop of the mesh plane.
+
+mod requests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use selvedge_api::Error;
+use selvedge_api::mesh::Mesh;
+use selvedge_host::netlink::Netlink;
+use selvedge_mesh::{Identity, State};
+use selvedge_model::{MeshId, NodeId, Time};
+use selvedge_transport::{AccessList, Received, Transport};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::error::PlaneError;
+use super::files::{Files, FilesError, MeshFile};
+use super::seat::{Seated, Wanted};
+use super::setup::{self, Answer, Seat, Setup, Wire, wall};
+use super::{Reply, Request, view};
+use crate::config::{MeshConfig, WireGuard};
+
+/// How often the host's addresses are looked at, and forgotten nodes forgotten.
+const HOUSEKEEPING: Duration = Duration::from_secs(30);
+
+/// How long to wait before a write that failed is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
+
+/// How many partners' addresses tell which own address is of use.
+const PARTNERS_ASKED: usize = 4;
+
+/// What the plane's own tasks report.
+enum Report {
+    /// A mesh was founded or joined, or not; the interface's name was reserved for it.
+    SetUp {
+        mesh: Option<MeshId>,
+        interface: String,
+        seat: Result<Seat, PlaneError>,
+        reply: Reply<Mesh>,
+    },
+    /// A mesh was left; the interface's name is free again.
+    Left { mesh: MeshId, interface: String },
+    /// A write has ended.
+    Written { mesh: MeshId, result: Result<(), FilesError> },
+    /// It is time to try a write again.
+    WriteAgain(MeshId),
+    /// The members of a mesh that was left have had time to hear of it.
+    Forgotten,
+    /// The addresses to announce in each mesh.
+    Addresses(BTreeMap<MeshId, Vec<IpAddr>>),
+}
+
+/// The mesh plane.
+pub(super) struct Plane {
+    config: MeshConfig,
+    setup: Setup,
+    received: mpsc::Receiver<Received>,
+    access: watch::Sender<AccessList>,
+    began: Instant,
+    meshes: BTreeMap<MeshId, Seated>,
+    /// Where answers to join requests go.
+    joins: BTreeMap<MeshId, mpsc::Sender<Answer>>,
+    /// Meshes that are being left.
+    leaving: BTreeSet<MeshId>,
+    /// Interfaces that are being made or removed.
+    reserved: BTreeSet<String>,
+    heard: view::Heard,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+}
+
+impl Plane {
+    /// Reads the state and binds the transport.
+    pub(super) async fn open(config: MeshConfig) -> anyhow::Result<Self> {
+        let files = Files::open(&config.state)?;
+        let secret = files.identity()?;
+        let stored = files.meshes()?;
+        let identity = Identity::from_secret(&secret);
+        let (access, follow) = watch::channel(AccessList::default());
+        let listen = config.listen;
+        let (transport, received) =
+            Transport::bind(selvedge_transport::Config { listen, secret, access: follow })?;
+        let netlink = match config.wireguard {
+            WireGuard::Userspace => Some(Netlink::new().context("cannot talk to the kernel")?),
+            WireGuard::Dry => None,
+        };
+        info!(node = %identity.node_id(), listen = %transport.local_addr(), "this is the mesh node");
+        let setup = Setup {
+            identity,
+            listen_port: transport.local_addr().port(),
+            transport,
+            files,
+            netlink,
+            announce: config.endpoints.clone(),
+            default_alias: config.name.to_string(),
+            wireguard_port: config.port,
+            mtu: config.mtu,
+        };
+        let (reporter, reports) = mpsc::channel(64);
+        let mut plane = Self {
+            config,
+            setup,
+            received,
+            access,
+            began: Instant::now(),
+            meshes: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            reserved: BTreeSet::new(),
+            heard: view::Heard::new(),
+            reports,
+            reporter,
+        };
+        plane.restore(stored).await;
+        Ok(plane)
+    }
+
+    /// Runs until `shutdown`; then removes the interfaces and says goodbye.
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        shutdown: CancellationToken,
+    ) {
+        let mut housekeeping = interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = self.due();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(request) = requests.recv() => self.handle_request(request).await,
+                Some(received) = self.received.recv() => self.handle_message(received),
+                Some(report) = self.reports.recv() => self.handle_report(report),
+                () = sleep_until(due.into()) => self.handle_timeout(),
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+        self.close().await;
+    }
+
+    // Inputs.
+
+    fn handle_message(&mut self, Received { from, bytes, .. }: Received) {
+        let mesh = match selvedge_mesh::wire::mesh_of(&bytes) {
+            Ok(mesh) => mesh,
+            Err(error) => return debug!(%from, %error, "a message cannot be read"),
+        };
+        if let Some(join) = self.joins.get(&mesh) {
+            // If answers pile up, the next attempt will bring another.
+            join.try_send((from, bytes)).unwrap_or_default();
+        } else if let Some(seat) = self.meshes.get_mut(&mesh) {
+            seat.core.handle_message(from, &bytes, now(self.began), wall());
+            if seat.core.is_member(from) {
+                self.heard.insert(from, Instant::now());
+            }
+            self.drive(mesh);
+        } else {
+            debug!(%from, %mesh, "a message of a mesh that this node is not in");
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        let (now, wall) = (now(self.began), wall());
+        let due = |seat: &Seated| seat.core.poll_timeout().is_some_and(|due| due <= now);
+        let due: Vec<_> = self.meshes.values().filter(|seat| due(seat)).map(Seated::id).collect();
+        for mesh in due {
+            if let Some(seat) = self.meshes.get_mut(&mesh) {
+                seat.core.handle_timeout(now, wall);
+            }
+            self.drive(mesh);
+        }
+    }
+
+    fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::SetUp { mesh, interface, seat, reply } => {
+                self.reserved.remove(&interface);
+                if let Some(mesh) = mesh {
+                    self.joins.remove(&mesh);
+                }
+                match seat {
+                    Ok(seat) => self.sit_down(seat, reply),
+                    Err(error) => answer(reply, Err(error)),
+                }
+            }
+            Report::Left { mesh, interface } => {
+                self.leaving.remove(&mesh);
+                self.reserved.remove(&interface);
+            }
+            Report::Written { mesh, result } => self.note_written(mesh, result),
+            Report::WriteAgain(mesh) => self.drive(mesh),
+            Report::Forgotten => self.update_access(),
+            Report::Addresses(addresses) => self.announce(addresses),
+        }
+    }
+
+    fn keep_house(&mut self) {
+        let meshes = &self.meshes;
+        self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
+        let partners = self.meshes.values().map(|seat| (seat.id(), partner_addresses(seat)));
+        let partners: Vec<_> = partners.collect();
+        let (setup, reporter) = (self.setup.clone(), self.reporter.clone());
+        tokio::spawn(async move {
+            let mut addresses = BTreeMap::new();
+            for (mesh, towards) in partners {
+                addresses.insert(mesh, setup.addresses(&towards).await);
+            }
+            report(&reporter, Report::Addresses(addresses)).await;
+        });
+    }
+
+    // Meshes.
+
+    /// Takes up all meshes that are on disk.
+    async fn restore(&mut self, stored: Vec<(MeshId, MeshFile)>) {
+        for (mesh, file) in stored {
+            let state = match State::decode(&file.core) {
+                Ok(state) if state.mesh() == mesh => state,
+                Ok(_) => {
+                    self.setup.files.put_aside(mesh, &"it is the state of another mesh");
+                    continue;
+                }
+                Err(error) => {
+                    self.setup.files.put_aside(mesh, &error);
+                    continue;
+                }
+            };
+            let MeshFile { key, port, interface, .. } = file;
+            let applier = self.setup.device(mesh, &key, &interface, port);
+            let wire = Wire { key, port, interface, applier };
+            if let Err(error) = self.seat(Seat { state, wire }) {
+                self.setup.files.put_aside(mesh, &error);
+            }
+        }
+    }
+
+    /// Begins to use a mesh.
+    fn seat(&mut self, Seat { state, wire }: Seat) -> Result<MeshId, PlaneError> {
+        let seed = u64::from_be_bytes(setup::random()?);
+        let identity = self.setup.identity.clone();
+        let config = selvedge_mesh::Config::default();
+        let core =
+            selvedge_mesh::Mesh::new(identity, state, config, seed, now(self.began), wall())?;
+        let mesh = core.id();
+        info!(mesh = core.genesis().name, id = %mesh, address = %core.address(), "member of a mesh");
+        self.meshes.insert(mesh, Seated::new(core, wire));
+        self.update_access();
+        self.drive(mesh);
+        Ok(mesh)
+    }
+
+    fn sit_down(&mut self, seat: Seat, reply: Reply<Mesh>) {
+        match self.seat(seat) {
+            Ok(mesh) => self.show(mesh, reply),
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    /// Does what a mesh wants done after its core was called.
+    fn drive(&mut self, mesh: MeshId) {
+        if let Some(seat) = self.meshes.get_mut(&mesh) {
+            let wanted = seat.drive();
+            self.carry_out(mesh, wanted);
+        }
+    }
+
+    fn carry_out(&mut self, mesh: MeshId, wanted: Wanted) {
+        if wanted.members_changed {
+            self.update_access();
+        }
+        let Some(seat) = self.meshes.get_mut(&mesh) else { return };
+        if let Some(file) = wanted.write {
+            let (files, reporter) = (self.setup.files.clone(), self.reporter.clone());
+            seat.note_write(tokio::spawn(async move {
+                let result = files.save_aside(mesh, file).await;
+                report(&reporter, Report::Written { mesh, result }).await;
+            }));
+        }
+        let Some(seat) = self.meshes.get(&mesh) else { return };
+        for (to, bytes) in wanted.send {
+            self.send(to, &seat.core.control_endpoints(to), bytes);
+        }
+    }
+
+    fn note_written(&mut self, mesh: MeshId, result: Result<(), FilesError>) {
+        let Some(seat) = self.meshes.get_mut(&mesh) else { return };
+        let wanted = seat.written(result.is_ok());
+        self.carry_out(mesh, wanted);
+        let Err(error) = result else { return };
+        error!(%mesh, %error, "cannot write the state of a mesh; trying again");
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(WRITE_AGAIN).await;
+            report(&reporter, Report::WriteAgain(mesh)).await;
+        });
+    }
+
+    /// Tells the members where this node is reached now.
+    fn announce(&mut self, addresses: BTreeMap<MeshId, Vec<IpAddr>>) {
+        let overlays: Vec<_> = self.meshes.values().map(|seat| seat.core.prefix()).collect();
+        for (mesh, mut addresses) in addresses {
+            let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
+            addresses.retain(|ip| !overlays.iter().any(|overlay| overlay.contains(*ip)));
+            // A host that has no address for a moment is reached where it was before, if at all.
+            if addresses.is_empty() {
+                continue;
+            }
+            let profile = self.setup.reached_at(seat.core.profile(), &addresses, seat.wire.port);
+            match seat.core.set_profile(profile) {
+                Ok(true) => info!(mesh = seat.name(), ?addresses, "announcing new addresses"),
+                Ok(false) => {}
+                Err(error) => warn!(mesh = seat.name(), %error, "cannot announce addresses"),
+            }
+            self.drive(mesh);
+        }
+    }
+
+    fn update_access(&self) {
+        let cores = self.meshes.values().map(|seat| &seat.core);
+        let members = cores.flat_map(|core| core.members().map(|member| member.node)).collect();
+        // Who is not known yet may be a member that others admitted, or may want to join.
+        let strangers = !self.meshes.is_empty();
+        let list = AccessList { members, refused: BTreeSet::new(), strangers };
+        self.access.send_if_modified(|current| {
+            let differs = *current != list;
+            *current = list;
+            differs
+        });
+    }
+
+    fn send(&self, to: NodeId, addrs: &[SocketAddr], bytes: Vec<u8>) {
+        if let Err(error) = self.setup.transport.send(to, addrs, bytes) {
+            debug!(%to, %error, "a message was not sent");
+        }
+    }
+
+    /// When the first timer of a core ends.
+    fn due(&self) -> Instant {
+        let timers = self.meshes.values().filter_map(|seat| seat.core.poll_timeout());
+        let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
+        Instant::now() + wait
+    }
+
+    async fn close(self) {
+        for (mesh, mut seat) in self.meshes {
+            seat.until_written().await;
+            if let Some(file) = seat.unwritten()
+                && let Err(error) = self.setup.files.clone().save_aside(mesh, file).await
+            {
+                error!(%mesh, %error, "cannot write the state of a mesh");
+            }
+            seat.wire.applier.stop().await;
+        }
+        self.setup.transport.close().await;
+    }
+}
+
+fn now(began: Instant) -> Time {
+    Time::ZERO + began.elapsed()
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, PlaneError>) {
+    // Who asked may have gone.
+    reply.send(result.map_err(Error::from)).unwrap_or_default();
+}
+
+async fn report(reporter: &mpsc::Sender<Report>, report: Report) {
+    // Fails only when the plane has ended.
+    reporter.send(report).await.unwrap_or_default();
+}
+
+/// Addresses of some partners, to find out from which own addresses they are reached.
+fn partner_addresses(seat: &Seated) -> Vec<SocketAddr> {
+    let own = seat.core.node();
+    let others = seat.core.members().filter(|member| member.node != own);
+    let first = others.filter_map(|member| Some(member.profile.control.first()?.addr));
+    first.take(PARTNERS_ASKED).collect()
+}

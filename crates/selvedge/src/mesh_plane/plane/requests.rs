@@ -1,0 +1,173 @@
+//! What users ask for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Role};
+use selvedge_mesh::{InviteId, InviteTerms, Signed};
+use selvedge_model::MeshId;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::super::error::PlaneError;
+use super::super::names::{self, FindError};
+use super::super::setup::{self, Setup, wall};
+use super::super::{Reply, Request, view};
+use super::{Plane, Report, answer, report};
+
+/// How long the members of a mesh that was left may take to hear of it before their connections
+/// are closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+impl Plane {
+    pub(super) async fn handle_request(&mut self, request: Request) {
+        match request {
+            Request::Create(request, reply) => self.create(request, reply).await,
+            Request::Join(request, reply) => self.join(request, reply).await,
+            Request::List(reply) => {
+                answer(reply, Ok(self.meshes.values().map(view::summary).collect()));
+            }
+            Request::Show(mesh, reply) => match self.find(&mesh) {
+                Ok(mesh) => self.show(mesh, reply),
+                Err(error) => answer(reply, Err(error.into())),
+            },
+            Request::Invite(mesh, request, reply) => answer(reply, self.invite(&mesh, &request)),
+            Request::Leave(mesh, reply) => match self.find(&mesh) {
+                Ok(mesh) => self.leave(mesh, reply),
+                Err(error) => answer(reply, Err(error.into())),
+            },
+        }
+    }
+
+    async fn create(&mut self, request: CreateRequest, reply: Reply<Mesh>) {
+        if self.meshes.values().any(|seat| seat.name() == request.name) {
+            return answer(reply, Err(PlaneError::NameTaken(request.name)));
+        }
+        let interface = self.reserve(&request.name).await;
+        let (setup, reporter) = (self.setup(), self.reporter.clone());
+        tokio::spawn(async move {
+            let seat = setup.found(request, interface.clone()).await;
+            report(&reporter, Report::SetUp { mesh: None, interface, seat, reply }).await;
+        });
+    }
+
+    async fn join(&mut self, request: JoinRequest, reply: Reply<Mesh>) {
+        let invite = match self.check_token(&request.token) {
+            Ok(invite) => invite,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let mesh = invite.value().mesh();
+        let interface = self.reserve(&invite.value().genesis.name).await;
+        let (forward, answers) = mpsc::channel(16);
+        self.joins.insert(mesh, forward);
+        let (setup, reporter) = (self.setup(), self.reporter.clone());
+        tokio::spawn(async move {
+            let seat = setup.join(invite, request, interface.clone(), answers).await;
+            report(&reporter, Report::SetUp { mesh: Some(mesh), interface, seat, reply }).await;
+        });
+    }
+
+    fn check_token(&self, token: &str) -> Result<Signed<selvedge_mesh::Invite>, PlaneError> {
+        let invite = Signed::from_token(token)?;
+        let mesh = invite.value().mesh();
+        if let Some(seat) = self.meshes.get(&mesh) {
+            return Err(PlaneError::AlreadyMember { mesh, name: seat.name().to_owned() });
+        }
+        if self.leaving.contains(&mesh) {
+            return Err(PlaneError::StillLeaving(mesh));
+        }
+        match self.joins.contains_key(&mesh) {
+            true => Err(PlaneError::AlreadyJoining(mesh)),
+            false => Ok(invite),
+        }
+    }
+
+    pub(super) fn show(&self, mesh: MeshId, reply: Reply<Mesh>) {
+        let Some(seat) = self.meshes.get(&mesh) else {
+            return answer(reply, Err(FindError::Unknown(mesh.to_string()).into()));
+        };
+        let mut shown = view::mesh(seat, &self.heard);
+        let inquirer = seat.wire.applier.inquirer();
+        tokio::spawn(async move {
+            view::complete(&mut shown, &inquirer.peers().await);
+            answer(reply, Ok(shown));
+        });
+    }
+
+    fn invite(&mut self, mesh: &str, request: &InviteRequest) -> Result<Invite, PlaneError> {
+        let mesh = self.find(mesh)?;
+        let seat = self.meshes.get(&mesh).ok_or(PlaneError::Stopping)?;
+        if request.uses == 0 {
+            return Err(PlaneError::NoUses);
+        }
+        let role = match request.role {
+            Role::Peer => selvedge_mesh::Role::Peer,
+            Role::Client => selvedge_mesh::Role::Client,
+        };
+        let not_after = wall().after(Duration::from_secs(request.expires_s));
+        let id = InviteId(setup::random()?);
+        let terms = InviteTerms { id, role, uses: request.uses, not_after };
+        let token = seat.core.invite(terms, wall())?.to_token();
+        Ok(Invite { token, mesh, uses: request.uses, expires: not_after.0 })
+    }
+
+    fn leave(&mut self, mesh: MeshId, reply: Reply<Left>) {
+        let Some(mut seat) = self.meshes.remove(&mesh) else {
+            return answer(reply, Err(FindError::Unknown(mesh.to_string()).into()));
+        };
+        if let Err(error) = seat.core.leave() {
+            self.meshes.insert(mesh, seat);
+            return answer(reply, Err(error.into()));
+        }
+        let partners: BTreeMap<_, _> =
+            seat.core.members().map(|m| (m.node, seat.core.control_endpoints(m.node))).collect();
+        let left = Left { id: mesh, name: seat.name().to_owned() };
+        // What is on disk is removed, so nothing need be written before the news is sent.
+        while let Some((to, bytes)) = seat.core.poll_transmit() {
+            self.send(to, partners.get(&to).map_or(&[][..], Vec::as_slice), bytes);
+        }
+        info!(mesh = left.name, id = %mesh, "left the mesh");
+        let interface = seat.wire.interface.clone();
+        self.leaving.insert(mesh);
+        self.reserved.insert(interface.clone());
+        let (files, reporter) = (self.setup.files.clone(), self.reporter.clone());
+        tokio::spawn(async move {
+            // A write that is under way must not bring the file back.
+            seat.until_written().await;
+            let removed = files.remove_aside(mesh).await;
+            seat.wire.applier.stop().await;
+            report(&reporter, Report::Left { mesh, interface }).await;
+            answer(reply, removed.map(|()| left).map_err(PlaneError::Left));
+            sleep(FAREWELL).await;
+            report(&reporter, Report::Forgotten).await;
+        });
+    }
+
+    fn find(&self, selector: &str) -> Result<MeshId, PlaneError> {
+        let meshes = self.meshes.values().map(|seat| (seat.id(), seat.name()));
+        Ok(names::find(selector, meshes)?)
+    }
+
+    /// What a new mesh is set up with: the configured WireGuard port is for the first one.
+    fn setup(&self) -> Setup {
+        let used = self.meshes.values().any(|seat| seat.wire.port == self.config.port);
+        let wireguard_port = if used { 0 } else { self.config.port };
+        Setup { wireguard_port, ..self.setup.clone() }
+    }
+
+    /// Chooses the name of a new interface and keeps it from others.
+    async fn reserve(&mut self, mesh: &str) -> String {
+        let mut taken = self.reserved.clone();
+        taken.extend(self.meshes.values().map(|seat| seat.wire.interface.clone()));
+        if let Some(netlink) = &self.setup.netlink {
+            match netlink.links().await {
+                Ok(links) => taken.extend(links.into_iter().map(|link| link.name)),
+                Err(error) => warn!(%error, "cannot list the host's interfaces"),
+            }
+        }
+        let interface = names::interface(&self.config.interface, mesh, &taken);
+        self.reserved.insert(interface.clone());
+        interface
+    }
+}

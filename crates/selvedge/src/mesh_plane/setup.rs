@@ -1,0 +1,300 @@
+//! Becoming a member: founding a mesh, and joining one. Each is one task that prepares
+//! everything, WireGuard and the state on disk included, and hands the plane a finished seat; if
+//! it fails on the way, it takes back what it made.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use selvedge_api::mesh::{CreateRequest, JoinRequest};
+use selvedge_host::netlink::Netlink;
+use selvedge_host::wireguard::{self, PrivateKey};
+use selvedge_mesh::{
+    Bootstrap, Endpoint, Identity, Invite, JoinError, Joining, Profile, Signed, State, UnixTime,
+};
+use selvedge_model::{MeshId, NodeId, Prefix};
+use selvedge_transport::Transport;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::applier::{self, Applier};
+use super::endpoints;
+use super::error::PlaneError;
+use super::files::{Files, MeshFile};
+
+/// How often a bootstrap node is asked, and how long it may take to answer each time.
+const ATTEMPTS: usize = 3;
+const ANSWER: Duration = Duration::from_secs(4);
+
+/// What every setup needs.
+#[derive(Clone)]
+pub(super) struct Setup {
+    pub(super) identity: Identity,
+    pub(super) transport: Transport,
+    pub(super) files: Files,
+    /// `None`: dry, the host is not touched.
+    pub(super) netlink: Option<Netlink>,
+    /// Configured addresses; empty: those of the host.
+    pub(super) announce: Vec<IpAddr>,
+    pub(super) default_alias: String,
+    /// The port of the transport.
+    pub(super) listen_port: u16,
+    /// The port of WireGuard; 0 for a free one.
+    pub(super) wireguard_port: u16,
+    pub(super) mtu: u16,
+}
+
+/// A place in a mesh, ready to be used.
+pub(super) struct Seat {
+    pub(super) state: State,
+    pub(super) wire: Wire,
+}
+
+/// WireGuard of one mesh.
+pub(super) struct Wire {
+    pub(super) key: PrivateKey,
+    pub(super) port: u16,
+    pub(super) interface: String,
+    pub(super) applier: Applier,
+}
+
+/// An answer to a join request, as the plane passes it on.
+pub(super) type Answer = (NodeId, Vec<u8>);
+
+/// The address of this node's interface in a mesh: its own within the prefix of all.
+pub(super) fn interface_address(mesh: MeshId, node: NodeId) -> Prefix {
+    let address = selvedge_mesh::address::node_address(mesh, node);
+    Prefix::new(address.into(), 64).expect("an IPv6 prefix may have 64 bits")
+}
+
+/// Now, on the wall clock.
+pub(super) fn wall() -> UnixTime {
+    UnixTime(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], PlaneError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| PlaneError::Random(error.to_string()))?;
+    Ok(bytes)
+}
+
+impl Setup {
+    /// Founds a mesh.
+    pub(super) async fn found(
+        self,
+        request: CreateRequest,
+        interface: String,
+    ) -> Result<Seat, PlaneError> {
+        let salt = random()?;
+        let key = PrivateKey::from_bytes(random()?);
+        let addresses = self.addresses(&[]).await;
+        let found = |wg, port| {
+            let (alias, description) = (request.alias.clone(), request.description.clone());
+            let profile = self.profile(port, &addresses, alias, description);
+            State::found(&self.identity, &request.name, salt, wg, profile)
+        };
+        // What is wrong with the request shows before anything is made.
+        let draft = found(key.public(), 0)?;
+        let wire = self.wire(draft.mesh(), key, interface).await?;
+        let state = found(wire.key.public(), wire.port).map_err(PlaneError::from);
+        self.seat(state, wire).await
+    }
+
+    /// Redeems an invite.
+    pub(super) async fn join(
+        self,
+        invite: Signed<Invite>,
+        request: JoinRequest,
+        interface: String,
+        answers: mpsc::Receiver<Answer>,
+    ) -> Result<Seat, PlaneError> {
+        let key = PrivateKey::from_bytes(random()?);
+        let towards: Vec<_> = invite.value().bootstrap.iter().map(|place| place.addr).collect();
+        let addresses = self.addresses(&towards).await;
+        let prepare = |wg, port| {
+            let (alias, description) = (request.alias.clone(), request.description.clone());
+            let profile = self.profile(port, &addresses, alias, description);
+            Joining::new(self.identity.clone(), invite.clone(), wg, profile, wall())
+        };
+        let draft = prepare(key.public(), 0)?;
+        let wire = self.wire(draft.mesh(), key, interface).await?;
+        let state = match prepare(wire.key.public(), wire.port) {
+            Ok(joining) => self.ask(&joining, answers).await,
+            Err(error) => Err(error.into()),
+        };
+        self.seat(state, wire).await
+    }
+
+    /// The addresses to announce: those configured, or else those of the host, the ones from
+    /// which packets to `towards` leave first.
+    pub(super) async fn addresses(&self, towards: &[SocketAddr]) -> Vec<IpAddr> {
+        if !self.announce.is_empty() {
+            return self.announce.clone();
+        }
+        let found = endpoints::discover(self.netlink.as_ref()).await;
+        let sources = towards.iter().copied().filter_map(endpoints::source_towards);
+        endpoints::preferring(sources, &found)
+    }
+
+    /// `profile` with the places where this node is reached.
+    pub(super) fn reached_at(&self, profile: Profile, addresses: &[IpAddr], port: u16) -> Profile {
+        let places = |port| {
+            let place = |ip: &IpAddr| Endpoint::from(SocketAddr::new(*ip, port));
+            addresses.iter().map(place).collect()
+        };
+        Profile { endpoints: places(port), control: places(self.listen_port), ..profile }
+    }
+
+    /// The device of a mesh.
+    pub(super) fn device(
+        &self,
+        mesh: MeshId,
+        key: &PrivateKey,
+        interface: &str,
+        listen_port: u16,
+    ) -> Applier {
+        let config = wireguard::Config {
+            name: interface.to_owned(),
+            private_key: key.clone(),
+            listen_port,
+            mtu: self.mtu,
+            addresses: vec![interface_address(mesh, self.identity.node_id())],
+            control: None,
+        };
+        Applier::start(self.netlink.clone(), config)
+    }
+
+    /// What this node says about itself.
+    fn profile(
+        &self,
+        port: u16,
+        addresses: &[IpAddr],
+        alias: Option<String>,
+        description: Option<String>,
+    ) -> Profile {
+        let profile = Profile {
+            alias: alias.unwrap_or_else(|| self.default_alias.clone()),
+            description: description.unwrap_or_default(),
+            ..Profile::default()
+        };
+        self.reached_at(profile, addresses, port)
+    }
+
+    async fn wire(
+        &self,
+        mesh: MeshId,
+        key: PrivateKey,
+        interface: String,
+    ) -> Result<Wire, PlaneError> {
+        let applier = self.device(mesh, &key, &interface, self.wireguard_port);
+        match applier::settled(applier.status()).await {
+            Ok(port) => Ok(Wire { key, port, interface, applier }),
+            Err(reason) => {
+                applier.stop().await;
+                Err(PlaneError::WireGuard { interface, reason })
+            }
+        }
+    }
+
+    /// Asks the bootstrap nodes, one after the other, to be admitted.
+    async fn ask(
+        &self,
+        joining: &Joining,
+        mut answers: mpsc::Receiver<Answer>,
+    ) -> Result<State, PlaneError> {
+        let mut unreachable = Vec::new();
+        let mut failure = None;
+        for (node, addrs) in by_node(joining.bootstrap()) {
+            if let Err(error) = self.transport.connect(node, &addrs).await {
+                unreachable.push(error);
+                continue;
+            }
+            match self.ask_one(joining, node, &addrs, &mut answers).await {
+                Ok(state) => return Ok(state),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or(PlaneError::Unreachable(unreachable)))
+    }
+
+    async fn ask_one(
+        &self,
+        joining: &Joining,
+        node: NodeId,
+        addrs: &[SocketAddr],
+        answers: &mut mpsc::Receiver<Answer>,
+    ) -> Result<State, PlaneError> {
+        for _ in 0..ATTEMPTS {
+            // If too much waits to be sent, the next attempt may do better.
+            let sent = self.transport.send(node, addrs, joining.message());
+            let until = Instant::now() + ANSWER;
+            while let Ok(Some((from, bytes))) = timeout_at(until, answers.recv()).await {
+                match joining.handle_message(from, &bytes, wall()) {
+                    Ok(state) => return Ok(state),
+                    // News of the mesh that comes before the answer.
+                    Err(JoinError::NotAsked(_) | JoinError::Unexpected { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            tracing::debug!(node = %node.short(), ?sent, "no answer to the request to join");
+        }
+        Err(PlaneError::NoAnswer)
+    }
+
+    /// Writes the state to disk, or takes the interface back if there is none to write.
+    async fn seat(&self, state: Result<State, PlaneError>, wire: Wire) -> Result<Seat, PlaneError> {
+        let written = match state {
+            Ok(state) => {
+                let file = wire.file(state.encode());
+                let written = self.files.clone().save_aside(state.mesh(), file).await;
+                written.map(|()| state).map_err(PlaneError::from)
+            }
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(state) => Ok(Seat { state, wire }),
+            Err(error) => {
+                wire.applier.stop().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Wire {
+    /// What is kept on disk of the mesh, whose core's snapshot is `core`.
+    pub(super) fn file(&self, core: Vec<u8>) -> MeshFile {
+        let interface = self.interface.clone();
+        MeshFile { key: self.key.clone(), port: self.port, interface, core }
+    }
+}
+
+/// The places to ask, by the node that lives there, in the order of the invite.
+fn by_node(places: &[Bootstrap]) -> Vec<(NodeId, Vec<SocketAddr>)> {
+    let mut nodes: Vec<(NodeId, Vec<SocketAddr>)> = Vec::new();
+    for Bootstrap { addr, node } in places {
+        match nodes.iter_mut().find(|(known, _)| known == node) {
+            Some((_, addrs)) => addrs.push(*addr),
+            None => nodes.push((*node, vec![*addr])),
+        }
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_asked_once_at_all_its_addresses() {
+        let place = |addr: &str, node| Bootstrap {
+            addr: addr.parse().expect("an address"),
+            node: NodeId([node; 32]),
+        };
+        let places =
+            [place("192.0.2.1:1", 1), place("192.0.2.2:1", 2), place("[2001:db8::1]:1", 1)];
+        let nodes = by_node(&places);
+        assert_eq!(nodes.len(), 2);
+        assert_eq!(nodes[0], (NodeId([1; 32]), vec![places[0].addr, places[2].addr]));
+        assert_eq!(nodes[1], (NodeId([2; 32]), vec![places[1].addr]));
+    }
+}

@@ -1,0 +1,308 @@
+//! Mesh planes in this process that touch no interface: requests, state on disk, bad input.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use selvedge::config::{MeshConfig, WireGuard};
+use selvedge::mesh_plane::{MeshHandle, spawn};
+use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Mesh, Role};
+use selvedge_api::{Code, Error};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+struct Node {
+    name: &'static str,
+    folder: TempDir,
+    running: Option<(MeshHandle, JoinHandle<()>, CancellationToken)>,
+}
+
+impl Node {
+    async fn start(name: &'static str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut node = Self { name, folder, running: None };
+        node.run().await.expect("the plane starts");
+        node
+    }
+
+    async fn run(&mut self) -> anyhow::Result<()> {
+        let config = MeshConfig {
+            name: self.name.parse()?,
+            state: self.folder.path().to_owned(),
+            listen: SocketAddr::new(LOOPBACK, 0),
+            endpoints: vec![LOOPBACK],
+            wireguard: WireGuard::Dry,
+            port: 0,
+            interface: "sv-{name}".to_owned(),
+            mtu: 1420,
+        };
+        let shutdown = CancellationToken::new();
+        let (handle, task) = spawn(config, shutdown.clone()).await?;
+        self.running = Some((handle, task, shutdown));
+        Ok(())
+    }
+
+    async fn stop(&mut self) {
+        let (_, task, shutdown) = self.running.take().expect("it runs");
+        shutdown.cancel();
+        task.await.expect("an orderly end");
+    }
+
+    async fn restart(&mut self) {
+        self.stop().await;
+        self.run().await.expect("the plane starts again");
+    }
+
+    fn handle(&self) -> &MeshHandle {
+        &self.running.as_ref().expect("it runs").0
+    }
+
+    async fn create(&self, name: &str) -> Mesh {
+        let request = CreateRequest { name: name.to_owned(), ..CreateRequest::default() };
+        self.handle().create(request).await.expect("founded")
+    }
+
+    async fn token(&self, mesh: &str, uses: u32) -> String {
+        let request = InviteRequest { uses, expires_s: 3600, role: Role::Peer };
+        self.handle().invite(mesh, request).await.expect("invited").token
+    }
+
+    async fn join(&self, token: &str) -> Result<Mesh, Error> {
+        let request = JoinRequest { token: token.to_owned(), ..JoinRequest::default() };
+        self.handle().join(request).await
+    }
+
+    async fn show(&self, mesh: &str) -> Mesh {
+        self.handle().show(mesh).await.expect("it is there")
+    }
+
+    /// Waits until the mesh has so many members here.
+    async fn sees(&self, mesh: &str, members: usize) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while self.show(mesh).await.members.len() != members {
+            assert!(Instant::now() < deadline, "{} never saw {members} members", self.name);
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn mesh_files(&self) -> Vec<PathBuf> {
+        files(&self.folder.path().join("mesh"))
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    paths.sort();
+    paths
+}
+
+/// What must survive a restart.
+fn lasting(mesh: &Mesh) -> impl PartialEq + std::fmt::Debug + use<> {
+    let members: Vec<_> =
+        mesh.members.iter().map(|m| (m.node, m.address, m.wg_key, m.alias.clone())).collect();
+    (
+        mesh.id,
+        mesh.node,
+        mesh.address,
+        mesh.prefix,
+        mesh.listen_port,
+        mesh.interface.clone(),
+        members,
+    )
+}
+
+#[tokio::test]
+async fn three_nodes_form_a_mesh_and_one_leaves() {
+    let (a, b, c) = (Node::start("a").await, Node::start("b").await, Node::start("c").await);
+    let mesh = a.create("campus").await;
+    let token = a.token("campus", 2).await;
+    let joined = b.join(&token).await.expect("joined");
+    assert_eq!((joined.id, joined.members.len()), (mesh.id, 2));
+    c.join(&token).await.expect("joined");
+    for node in [&a, &b, &c] {
+        node.sees("campus", 3).await;
+    }
+    let shown = b.show("campus").await;
+    let aliases: Vec<_> = shown.members.iter().filter_map(|member| member.alias.clone()).collect();
+    assert!(["a", "b", "c"].iter().all(|name| aliases.iter().any(|alias| alias == name)));
+    let other = shown.members.iter().find(|member| !member.own).expect("two others");
+    assert!(shown.prefix.contains(other.address.into()));
+    assert_eq!(other.allowed_ips[0].to_string(), format!("{}/128", other.address));
+    c.handle().leave("campus").await.expect("left");
+    assert!(c.mesh_files().is_empty());
+    for node in [&a, &b] {
+        node.sees("campus", 2).await;
+    }
+    let list = c.handle().list().await.expect("listed");
+    assert!(list.is_empty());
+}
+
+#[tokio::test]
+async fn who_left_can_come_back() {
+    let (a, b) = (Node::start("a").await, Node::start("b").await);
+    a.create("campus").await;
+    let token = a.token("campus", 2).await;
+    b.join(&token).await.expect("joined");
+    b.handle().leave("campus").await.expect("left");
+    a.sees("campus", 1).await;
+    b.join(&token).await.expect("joined again");
+    a.sees("campus", 2).await;
+    b.sees("campus", 2).await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_with_nobody_else_there() {
+    let (mut a, mut b) = (Node::start("a").await, Node::start("b").await);
+    a.create("campus").await;
+    a.create("other").await;
+    let token = a.token("campus", 1).await;
+    b.join(&token).await.expect("joined");
+    a.sees("campus", 2).await;
+    let (at_a, at_b) = (a.show("campus").await, b.show("campus").await);
+    a.stop().await;
+    b.restart().await;
+    assert_eq!(lasting(&b.show("campus").await), lasting(&at_b));
+    b.stop().await;
+    a.run().await.expect("it starts");
+    assert_eq!(lasting(&a.show("campus").await), lasting(&at_a));
+    assert_eq!(a.handle().list().await.expect("listed").len(), 2);
+    // Both have new ports now, and neither knows the other's; the founder's token tells it.
+    b.run().await.expect("it starts");
+    assert_eq!(lasting(&b.show("campus").await), lasting(&at_b));
+    // The invite's use still counts.
+    let late = Node::start("late").await;
+    let fresh = a.token("campus", 1).await;
+    late.join(&fresh).await.expect("joined");
+}
+
+#[tokio::test]
+async fn a_use_of_an_invite_counts_over_restarts() {
+    let mut a = Node::start("a").await;
+    let (b, c) = (Node::start("b").await, Node::start("c").await);
+    // The port must be the same after the restart, or the token would lead nowhere.
+    a.create("campus").await;
+    let token = a.token("campus", 1).await;
+    b.join(&token).await.expect("joined");
+    let error = c.join(&token).await.expect_err("used up");
+    assert!(error.message.contains("used up: 1 of 1"), "{error}");
+    assert_eq!(error.code, Code::Invalid);
+    assert!(c.mesh_files().is_empty(), "nothing is left behind");
+    a.restart().await;
+    let error = c.join(&token).await.expect_err("the port is another");
+    assert_eq!(error.code, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn bad_tokens_are_told_apart() {
+    let (a, b) = (Node::start("a").await, Node::start("b").await);
+    let mesh = a.create("campus").await;
+    let token = a.token("campus", 1).await;
+    for (bad, expected) in [
+        (&token[..token.len() / 2], "incomplete or damaged"),
+        ("svm9abc", "version 9"),
+        ("hello", "not an invite token"),
+        ("", "not an invite token"),
+    ] {
+        let error = b.join(bad).await.expect_err("refused");
+        assert!(error.message.contains(expected), "{bad:?}: {error}");
+        assert_eq!(error.code, Code::Invalid);
+        assert!(error.hint.is_some());
+    }
+    let error = a.join(&token).await.expect_err("the founder is in it");
+    assert!(error.message.contains("\"campus\"") && error.message.contains("already"), "{error}");
+    assert_eq!(error.code, Code::Conflict);
+    b.join(&token).await.expect("joined");
+    let error = b.join(&token).await.expect_err("joined already");
+    assert!(error.message.contains(&mesh.id.to_string()), "{error}");
+    assert_eq!(error.code, Code::Conflict);
+}
+
+#[tokio::test]
+async fn an_expired_token_says_when() {
+    let (a, b) = (Node::start("a").await, Node::start("b").await);
+    a.create("campus").await;
+    let request = InviteRequest { uses: 1, expires_s: 0, role: Role::Peer };
+    let invite = a.handle().invite("campus", request).await.expect("invited");
+    sleep(Duration::from_millis(2100)).await;
+    let error = b.join(&invite.token).await.expect_err("expired");
+    assert!(error.message.contains("the invite expired at 20"), "{error}");
+    assert!(error.hint.is_some_and(|hint| hint.contains("clock")));
+    let none = InviteRequest { uses: 0, expires_s: 60, role: Role::Peer };
+    let error = a.handle().invite("campus", none).await.expect_err("useless");
+    assert_eq!(error.code, Code::Invalid);
+}
+
+#[tokio::test]
+async fn an_unreachable_member_is_named_with_its_address() {
+    let (mut a, b) = (Node::start("a").await, Node::start("b").await);
+    let mesh = a.create("campus").await;
+    let token = a.token("campus", 1).await;
+    a.stop().await;
+    let error = b.join(&token).await.expect_err("nobody there");
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains(&mesh.node.to_string()), "{error}");
+    assert!(error.message.contains("127.0.0.1:"), "{error}");
+    assert!(b.mesh_files().is_empty(), "nothing is left behind");
+    // It can try again, and does not join twice at a time.
+    let (first, second) = tokio::join!(b.join(&token), b.join(&token));
+    let codes = [first, second].map(|result| result.expect_err("nobody there").code);
+    assert!(codes.contains(&Code::Conflict), "{codes:?}");
+}
+
+#[tokio::test]
+async fn names_and_meshes_are_checked() {
+    let a = Node::start("a").await;
+    let mesh = a.create("campus").await;
+    let create = |name: &str| {
+        a.handle().create(CreateRequest { name: name.to_owned(), ..CreateRequest::default() })
+    };
+    assert_eq!(create("campus").await.expect_err("taken").code, Code::Conflict);
+    assert_eq!(create("no/name").await.expect_err("malformed").code, Code::Invalid);
+    let rude = CreateRequest {
+        alias: Some("\u{1b}[2J".to_owned()),
+        name: "x".to_owned(),
+        ..CreateRequest::default()
+    };
+    assert_eq!(a.handle().create(rude).await.expect_err("malformed").code, Code::Invalid);
+    assert_eq!(a.mesh_files().len(), 1);
+    assert_eq!(a.handle().show("nowhere").await.expect_err("unknown").code, Code::NotFound);
+    assert_eq!(a.handle().leave("nowhere").await.expect_err("unknown").code, Code::NotFound);
+    assert_eq!(a.show(&mesh.id.to_string()[..8]).await.id, mesh.id);
+}
+
+#[tokio::test]
+async fn a_damaged_mesh_is_kept_aside_and_the_others_live() {
+    let mut a = Node::start("a").await;
+    let damaged = a.create("damaged").await;
+    a.create("sound").await;
+    a.stop().await;
+    let path = a.folder.path().join(format!("mesh/{}.state", damaged.id));
+    let mut bytes = std::fs::read(&path).expect("it is there");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, &bytes).expect("writable");
+    a.run().await.expect("the plane starts all the same");
+    let names: Vec<_> =
+        a.handle().list().await.expect("listed").into_iter().map(|mesh| mesh.name).collect();
+    assert_eq!(names, ["sound"]);
+    assert!(!path.exists());
+    let aside =
+        a.mesh_files().into_iter().find(|path| path.to_string_lossy().contains(".corrupt-"));
+    assert_eq!(std::fs::read(aside.expect("kept aside")).expect("readable"), bytes);
+}
+
+#[tokio::test]
+async fn a_damaged_identity_stops_the_start() {
+    let mut a = Node::start("a").await;
+    a.stop().await;
+    let path = a.folder.path().join("identity.key");
+    std::fs::write(&path, b"not a key").expect("writable");
+    let error = format!("{:#}", a.run().await.expect_err("damaged"));
+    assert!(error.contains("identity.key") && error.contains("damaged"), "{error}");
+    assert_eq!(std::fs::read(&path).expect("left alone"), b"not a key");
+}

@@ -1,0 +1,146 @@
+//! The laboratory's scenarios: real agents, real etcd, real FRR and real packets, in network
+//! namespaces of this machine.
+//!
+//! The program runs itself again as the agents and as their command line: with
+//! [`fleet::AS_SELVEDGE`] as its first argument it is `selvedge`.
+
+mod failover;
+mod fleet;
+mod migrate;
+mod outage;
+mod progress;
+mod statistics;
+mod view;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use selvedge_netlab::Lab;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use progress::say;
+
+/// Runs the program with `args`, the first being its own name.
+///
+/// The exit code is 0 if every bound held, 1 if not or if the scenario could not be run, 2 if
+/// the arguments are wrong.
+#[must_use]
+pub fn run(args: Vec<OsString>) -> ExitCode {
+    if args.get(1).is_some_and(|first| first == fleet::AS_SELVEDGE) {
+        return selvedge::cli::run(args.into_iter().skip(1));
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version too come this way. Where nobody reads, there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    log_to_stderr();
+    clean_up_when_interrupted();
+    for left in Lab::sweep() {
+        say!("removed {left}, left over from a laboratory that was killed");
+    }
+    match cli.scenario {
+        Scenario::Migrate(options) => conclude(migrate::run(&options)),
+        Scenario::Failover(options) => conclude(failover::run(&options)),
+    }
+}
+
+/// What a scenario has measured, and which of its bounds did not hold.
+pub(crate) struct Outcome<T> {
+    pub(crate) figures: T,
+    pub(crate) broken: Vec<String>,
+}
+
+/// Scenarios of the gateway plane on real etcd, real FRR and real packets.
+///
+/// The last line on standard output is one JSON object; progress goes to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "selvedge-lab", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// Move networks between healthy gateways; no packet may be lost
+    Migrate(migrate::Options),
+    /// Let a fault befall a gateway, again and again; every network must come back
+    Failover(failover::Options),
+}
+
+fn conclude<T: Serialize>(outcome: anyhow::Result<Outcome<T>>) -> ExitCode {
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            say!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let line = match serde_json::to_string(&outcome.figures) {
+        Ok(line) => line,
+        Err(error) => {
+            say!("error: the figures cannot be written: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    for bound in &outcome.broken {
+        say!("a bound does not hold: {bound}");
+    }
+    let written = writeln!(std::io::stdout(), "{line}").is_ok();
+    if written && outcome.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Ctrl-C and SIGTERM end everything at any moment, so a thread of its own waits for them.
+fn clean_up_when_interrupted() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let signalled = runtime.and_then(|runtime| runtime.block_on(signalled()));
+        if signalled.is_ok() {
+            say!("interrupted: cleaning up");
+            Lab::cleanup();
+            std::process::exit(130);
+        }
+    });
+}
+
+async fn signalled() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        for line in [
+            "lab migrate --networks 20 --moves 10 --json",
+            "lab failover --networks 100 --gateways 3 --runs 20 --fault silent --json",
+        ] {
+            Cli::try_parse_from(line.split(' ')).expect("valid");
+        }
+        assert!(Cli::try_parse_from(["lab", "failover", "--fault", "flood"]).is_err());
+    }
+}

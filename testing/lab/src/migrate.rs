@@ -1,0 +1,130 @@
+//! `migrate`: planned moves, which must not lose a packet.
+
+use std::time::Duration;
+
+use clap::Args;
+use selvedge_model::Time;
+use selvedge_netlab::clock::{now, wait_until};
+use selvedge_netlab::stream::Report;
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::fleet::{Fleet, FleetOptions};
+use crate::progress::say;
+use crate::view::{Move, moves};
+
+/// Options of the scenario.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    fleet: FleetOptions,
+    /// How many planned moves at least; gateways are drained and undrained in turn
+    #[arg(long, default_value_t = 10)]
+    moves: usize,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figures {
+    networks: u32,
+    gateways: u32,
+    moves: usize,
+    packets_sent: u64,
+    packets_lost: u64,
+    packets_duplicated: u64,
+    packets_reordered: u64,
+    /// From the decision to serving, on average; and the longest.
+    seconds_per_move: f64,
+    seconds_per_move_max: f64,
+    longest_gap_ms: f64,
+    sender_late_ms: f64,
+}
+
+/// Runs the scenario.
+pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
+    let mut fleet = Fleet::start(&options.fleet)?;
+    let gateways = fleet.gateways();
+    let first = fleet.view().served_by(&gateways[0], &fleet.networks());
+    let mut streams = fleet.start_streams(&first)?;
+    say!("packets run on all {} networks", options.fleet.networks);
+    let from = now();
+    std::thread::sleep(EDGE);
+    let mut done = 0;
+    for gateway in gateways.iter().cycle().take(gateways.len() * ROUNDS) {
+        if done >= options.moves {
+            break;
+        }
+        done += drain_and_undrain(&mut fleet, gateway)?;
+    }
+    std::thread::sleep(EDGE);
+    let to = now();
+    streams.stop(GRACE);
+    let figures = figures(options, &moves(&fleet.changes(), from), &streams.report_between(from, to));
+    let broken = broken(options, &figures);
+    Ok(Outcome { figures, broken })
+}
+
+/// How long packets run before the first and after the last move.
+const EDGE: Duration = Duration::from_secs(1);
+/// How long the last packets may take to arrive.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often every gateway has its turn at most, lest a fleet that moves nothing runs for ever.
+const ROUNDS: usize = 20;
+/// How long all networks of a gateway may take to move.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Returns how many networks have moved.
+fn drain_and_undrain(fleet: &mut Fleet, gateway: &str) -> anyhow::Result<usize> {
+    let from = now();
+    let all = fleet.networks();
+    let leaving = fleet.view().served_by(gateway, &all).len();
+    say!("draining {gateway}, which serves {leaving} networks");
+    fleet.drain(gateway, true)?;
+    let drained = wait_until(&format!("the drain of {gateway}"), LIMIT, || {
+        std::thread::sleep(Duration::from_millis(100));
+        let view = fleet.view();
+        Ok(view.served_by(gateway, &all).is_empty() && view.all_served(&all))
+    });
+    drained.map_err(|error| fleet.explained(error.into()))?;
+    fleet.drain(gateway, false)?;
+    fleet.wait_settled(LIMIT)?;
+    let moved = moved_since(fleet, from);
+    say!("{gateway} is back: {moved} moves in {:.1} s", (now() - from).as_secs_f64());
+    Ok(moved)
+}
+
+fn moved_since(fleet: &Fleet, from: Time) -> usize {
+    moves(&fleet.changes(), from).len()
+}
+
+fn figures(options: &Options, moves: &[Move], report: &Report) -> Figures {
+    let seconds: Vec<f64> = moves.iter().map(|it| (it.ended - it.began).as_secs_f64()).collect();
+    let total: f64 = seconds.iter().sum();
+    let rounded = |figure: f64| (figure * 1000.0).round() / 1000.0;
+    let millis = |time: Duration| rounded(time.as_secs_f64() * 1000.0);
+    Figures {
+        networks: options.fleet.networks,
+        gateways: options.fleet.gateways,
+        moves: moves.len(),
+        packets_sent: report.sent(),
+        packets_lost: report.lost(),
+        packets_duplicated: report.flows.iter().map(|flow| flow.duplicates).sum(),
+        packets_reordered: report.flows.iter().map(|flow| flow.reordered).sum(),
+        seconds_per_move: rounded(if moves.is_empty() { 0.0 } else { total / moves.len() as f64 }),
+        seconds_per_move_max: rounded(seconds.iter().copied().fold(0.0, f64::max)),
+        longest_gap_ms: millis(report.gaps().iter().map(|(_, gap)| *gap).max().unwrap_or_default()),
+        sender_late_ms: millis(report.sender_late),
+    }
+}
+
+fn broken(options: &Options, figures: &Figures) -> Vec<String> {
+    let mut broken = Vec::new();
+    if figures.packets_lost > 0 {
+        let (lost, sent) = (figures.packets_lost, figures.packets_sent);
+        broken.push(format!("{lost} of {sent} packets were lost"));
+    }
+    if figures.moves < options.moves {
+        broken.push(format!("{} moves of {} happened", figures.moves, options.moves));
+    }
+    broken
+}

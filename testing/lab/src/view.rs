@@ -1,0 +1,164 @@
+//! The networks as the store describes them, read from the laboratory's own watch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use selvedge_model::{Time, Vni};
+use selvedge_netlab::etcd::Seen;
+
+/// The number of the state in which `current` serves a network and nothing is under way.
+const IDLE: &str = "1";
+
+/// Everything that was seen, folded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    keys: BTreeMap<String, String>,
+}
+
+/// One planned move of one network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub(crate) vni: Vni,
+    pub(crate) began: Time,
+    pub(crate) ended: Time,
+}
+
+impl View {
+    /// The state after all changes, which are in the order of revisions.
+    pub(crate) fn of(changes: &[Seen]) -> Self {
+        let mut keys = BTreeMap::new();
+        for change in changes {
+            match &change.value {
+                Some(value) => keys.insert(change.key.clone(), value.clone()),
+                None => keys.remove(&change.key),
+            };
+        }
+        Self { keys }
+    }
+
+    /// The gateways on which networks may be placed.
+    pub(crate) fn gateways(&self) -> BTreeSet<&str> {
+        self.keys.keys().filter_map(|key| key.strip_prefix("/wmgwd/node/")).collect()
+    }
+
+    /// The gateway that serves the network; `None` while it moves or has none.
+    pub(crate) fn owner(&self, vni: Vni) -> Option<&str> {
+        let key = |field: &str| self.keys.get(&format!("/wmgwd/vni/{vni}/{field}"));
+        let idle = key("type").is_some_and(|state| state == IDLE);
+        let current = key("current").map(String::as_str).filter(|name| !name.is_empty());
+        current.filter(|_| idle)
+    }
+
+    /// The networks that `gateway` serves.
+    pub(crate) fn served_by(&self, gateway: &str, all: &[Vni]) -> Vec<Vni> {
+        all.iter().copied().filter(|vni| self.owner(*vni) == Some(gateway)).collect()
+    }
+
+    /// Whether every network is served.
+    pub(crate) fn all_served(&self, all: &[Vni]) -> bool {
+        all.iter().all(|vni| self.owner(*vni).is_some())
+    }
+}
+
+/// The planned moves that ended at or after `from`: from the decision to serving.
+pub(crate) fn moves(changes: &[Seen], from: Time) -> Vec<Move> {
+    let mut under_way = BTreeMap::new();
+    let mut moves = Vec::new();
+    for change in changes {
+        let Some((vni, state)) = state(change) else { continue };
+        match state {
+            "2" => {
+                under_way.insert(vni, change.at);
+            }
+            IDLE => {
+                let ended = change.at;
+                let began = under_way.remove(&vni).filter(|_| ended >= from);
+                moves.extend(began.map(|began| Move { vni, began, ended }));
+            }
+            // A takeover is no planned move, and a network without an owner none any more.
+            "0" | "10" => {
+                under_way.remove(&vni);
+            }
+            _ => {}
+        }
+    }
+    moves
+}
+
+/// The first thing that a successor wrote, at or after `from`, about one of `networks`.
+pub(crate) fn first_write(changes: &[Seen], from: Time, networks: &[Vni]) -> Option<Time> {
+    let about = |change: &&Seen| state(change).is_some_and(|(vni, _)| networks.contains(&vni));
+    changes.iter().filter(|change| change.at >= from).find(about).map(|change| change.at)
+}
+
+/// The network and the number of its new state, if that is what the change is about.
+fn state(change: &Seen) -> Option<(Vni, &str)> {
+    let vni = change.key.strip_prefix("/wmgwd/vni/")?.strip_suffix("/type")?;
+    Some((vni.parse().ok()?, change.value.as_deref()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(changes: &[(u64, &str, Option<&str>)]) -> Vec<Seen> {
+        let seen = |(micros, key, value): &(u64, &str, Option<&str>)| Seen {
+            at: Time::from_micros(*micros),
+            revision: *micros,
+            key: format!("/wmgwd/{key}"),
+            value: value.map(str::to_owned),
+        };
+        changes.iter().map(seen).collect()
+    }
+
+    fn vni(number: u32) -> Vni {
+        Vni::try_from(number).expect("valid")
+    }
+
+    #[test]
+    fn owners_are_those_of_idle_networks() {
+        let mut changes = vec![
+            (1, "node/gw1", Some("[1]")),
+            (2, "vni/1/type", Some("1")),
+            (2, "vni/1/current", Some("gw1")),
+            (3, "vni/2/type", Some("2")),
+            (3, "vni/2/current", Some("gw1")),
+        ];
+        let all = [vni(1), vni(2)];
+        let view = View::of(&seen(&changes));
+        assert_eq!(view.served_by("gw1", &all), [vni(1)]);
+        assert!(!view.all_served(&all));
+        changes.push((4, "vni/2/type", Some("1")));
+        assert!(View::of(&seen(&changes)).all_served(&all));
+        changes.push((5, "node/gw1", None));
+        assert!(View::of(&seen(&changes)).gateways().is_empty());
+    }
+
+    #[test]
+    fn moves_run_from_decision_to_serving() {
+        let changes = seen(&[
+            (1, "vni/1/type", Some("2")),
+            (2, "vni/1/type", Some("9")),
+            (3, "vni/1/type", Some("1")),
+            (4, "vni/2/type", Some("2")),
+            (5, "vni/2/type", Some("0")),
+            (6, "vni/2/type", Some("10")),
+            (7, "vni/2/type", Some("1")),
+        ]);
+        let moved = moves(&changes, Time::ZERO);
+        let (began, ended) = (Time::from_micros(1), Time::from_micros(3));
+        assert_eq!(moved, [Move { vni: vni(1), began, ended }]);
+        assert!(moves(&changes, Time::from_micros(4)).is_empty());
+    }
+
+    #[test]
+    fn a_lease_that_ends_is_no_write() {
+        let changes = seen(&[
+            (1, "vni/1/type", Some("1")),
+            (5, "vni/1/current", None),
+            (6, "vni/2/type", Some("0")),
+            (7, "vni/1/type", Some("0")),
+        ]);
+        let first = first_write(&changes, Time::from_micros(2), &[vni(1)]);
+        assert_eq!(first, Some(Time::from_micros(7)));
+    }
+}
