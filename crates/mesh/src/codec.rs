@@ -140,7 +140,7 @@ pub(crate) mod fixed_list {
     use super::{Fixed, fixed};
 
     pub(crate) fn encode<Ctx, T: Fixed, W: Write>(
-        list: &Vec<T>,
+        list: &[T],
         e: &mut Encoder<W>,
         ctx: &mut Ctx,
     ) -> Result<(), encode::Error<W::Error>> {
@@ -175,7 +175,7 @@ pub(crate) mod prefixes {
     use selvedge_model::Prefix;
 
     pub(crate) fn encode<Ctx, W: Write>(
-        list: &Vec<Prefix>,
+        list: &[Prefix],
         e: &mut Encoder<W>,
         _: &mut Ctx,
     ) -> Result<(), encode::Error<W::Error>> {

@@ -68,6 +68,12 @@ impl Roster {
         self.map.iter().map(|(_, entry)| entry).filter(valid).map(move |e| self.member_of(e, mesh))
     }
 
+    /// Who the members at `wall` are, ascending.
+    pub(crate) fn nodes(&self, wall: UnixTime) -> impl Iterator<Item = NodeId> {
+        let valid = move |entry: &Admitted| !entry.certificate().has_expired(wall);
+        self.map.iter().filter(move |(_, entry)| valid(entry)).map(|(node, _)| *node)
+    }
+
     pub(crate) fn member(&self, node: NodeId, wall: UnixTime) -> Option<Member> {
         let entry = self.map.get(&node).filter(|e| !e.certificate().has_expired(wall))?;
         Some(self.member_of(entry, self.mesh()))

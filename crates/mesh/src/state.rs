@@ -16,7 +16,6 @@ use crate::signed::{Raw, Signed, SignedError};
 const MAGIC: &[u8; 4] = b"SVMS";
 const SNAPSHOT_VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
-const HEADER_LEN: usize = MAGIC.len() + 1 + CHECKSUM_LEN;
 /// No snapshot is longer than this, in bytes.
 const MAX_SNAPSHOT: usize = 256 << 20;
 const MAX_ENTRIES: usize = 100_000;
@@ -151,13 +150,14 @@ impl State {
     /// The state in bytes: a header with version and checksum, then CBOR.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let body = codec::to_vec(&Snapshot::from(self));
-        let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
-        bytes.extend(MAGIC);
-        bytes.push(SNAPSHOT_VERSION);
-        bytes.extend(checksum(&body));
-        bytes.extend(body);
-        bytes
+        Self::frame(&codec::to_vec(&Snapshot::from(self)))
+    }
+
+    /// The header for `body`, and `body`. For tests that look behind the checksum.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn frame(body: &[u8]) -> Vec<u8> {
+        [MAGIC, &[SNAPSHOT_VERSION][..], &checksum(body), body].concat()
     }
 
     /// Reads a state and verifies every entry.

@@ -45,10 +45,9 @@ fn records_of(mesh: &Mesh, node: NodeId) -> Records {
     let asker = copy.members().map(|m| m.node).find(|n| *n != mesh.node()).expect("a member");
     give(&mut copy, asker, Message::Want(Want { nodes: vec![node] }));
     let (_, bytes) = transmits(&mut copy).pop().expect("an answer");
-    match Envelope::decode(&bytes).expect("our own format").message {
-        Message::Records(records) => records,
-        other => panic!("{other:?} is no answer"),
-    }
+    let message = Envelope::decode(&bytes).expect("our own format").message;
+    let Message::Records(records) = message else { panic!("{message:?} is no answer") };
+    records
 }
 
 fn give(to: &mut Mesh, from: NodeId, message: Message) {

@@ -140,8 +140,7 @@ impl Mesh {
         if found != expected {
             return Err(MeshError::ForeignState { found, expected });
         }
-        let others = state.roster.members(wall).map(|member| member.node);
-        let reported = others.filter(|node| *node != expected).collect();
+        let reported = state.roster.nodes(wall).filter(|node| *node != expected).collect();
         Ok(Self {
             introductions: config.fan_out,
             identity,
@@ -429,8 +428,8 @@ impl Mesh {
     /// Reports whose membership the passing of time has changed.
     fn report_members(&mut self) {
         let own = self.node();
-        let members: BTreeSet<NodeId> =
-            self.members().map(|member| member.node).filter(|node| *node != own).collect();
+        let members = self.state.roster.nodes(self.wall).filter(|node| *node != own);
+        let members: BTreeSet<NodeId> = members.collect();
         let changed: Vec<NodeId> = members.symmetric_difference(&self.reported).copied().collect();
         for node in changed {
             self.report_member(node);

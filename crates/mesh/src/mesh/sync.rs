@@ -93,12 +93,9 @@ impl Mesh {
 
     /// So many members, drawn at random, this node aside.
     fn draw_members(&mut self, count: usize, without: &[NodeId]) -> Vec<NodeId> {
-        let (own, wall) = (self.node(), self.wall);
-        let roster = &self.state.roster;
-        let nodes = roster.map.iter().map(|(node, _)| *node);
-        nodes
-            .filter(|node| *node != own && !without.contains(node) && roster.is_member(*node, wall))
-            .sample(&mut self.rng, count)
+        let own = self.node();
+        let nodes = self.state.roster.nodes(self.wall);
+        nodes.filter(|node| *node != own && !without.contains(node)).sample(&mut self.rng, count)
     }
 }
 
