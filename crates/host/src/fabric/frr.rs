@@ -109,9 +109,13 @@ impl Frr {
 
     async fn routes(&self, networks: &[Network], to: Upstream) -> Failures {
         for_each(networks, |network| async move {
-            let (kept, gone): (Vec<_>, Vec<_>) =
+            let (kept, mut gone): (Vec<_>, Vec<_>) =
                 routes(network).into_iter().partition(|(_, least)| *least <= to);
-            // Added first: with the halves goes what covers for them.
+            // The whole comes before its halves and goes after them. So there is no gap; and the
+            // lower half, which has the same network address, never gets the link state id of
+            // the whole (RFC 2328, appendix E): ospfd keeps advertising such a half for ever,
+            // if the whole comes back while the half's withdrawal still lingers.
+            gone.reverse();
             change_routes(self.netlink(), strip(kept), true).await?;
             change_routes(self.netlink(), strip(gone), false).await
         })

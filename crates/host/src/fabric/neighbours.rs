@@ -45,9 +45,10 @@ fn is_learned(entry: &NeighbourMessage, interfaces: &BTreeSet<u32>) -> bool {
 }
 
 fn unreadable(error: rtnetlink::Error) -> Error {
-    let source = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
+    let source = if let rtnetlink::Error::NetlinkError(message) = &error {
+        message.to_io()
+    } else {
+        io::Error::other(error.to_string())
     };
     Error::Refused { operation: "list the neighbours", object: "of the bridges".into(), source }
 }
