@@ -167,7 +167,7 @@ impl EtcdStore {
         let mut snapshot = Snapshot::default();
         let mut revision = None;
         for prefix in prefixes {
-            let mut page = Page { prefix, from: prefix.as_bytes().to_vec(), revision };
+            let mut page = Page { prefix, from: first_key(prefix), revision };
             loop {
                 let mut answer = self.page(&page, PAGE).await?;
                 let header = answer.header().ok_or_else(no_header)?;
@@ -367,12 +367,17 @@ impl Span {
             return Err(StoreError::Refused("nothing to watch".to_owned()));
         };
         Ok(Self {
-            // The empty prefix stands for all keys; etcd writes the smallest key as one NUL.
-            begin: if first.is_empty() { vec![0] } else { first.as_bytes().to_vec() },
+            begin: first_key(first),
             end: prefix_end(last),
             prefixes: disjoint.into_iter().map(str::to_owned).collect(),
         })
     }
+}
+
+/// The smallest key under `prefix`. The empty prefix stands for all keys, of which one NUL is the
+/// smallest; etcd takes no empty key.
+fn first_key(prefix: &str) -> Vec<u8> {
+    if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }
 }
 
 /// The first key after all keys under `prefix`; one NUL, etcd's sign for the end of everything,

@@ -30,8 +30,11 @@ const MAX_HANDSHAKES: usize = 256;
 /// How many strangers are admitted in each window of time, altogether and from one network (an
 /// IPv4 address or an IPv6 /64).
 const STRANGER_WINDOW: Duration = Duration::from_secs(10);
-const STRANGERS: usize = 64;
-const STRANGERS_PER_NETWORK: usize = 16;
+const STRANGERS: usize = 256;
+const STRANGERS_PER_NETWORK: usize = 64;
+
+/// The least time between two warnings of nodes of another version.
+const VERSION_WARNINGS: Duration = Duration::from_secs(60);
 
 /// How many addresses of a partner are tried, and how long after the one before.
 const MAX_ADDRS: usize = 8;
@@ -93,6 +96,7 @@ pub(crate) struct Hub {
     partners: BTreeMap<NodeId, Partner>,
     handshakes: usize,
     strangers: VecDeque<(Instant, IpAddr)>,
+    version_warned: Option<Instant>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
 }
@@ -115,6 +119,7 @@ impl Hub {
             partners: BTreeMap::new(),
             handshakes: 0,
             strangers: VecDeque::new(),
+            version_warned: None,
             reports,
             reporter,
         })
@@ -230,15 +235,25 @@ impl Hub {
         }
     }
 
-    fn note_rejection(&self, error: &DialError) {
+    fn note_rejection(&mut self, error: &DialError) {
         tracing::debug!(%error, "an incoming connection came to nothing");
         match error {
-            DialError::Version { .. } => self.context.counters.version_mismatches.bump(),
+            DialError::Version { .. } => self.note_version(error),
             DialError::Refused(_) => self.context.counters.refused.bump(),
             DialError::Timeout(_)
             | DialError::WrongIdentity { .. }
             | DialError::Protocol(_)
             | DialError::Lost(_) => {}
+        }
+    }
+
+    /// Two versions do not go together: the operator has to know, but nobody may fill the log.
+    fn note_version(&mut self, error: &dyn std::error::Error) {
+        self.context.counters.version_mismatches.bump();
+        let now = Instant::now();
+        if self.version_warned.is_none_or(|at| now - at > VERSION_WARNINGS) {
+            self.version_warned = Some(now);
+            tracing::warn!(%error, "a node speaks another version; its connection was closed");
         }
     }
 
@@ -252,13 +267,13 @@ impl Hub {
 
     fn note_dial_failed(&mut self, node: NodeId, error: &ConnectError) {
         tracing::debug!(%error, "a dial failed");
-        let counters = &self.context.counters;
-        counters.dials_failed.bump();
         if let ConnectError::Unreachable { attempts, .. } = error
             && attempts.iter().any(|(_, why)| matches!(why, DialError::Version { .. }))
         {
-            counters.version_mismatches.bump();
+            self.note_version(error);
         }
+        let counters = &self.context.counters;
+        counters.dials_failed.bump();
         let partner = self.partners.entry(node).or_default();
         // The partner may have dialled us meanwhile.
         if let Some(link) = &partner.link {

@@ -67,7 +67,9 @@ impl EmbeddedStore {
     async fn done(&self, request: Request) -> Result<(), StoreError> {
         match self.call(request).await? {
             Outcome::Done => Ok(()),
-            other => Err(other.unexpected()),
+            other @ (Outcome::Txn(_) | Outcome::Snapshot(_) | Outcome::Lease(_)) => {
+                Err(other.unexpected())
+            }
         }
     }
 
@@ -135,14 +137,18 @@ impl Store for EmbeddedStore {
         model::check(&txn)?;
         match self.call(Request::Txn(txn)).await? {
             Outcome::Txn(reply) => Ok(reply),
-            other => Err(other.unexpected()),
+            other @ (Outcome::Snapshot(_) | Outcome::Lease(_) | Outcome::Done) => {
+                Err(other.unexpected())
+            }
         }
     }
 
     async fn read(&self, prefixes: &[String]) -> Result<Snapshot, StoreError> {
         match self.call(Request::Read { prefixes: prefixes.to_vec() }).await? {
             Outcome::Snapshot(snapshot) => Ok(snapshot),
-            other => Err(other.unexpected()),
+            other @ (Outcome::Txn(_) | Outcome::Lease(_) | Outcome::Done) => {
+                Err(other.unexpected())
+            }
         }
     }
 
@@ -163,7 +169,9 @@ impl Store for EmbeddedStore {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         match self.call(Request::Grant { ttl_ms }).await? {
             Outcome::Lease(lease) => Ok(lease),
-            other => Err(other.unexpected()),
+            other @ (Outcome::Txn(_) | Outcome::Snapshot(_) | Outcome::Done) => {
+                Err(other.unexpected())
+            }
         }
     }
 

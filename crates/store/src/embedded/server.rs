@@ -258,17 +258,7 @@ async fn connection(
     let mut watches = Watches { tasks, running: BTreeMap::new() };
     while let Some(call) = read::<Call>(&mut reader, MAX_REQUEST).await? {
         watches.reap();
-        let cancel = match &call.request {
-            Request::Cancel { watch } => Some(*watch),
-            Request::Txn(_)
-            | Request::Read { .. }
-            | Request::Watch { .. }
-            | Request::Grant { .. }
-            | Request::KeepAlive(_)
-            | Request::Revoke(_)
-            | Request::Compact(_) => None,
-        };
-        if let Some(watch) = cancel {
+        if let Request::Cancel { watch } = call.request {
             watches.cancel(watch);
         }
         if handle(call, &hub, &out, &mut watches).await.is_none() {
@@ -307,16 +297,10 @@ async fn handle(
     watches: &mut Watches,
 ) -> Option<()> {
     let id = call.id;
-    let watched = match &call.request {
-        Request::Watch { prefixes, after } => Some((prefixes.clone(), *after)),
-        Request::Txn(_)
-        | Request::Read { .. }
-        | Request::Cancel { .. }
-        | Request::Grant { .. }
-        | Request::KeepAlive(_)
-        | Request::Revoke(_)
-        | Request::Compact(_) => None,
-    };
+    let mut watched = None;
+    if let Request::Watch { prefixes, after } = &call.request {
+        watched = Some((prefixes.clone(), *after));
+    }
     if watched.is_some() && watches.running.len() >= MAX_WATCHES {
         let reason = format!("more than {MAX_WATCHES} watches on a connection");
         return send(out, id, Answer::Failed(StoreError::Refused(reason))).await;

@@ -43,7 +43,7 @@ pub(crate) struct Member {
 }
 
 impl Cluster {
-    /// Starts `size` members and waits until each of them answers.
+    /// Starts `size` members and waits until each of them answers, which takes a leader.
     pub(crate) async fn start(size: usize) -> Self {
         Self::start_with(size, "http", &[]).await
     }
@@ -82,6 +82,9 @@ impl Cluster {
         let cluster = Self { members, _folder: folder };
         for member in &cluster.members {
             member.wait().await;
+            if scheme == "http" {
+                member.answers().await;
+            }
         }
         cluster
     }
@@ -124,6 +127,15 @@ impl Member {
         while TcpStream::connect(self.address).await.is_err() {
             let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
             assert!(Instant::now() < deadline, "etcd does not start: {}", log());
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn answers(&self) {
+        let client = etcd_client::Client::connect([&self.url], None).await.expect("a URL");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while client.clone().get("/", None).await.is_err() {
+            assert!(Instant::now() < deadline, "etcd elects no leader");
             sleep(Duration::from_millis(20)).await;
         }
     }
