@@ -28,7 +28,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// If the agent cannot start, or a plane ends by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logs::init(&config.log);
-    // An agent mostly waits. Two threads: one slow poll must not delay the other plane.
+    // An agent mostly waits. Yet a netlink request blocks its thread while anybody on the host
+    // holds the kernel's RTNL lock, for seconds at times. The gateway plane's applier has a
+    // thread of its own for that; of these two, the mesh plane's may block one.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

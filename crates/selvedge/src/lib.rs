@@ -10,4 +10,5 @@ pub mod demo;
 mod disk;
 pub mod gateway_plane;
 mod http;
+mod identity;
 pub mod mesh_plane;

@@ -15,11 +15,9 @@ const NETWORKS: u64 = 12;
 struct Process(Child);
 
 impl Process {
-    fn start(folder: &Path, args: &[&str]) -> Self {
+    fn start(args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_selvedge"));
-        let log = std::fs::File::create(folder.join(format!("{}.log", args.join("_").len())));
-        command.args(args).current_dir(folder).stdout(Stdio::null());
-        Self(command.stderr(log.expect("a log")).spawn().expect("starts"))
+        Self(command.args(args).stdout(Stdio::null()).spawn().expect("starts"))
     }
 
     fn signal(&self, signal: Signal) {
@@ -45,10 +43,14 @@ impl Gateway {
     fn start(folder: &Path, name: &str) -> Self {
         let socket = folder.join(format!("{name}.sock"));
         let state = folder.join(format!("{name}.state"));
+        let config = folder.join(format!("{name}.toml"));
+        std::fs::write(&config, "[gateway]\nhold_down_s = 0\nsettle_ms = 100\n").expect("writes");
         let networks = format!("--networks=1-{NETWORKS}");
         let embedded = format!("--embedded=unix:{}", folder.join("store").display());
         let args = [
             "agent",
+            "--config",
+            config.to_str().expect("text"),
             "--name",
             name,
             &networks,
@@ -59,7 +61,7 @@ impl Gateway {
             "--socket",
             socket.to_str().expect("text"),
         ];
-        Self { process: Process::start(folder, &args), socket, name: name.to_owned() }
+        Self { process: Process::start(&args), socket, name: name.to_owned() }
     }
 
     fn ask(&self, args: &[&str]) -> Result<Value, String> {
@@ -99,7 +101,7 @@ impl Gateway {
 fn gateways_share_drain_and_hand_over() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let listen = format!("--listen=unix:{}", folder.path().join("store").display());
-    let _store = Process::start(folder.path(), &["store", &listen]);
+    let _store = Process::start(&["store", &listen]);
     let one = Gateway::start(folder.path(), "gw1");
     one.wait_for("all networks are its own", |share| share == NETWORKS);
 

@@ -89,6 +89,22 @@ async fn a_host_that_moves_is_found_again() {
     assert_eq!(moved.endpoint.expect("known").ip().to_string(), "192.0.2.77");
 }
 
+#[tokio::test]
+async fn a_host_that_was_cut_off_catches_up() {
+    let Some(mut lab) = Lab::new("c", 3).await else { return };
+    lab.start_all().await;
+    lab.form("campus").await;
+    let addresses = lab.addresses("campus").await;
+    lab.cut(2, true).await;
+    assert!(!lab.ping(0, addresses[2], "56"));
+    lab.client(1).leave_mesh("campus").await.expect("left");
+    lab.sees(0, "campus", 2).await;
+    assert_eq!(lab.show(2, "campus").await.members.len(), 3, "it cannot know");
+    lab.cut(2, false).await;
+    lab.sees(2, "campus", 2).await;
+    lab.pings(0, addresses[2], FULL_PAYLOAD).await;
+}
+
 fn identity(mesh: &Mesh) -> impl PartialEq + std::fmt::Debug + use<> {
     let own = mesh.members.iter().find(|member| member.own).expect("a member of its own mesh");
     (mesh.id, mesh.node, mesh.address, mesh.listen_port, mesh.interface.clone(), own.wg_key)
@@ -98,7 +114,7 @@ fn identity(mesh: &Mesh) -> impl PartialEq + std::fmt::Debug + use<> {
 struct Lab {
     folder: TempDir,
     hosts: Vec<Host>,
-    _switch: Ephemeral,
+    switch: Ephemeral,
 }
 
 struct Host {
@@ -122,6 +138,7 @@ fn stop(agent: &mut Option<Child>) {
 
 impl Lab {
     /// `None`, with the reason on standard error, if namespaces cannot be made here.
+    #[allow(clippy::print_stderr, reason = "a skipped test says so")]
     async fn new(tag: &str, hosts: u8) -> Option<Self> {
         if let Err(error) = netns::can_create() {
             let ci = std::env::var("CI").is_ok_and(|value| value == "true");
@@ -144,7 +161,7 @@ impl Lab {
             made.push(Host { namespace, agent: None, addr });
         }
         let folder = tempfile::tempdir().expect("a folder");
-        Some(Self { folder, hosts: made, _switch: switch })
+        Some(Self { folder, hosts: made, switch })
     }
 
     async fn start_all(&mut self) {
@@ -219,7 +236,9 @@ impl Lab {
     }
 
     fn client(&self, host: usize) -> Client {
-        Client::new(self.path(host, "sock")).expect("a client").with_timeout(Duration::from_secs(30))
+        Client::new(self.path(host, "sock"))
+            .expect("a client")
+            .with_timeout(Duration::from_secs(30))
     }
 
     /// Pings until an answer comes, for ten seconds at most.
@@ -234,11 +253,20 @@ impl Lab {
     /// One ping that must not be fragmented.
     fn ping(&self, from: usize, to: Ipv6Addr, payload: &str) -> bool {
         let to = to.to_string();
-        self.run(from, "ping", &["-6", "-n", "-c1", "-W1", "-Mdo", "-s", payload, &to]).status.success()
+        self.run(from, "ping", &["-6", "-n", "-c1", "-W1", "-Mdo", "-s", payload, &to])
+            .status
+            .success()
     }
 
     fn has_interface(&self, host: usize, name: &str) -> bool {
         self.run(host, "ip", &["link", "show", "dev", name]).status.success()
+    }
+
+    /// Takes the carrier from a host, or gives it back.
+    async fn cut(&self, host: usize, cut: bool) {
+        let netlink = Netlink::in_namespace(&self.switch).expect("netlink");
+        let port = netlink.link(&port(host + 1)).await.expect("listed").expect("there");
+        netlink.set_up(port.index, !cut, None).await.expect("set");
     }
 
     async fn move_host(&mut self, host: usize, to: &str) {
@@ -269,9 +297,14 @@ impl Lab {
     }
 }
 
+/// The switch's interface towards a host.
+fn port(number: usize) -> String {
+    format!("p{number}")
+}
+
 /// Connects a namespace to the switch.
 async fn plug(netlink: &Netlink, bridge: u32, namespace: &Ephemeral, number: u8) {
-    let port = format!("p{number}");
+    let port = port(number.into());
     let veth = NewLink::Veth { peer: "eth0", namespace: Some(namespace) };
     netlink.add_link(&port, &veth).await.expect("a pair of interfaces");
     let index = netlink.link(&port).await.expect("listed").expect("just made").index;

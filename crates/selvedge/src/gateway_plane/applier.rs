@@ -3,18 +3,27 @@
 //! The applier never queues commands. It looks at what is desired now, compares it with what the
 //! host does, and applies the difference; what changed meanwhile is the next difference. Now and
 //! then it reads the host anew, so that what others have changed is put right.
+//!
+//! It has a thread and a runtime of its own: every word to the kernel may wait for the one lock
+//! of its network configuration, for seconds on a busy host, and neither the plane's deadlines
+//! nor the lease may wait with it.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
+
+use anyhow::Context;
 
 use selvedge_gateway::desired::{Desired, Duty, Upstream};
 use selvedge_host::fabric::{Driver, Failures};
 use selvedge_model::Vni;
-use tokio::sync::{mpsc, watch};
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::host::Host;
+use crate::config::GatewayConfig;
 
 /// How often the host is read anew.
 const RECHECK: Duration = Duration::from_secs(10);
@@ -37,8 +46,42 @@ pub(super) struct Report {
     pub(super) observed: BTreeMap<Vni, Duty>,
 }
 
+/// What the applier found when it opened the host.
+pub(super) struct Opened {
+    /// The fabric's name, for people.
+    pub(super) fabric: &'static str,
+    /// The networks that this host cannot serve, and why.
+    pub(super) unable: BTreeMap<Vni, String>,
+}
+
+/// Opens the host and follows what is `wanted`, on a thread of its own, until the sender of
+/// `wanted` or the receiver of `reports` is gone.
+pub(super) async fn spawn(
+    config: GatewayConfig,
+    wanted: watch::Receiver<Wanted>,
+    reports: mpsc::Sender<Report>,
+) -> anyhow::Result<Opened> {
+    let (opened, is_open) = oneshot::channel();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = async move {
+        let mut host = match Host::open(&config).await {
+            Ok(host) => host,
+            Err(error) => return drop(opened.send(Err(error))),
+        };
+        let found = Opened { fabric: host.fabric(), unable: host.unable() };
+        if opened.send(Ok(found)).is_ok() {
+            Applier::new(host, wanted, reports).run().await;
+        }
+    };
+    thread::Builder::new()
+        .name("applier".to_owned())
+        .spawn(move || runtime.block_on(work))
+        .context("cannot start the applier's thread")?;
+    is_open.await.context("the applier has failed")?
+}
+
 /// The task that owns the driver.
-pub(super) struct Applier {
+struct Applier {
     host: Host,
     wanted: watch::Receiver<Wanted>,
     reports: mpsc::Sender<Report>,
@@ -52,18 +95,14 @@ pub(super) struct Applier {
 }
 
 impl Applier {
-    pub(super) fn new(
-        host: Host,
-        wanted: watch::Receiver<Wanted>,
-        reports: mpsc::Sender<Report>,
-    ) -> Self {
+    fn new(host: Host, wanted: watch::Receiver<Wanted>, reports: mpsc::Sender<Report>) -> Self {
         let (actual, announced, reported, complaints) = Default::default();
         let recheck_at = Instant::now();
         Self { host, wanted, reports, actual, announced, reported, complaints, recheck_at }
     }
 
     /// Runs until the plane has ended.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         loop {
             if Instant::now() >= self.recheck_at {
                 self.recheck_at = Instant::now() + RECHECK;

@@ -1,11 +1,9 @@
 //! The loop of the gateway plane.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::gateway::{Counters, Drain};
 use selvedge_gateway::desired::Duty;
@@ -15,16 +13,14 @@ use selvedge_model::{NodeName, Time, Vni};
 use selvedge_store::Store;
 use selvedge_store::supervisor::{Input, Supervisor};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::applier::{Applier, Report, Wanted};
-use super::host::Host;
-use super::{Reply, Request, store};
+use super::applier::{Opened, Report, Wanted};
+use super::{Reply, Request, applier, store};
 use crate::config::{GatewayConfig, Ids};
-use crate::disk;
+use crate::identity;
 
 /// How many transactions run at once.
 const PARALLEL: usize = 64;
@@ -54,7 +50,6 @@ pub(super) struct Plane {
     reports: mpsc::Receiver<Report>,
     wanted: watch::Sender<Wanted>,
     supervisor: Supervisor,
-    applier: JoinHandle<()>,
     leaving: Vec<Reply<Result<(), Error>>>,
     left: bool,
 }
@@ -62,13 +57,11 @@ pub(super) struct Plane {
 impl Plane {
     pub(super) async fn open(config: GatewayConfig) -> anyhow::Result<Self> {
         let store = store::open(&config.store).await?;
-        let mut host = Host::open(&config).await?;
-        let (fabric, unable) = (host.fabric(), host.unable());
-        let core_config = core_config(&config, &unable)?;
         let seed = getrandom::u64().map_err(|error| anyhow::anyhow!("no random seed: {error}"))?;
         let (wanted, latest) = watch::channel(Wanted::new());
         let (report, reports) = mpsc::channel(QUEUE);
-        let applier = tokio::spawn(Applier::new(host, latest, report).run());
+        let Opened { fabric, unable } = applier::spawn(config.clone(), latest, report).await?;
+        let core_config = core_config(&config, &unable)?;
         let (input, inputs) = mpsc::channel(QUEUE);
         let prefixes = keys::PREFIXES.map(str::to_owned).to_vec();
         let supervisor = Supervisor::spawn(Arc::clone(&store), prefixes, config.lease, input);
@@ -89,7 +82,6 @@ impl Plane {
             reports,
             wanted,
             supervisor,
-            applier,
             leaving: Vec::new(),
             left: false,
         })
@@ -293,8 +285,6 @@ impl Plane {
         if let Err(error) = self.supervisor.shutdown().await {
             warn!(%error, "the registration could not be removed; it ends with its lease");
         }
-        drop(self.wanted);
-        self.applier.abort();
     }
 }
 
@@ -314,7 +304,7 @@ fn core_config(config: &GatewayConfig, unable: &BTreeMap<Vni, String>) -> anyhow
     let wall = u64::try_from(unix_time().as_millis()).unwrap_or_default();
     Ok(Config {
         name: config.name.clone(),
-        identity: host_id(&config.state)?,
+        identity: identity::load(&config.state)?.node_id().to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ids: match &config.ids {
             Ids::Derived(count) => placement::ids_of(&config.name, *count),
@@ -327,24 +317,6 @@ fn core_config(config: &GatewayConfig, unable: &BTreeMap<Vni, String>) -> anyhow
         hold_down: config.hold_down,
         wall_at_zero_ms: wall,
     })
-}
-
-/// Tells this host from another that was given the same name, across restarts.
-fn host_id(state: &Path) -> anyhow::Result<String> {
-    let folder = state.join("gateway");
-    disk::private_folder(&folder)?;
-    let path = folder.join("host-id");
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && text.trim().len() == 32
-    {
-        return Ok(text.trim().to_owned());
-    }
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    disk::write(&path, text.as_bytes())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(text)
 }
 
 fn unix_time() -> Duration {

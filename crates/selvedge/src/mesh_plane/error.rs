@@ -28,7 +28,7 @@ pub(super) enum PlaneError {
     Unreachable(Vec<ConnectError>),
     #[error("joining: the nodes that the invite names were reached, but did not answer")]
     NoAnswer,
-    #[error("cannot make the WireGuard interface {interface}: {reason}")]
+    #[error("WireGuard cannot be started on {interface}: {reason}")]
     WireGuard { interface: String, reason: String },
     #[error(transparent)]
     Write(#[from] WriteError),

@@ -24,6 +24,7 @@ use super::seat::{Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Wire, wall};
 use super::{Reply, Request, view};
 use crate::config::{MeshConfig, WireGuard};
+use crate::identity;
 
 /// How often the host's addresses are looked at, and forgotten nodes forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -40,7 +41,7 @@ enum Report {
     SetUp {
         mesh: Option<MeshId>,
         interface: String,
-        seat: Result<Seat, PlaneError>,
+        seat: Box<Result<Seat, PlaneError>>,
         reply: Reply<Mesh>,
     },
     /// A mesh was left; the interface's name is free again.
@@ -78,7 +79,7 @@ impl Plane {
     /// Reads the state and binds the transport.
     pub(super) async fn open(config: MeshConfig) -> anyhow::Result<Self> {
         let files = Files::open(&config.state)?;
-        let secret = files.identity()?;
+        let secret = identity::load_secret(&config.state)?;
         let stored = files.meshes()?;
         let identity = Identity::from_secret(&secret);
         let (access, follow) = watch::channel(AccessList::default());
@@ -182,7 +183,7 @@ impl Plane {
                 if let Some(mesh) = mesh {
                     self.joins.remove(&mesh);
                 }
-                match seat {
+                match *seat {
                     Ok(seat) => self.sit_down(seat, reply),
                     Err(error) => answer(reply, Err(error)),
                 }
@@ -192,7 +193,11 @@ impl Plane {
                 self.reserved.remove(&interface);
             }
             Report::Written { mesh, result } => self.note_written(mesh, result),
-            Report::WriteAgain(mesh) => self.drive(mesh),
+            Report::WriteAgain(mesh) => {
+                if let Some(wanted) = self.meshes.get_mut(&mesh).map(Seated::resume) {
+                    self.carry_out(mesh, wanted);
+                }
+            }
             Report::Forgotten => self.update_access(),
             Report::Addresses(addresses) => self.announce(addresses),
         }

@@ -6,7 +6,7 @@ use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::{Event, Mesh};
 use selvedge_model::{MeshId, NodeId, WgKey};
 use tokio::task::JoinHandle;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::applier::Peers;
 use super::files::MeshFile;
@@ -26,6 +26,8 @@ pub(super) struct Seated {
     pub(super) wire: Wire,
     changed: bool,
     writing: bool,
+    /// A write failed, and the next attempt is not due yet.
+    pausing: bool,
     write: Option<JoinHandle<()>>,
     /// Covered by the write that is under way.
     in_write: Vec<Message>,
@@ -47,7 +49,16 @@ pub(super) struct Wanted {
 impl Seated {
     pub(super) fn new(core: Mesh, wire: Wire) -> Self {
         let (in_write, held) = (Vec::new(), Vec::new());
-        Self { core, wire, changed: false, writing: false, write: None, in_write, held }
+        Self {
+            core,
+            wire,
+            changed: false,
+            writing: false,
+            pausing: false,
+            write: None,
+            in_write,
+            held,
+        }
     }
 
     pub(super) fn id(&self) -> MeshId {
@@ -80,17 +91,21 @@ impl Seated {
     }
 
     /// To be called when a write has ended, well or not. What waited for it is sent in either
-    /// case: a full disk must not silence the node, and partners tell it what it forgot.
+    /// case: a full disk must not silence the node, and partners tell it what it forgot. After
+    /// one that failed no other is begun before [`Seated::resume`].
     pub(super) fn written(&mut self, well: bool) -> Wanted {
         self.writing = false;
+        self.pausing = !well;
         self.changed |= !well;
         let mut wanted = Wanted { send: std::mem::take(&mut self.in_write), ..Wanted::default() };
-        if well {
-            self.proceed(&mut wanted);
-        } else {
-            wanted.send.append(&mut self.held);
-        }
+        self.proceed(&mut wanted);
         wanted
+    }
+
+    /// Tries a write again that has failed.
+    pub(super) fn resume(&mut self) -> Wanted {
+        self.pausing = false;
+        self.drive()
     }
 
     /// Keeps the task of the write that was just begun.
@@ -117,7 +132,7 @@ impl Seated {
         if self.writing {
             return;
         }
-        if !self.changed {
+        if !self.changed || self.pausing {
             wanted.send.append(&mut self.held);
             return;
         }
@@ -134,6 +149,10 @@ fn note(core: &Mesh, event: &Event) -> bool {
         Event::MemberJoined(node) => info!(mesh, %node, "a member joined"),
         Event::MemberLeft(node) => info!(mesh, %node, "a member left"),
         Event::MemberUpdated(node) => debug!(mesh, %node, "a member said something new"),
+        // Strangers could fill the log.
+        Event::Rejected { from, reason } if core.is_member(*from) => {
+            warn!(mesh, %from, %reason, "a member's message was not accepted");
+        }
         Event::Rejected { from, reason } => debug!(mesh, %from, %reason, "rejected"),
         Event::StateChanged => {}
     }
@@ -149,4 +168,79 @@ fn peers(core: &Mesh) -> Peers {
         keepalive: spec.keepalive.map(|every| u16::try_from(every.as_secs()).unwrap_or(u16::MAX)),
     };
     wishes.into_iter().map(|(key, wish)| (key, spec(wish))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_host::wireguard::{self, PrivateKey};
+    use selvedge_mesh::{Config, Identity, Profile, State, UnixTime};
+    use selvedge_model::Time;
+
+    use super::super::applier::Applier;
+    use super::*;
+
+    /// A founder's mesh, whose WireGuard is dry.
+    fn seated() -> Seated {
+        let identity = Identity::from_secret(&[1; 32]);
+        let key = PrivateKey::from_bytes([2; 32]);
+        let profile = Profile { alias: "first".to_owned(), ..Profile::default() };
+        let state = State::found(&identity, "campus", [3; 16], key.public(), profile);
+        let state = state.expect("a good name");
+        let config = wireguard::Config {
+            name: "sv-campus".to_owned(),
+            private_key: key.clone(),
+            listen_port: 0,
+            mtu: 1420,
+            addresses: Vec::new(),
+            control: None,
+        };
+        let applier = Applier::start(None, config);
+        let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
+        let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
+        Seated::new(core.expect("its own state"), wire)
+    }
+
+    fn rename(seat: &mut Seated, alias: &str) -> Wanted {
+        let profile = Profile { alias: alias.to_owned(), ..Profile::default() };
+        assert_eq!(seat.core.set_profile(profile), Ok(true));
+        seat.held.push((NodeId([9; 32]), alias.as_bytes().to_vec()));
+        seat.drive()
+    }
+
+    fn sent(wanted: &Wanted) -> Vec<&str> {
+        wanted.send.iter().filter_map(|(_, bytes)| std::str::from_utf8(bytes).ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_before_it_is_written() {
+        let mut seat = seated();
+        assert!(seat.drive().write.is_some(), "the state that it starts with");
+        let second = rename(&mut seat, "second");
+        assert!(second.write.is_none() && second.send.is_empty(), "a write is under way");
+        let done = seat.written(true);
+        assert!(done.write.is_some() && done.send.is_empty(), "that write did not cover it");
+        let third = rename(&mut seat, "third");
+        assert!(third.write.is_none() && third.send.is_empty());
+        let done = seat.written(true);
+        assert!(done.write.is_some());
+        assert_eq!(sent(&done), ["second"]);
+        let done = seat.written(true);
+        assert!(done.write.is_none() && seat.unwritten().is_none());
+        assert_eq!(sent(&done), ["third"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_does_not_silence_the_node() {
+        let mut seat = seated();
+        assert!(seat.drive().write.is_some());
+        assert!(rename(&mut seat, "second").send.is_empty());
+        let failed = seat.written(false);
+        assert!(failed.write.is_none());
+        assert_eq!(sent(&failed), ["second"]);
+        let third = rename(&mut seat, "third");
+        assert!(third.write.is_none(), "not before the pause is over");
+        assert_eq!(sent(&third), ["third"]);
+        assert!(seat.unwritten().is_some());
+        assert!(seat.resume().write.is_some());
+    }
 }

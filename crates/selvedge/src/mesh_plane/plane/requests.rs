@@ -30,12 +30,12 @@ impl Plane {
             }
             Request::Show(mesh, reply) => match self.find(&mesh) {
                 Ok(mesh) => self.show(mesh, reply),
-                Err(error) => answer(reply, Err(error.into())),
+                Err(error) => answer(reply, Err(error)),
             },
             Request::Invite(mesh, request, reply) => answer(reply, self.invite(&mesh, &request)),
             Request::Leave(mesh, reply) => match self.find(&mesh) {
                 Ok(mesh) => self.leave(mesh, reply),
-                Err(error) => answer(reply, Err(error.into())),
+                Err(error) => answer(reply, Err(error)),
             },
         }
     }
@@ -47,7 +47,7 @@ impl Plane {
         let interface = self.reserve(&request.name).await;
         let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
-            let seat = setup.found(request, interface.clone()).await;
+            let seat = Box::new(setup.found(request, interface.clone()).await);
             report(&reporter, Report::SetUp { mesh: None, interface, seat, reply }).await;
         });
     }
@@ -64,6 +64,7 @@ impl Plane {
         let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
             let seat = setup.join(invite, request, interface.clone(), answers).await;
+            let seat = Box::new(seat);
             report(&reporter, Report::SetUp { mesh: Some(mesh), interface, seat, reply }).await;
         });
     }
