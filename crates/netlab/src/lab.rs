@@ -3,7 +3,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -15,6 +15,9 @@ use crate::{Error, command};
 
 /// What all names of laboratories begin with; the number of the owning process follows.
 const PREFIX: &str = "sv";
+
+/// Whether [`Lab::cleanup`] was called.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// A set of hosts with a folder for their files, removed with all processes on them on drop.
 #[derive(Debug)]
@@ -58,15 +61,16 @@ impl Lab {
     }
 
     /// Removes all laboratories of this process, wherever their values are: for the way out on
-    /// Ctrl-C. Errors are logged.
+    /// Ctrl-C. Errors are logged. From then on this process starts no process on any host.
     pub fn cleanup() {
+        CLOSED.store(true, Ordering::Relaxed);
         remove_all(|owner| owner == std::process::id());
     }
 
     /// Removes what the laboratories of processes that were killed have left: processes,
     /// namespaces and folders. Returns the names of the namespaces.
     pub fn sweep() -> Vec<String> {
-        remove_all(|owner| !Path::new(&format!("/proc/{owner}")).exists())
+        remove_all(|owner| !lives(owner))
     }
 }
 
@@ -168,6 +172,11 @@ impl Host {
     }
 }
 
+/// Whether this process is on its way out and must start nothing.
+pub(crate) fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
 /// The beginning of the names of a process's laboratories. The letter after the number is none of
 /// base 16, so that it ends it.
 fn owned_by(process: u32) -> String {
@@ -180,6 +189,14 @@ fn owner(name: &str) -> Option<u32> {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
     let number = number.split('-').next().is_some_and(digits);
     number.then(|| u32::from_str_radix(process, 16).ok()).flatten()
+}
+
+/// Whether a process runs. One that has ended, but was not waited for, does not.
+fn lives(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state follows the program's name, which is in parentheses and may hold some itself.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
 }
 
 fn folders() -> PathBuf {
@@ -198,11 +215,16 @@ fn remove_all(ours: impl Fn(u32) -> bool) -> Vec<String> {
     removed
 }
 
+/// Another thread may be about to write its last file there, so this is tried again.
 fn remove_folder(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, folder = %folder.display(), "a folder is left over");
+    let gone = || {
+        // Whether it is gone is what counts.
+        let _ = fs::remove_dir_all(folder);
+        Ok(!folder.exists())
+    };
+    let what = format!("the removal of {}", folder.display());
+    if let Err(error) = wait_until(&what, Duration::from_secs(1), gone) {
+        tracing::warn!(%error, "a folder is left over");
     }
 }
 
@@ -254,6 +276,16 @@ fn signal_each(processes: &BTreeSet<u32>, signal: Signal) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_dead_do_not_live() {
+        let mut child = Command::new("true").spawn().expect("starts");
+        wait_until("the end of a child", Duration::from_secs(5), || Ok(!lives(child.id())))
+            .expect("a child that was not waited for is dead");
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists());
+        child.wait().expect("it can be waited for");
+        assert!(!lives(child.id()) && lives(std::process::id()));
+    }
 
     #[test]
     fn names_tell_their_owner() {

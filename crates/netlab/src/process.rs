@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use selvedge_host::netns;
 
 use crate::clock::wait_until;
+use crate::lab::is_closed;
 use crate::{Error, Host};
 
 /// How to start a process on a host, again and again.
@@ -83,6 +84,10 @@ impl Recipe {
     }
 
     fn spawn(&self) -> Result<Child, Error> {
+        if is_closed() {
+            let closed = io::Error::from(io::ErrorKind::Interrupted);
+            return Err(Error::io(format!("start {} while all ends", self.name))(closed));
+        }
         let log = self.open_log()?;
         let errors = log.try_clone().map_err(Error::io("duplicate a log's descriptor"))?;
         let mut command = self.host.command(&self.program);

@@ -97,7 +97,7 @@ impl Streams {
     /// What has been counted so far; cheap.
     #[must_use]
     pub fn live(&self) -> Vec<Live> {
-        self.flows.chunks(2).map(|both| flow::live(both)).collect()
+        self.flows.chunks(2).map(flow::live).collect()
     }
 
     /// Stops sending, waits for `grace` for what is under way, then stops receiving.

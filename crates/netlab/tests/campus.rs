@@ -21,12 +21,7 @@ fn a_flooding_campus_forwards_and_follows_a_takeover() {
     let Some(lab) = common::lab("a_flooding_campus_forwards_and_follows_a_takeover") else {
         return;
     };
-    let plan = Plan {
-        gateways: 2,
-        networks: 3,
-        flavour: Flavour::Flood,
-        etcd: EtcdPlace::Absent,
-    };
+    let plan = Plan { gateways: 2, networks: 3, flavour: Flavour::Flood, etcd: EtcdPlace::Absent };
     let campus = Campus::build(lab, plan).expect("builds");
     take_over_and_measure(&campus, flood_levers);
 }
@@ -38,8 +33,7 @@ fn a_campus_with_frr_forwards_and_follows_a_takeover() {
     if !common::installed(test, "FRRouting", Frr::is_installed()) {
         return;
     }
-    let plan =
-        Plan { gateways: 2, networks: 3, flavour: Flavour::Frr, etcd: EtcdPlace::Absent };
+    let plan = Plan { gateways: 2, networks: 3, flavour: Flavour::Frr, etcd: EtcdPlace::Absent };
     let campus = Campus::build(lab, plan).expect("builds");
     take_over_and_measure(&campus, frr_levers);
 }
@@ -62,7 +56,8 @@ fn etcd_leads_moves_its_leader_and_is_watched() {
     }
     let watch = etcd.watch(&campus.access_point, "/x/").expect("watches");
     let endpoint = etcd.endpoints()[1].clone();
-    let put = |key| campus.gateways[1].host.sh("etcdctl", &["--endpoints", &endpoint, "put", key, "7"]);
+    let put =
+        |key| campus.gateways[1].host.sh("etcdctl", &["--endpoints", &endpoint, "put", key, "7"]);
     let before = now();
     put("/x/a").expect("puts");
     put("/y/b").expect("puts");
@@ -144,10 +139,7 @@ fn flood_levers(gateway: &Gateway, networks: &[Network], _: Takeover) {
     let (mut ip, mut fdb) = (String::new(), String::new());
     for network in networks {
         ip += &format!("address add {}/32 dev up0\n", network.next_hop(Family::V4));
-        fdb += &format!(
-            "fdb append 00:00:00:00:00:00 dev {} dst 172.16.254.1\n",
-            network.vxlan()
-        );
+        fdb += &format!("fdb append 00:00:00:00:00:00 dev {} dst 172.16.254.1\n", network.vxlan());
     }
     gateway.host.bridge(&fdb).expect("floods");
     gateway.host.ip(&ip).expect("holds the next hops");
@@ -171,7 +163,11 @@ fn frr_levers(gateway: &Gateway, networks: &[Network], takeover: Takeover) {
         for route in routes {
             ip += &format!("route add {route} dev {bridge} proto {ROUTE_PROTOCOL}\n");
         }
-        vnis.extend([format!("vni {}", network.vni()), "advertise-svi-ip".into(), "exit-vni".into()]);
+        vnis.extend([
+            format!("vni {}", network.vni()),
+            "advertise-svi-ip".into(),
+            "exit-vni".into(),
+        ]);
     }
     gateway.host.ip(&ip).expect("routes");
     let frr = gateway.frr.as_ref().expect("the flavour has it");

@@ -3,8 +3,10 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::Duration;
 
+use selvedge_host::netns::Namespace;
 use selvedge_netlab::link::{Port, Segment};
 use selvedge_netlab::stream::{Direction, End, Spec, Streams};
 use selvedge_netlab::{Host, Lab};
@@ -88,6 +90,25 @@ fn nothing_is_left_of_a_laboratory() {
     assert!(!folder.exists());
     assert!(!std::path::Path::new("/run/netns").join(name).exists());
     assert_eq!(sleeper.status().as_deref(), Some("signal 9"));
+}
+
+#[test]
+fn what_a_killed_laboratory_left_is_swept() {
+    let Some(lab) = common::lab("what_a_killed_laboratory_left_is_swept") else { return };
+    let living = lab.host("living").expect("makes a host");
+    let mut owner = Command::new("true").spawn().expect("starts");
+    owner.wait().expect("ends");
+    let name = format!("sv{:x}n0", owner.id());
+    let left = Namespace::create(&format!("{name}-gw1")).expect("makes a namespace");
+    let mut orphan = left.command("sleep").arg("1000").spawn().expect("starts");
+    let folder = lab.folder().with_file_name(&name);
+    std::fs::create_dir(&folder).expect("makes a folder");
+
+    assert!(Lab::sweep().contains(&left.name().to_owned()));
+    assert!(!folder.exists());
+    assert!(Namespace::open(left.name()).is_err());
+    assert_eq!(orphan.wait().expect("has ended").code(), None, "killed by a signal");
+    assert!(Namespace::open(living.namespace().name()).is_ok());
 }
 
 fn routed(lab: &Lab) -> Routed {

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use selvedge::config::{
-    EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, NetworkFile,
-};
+use selvedge::config::{EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, NetworkFile};
 use selvedge_model::{Time, Vni, VniRanges};
 use selvedge_netlab::campus::{
     AccessPoint, EtcdPlace, Family, Fault, Flavour, Gateway, Network, Plan,
@@ -20,10 +18,10 @@ use selvedge_netlab::stream::Streams;
 use selvedge_netlab::{Campus, Lab, Process, Recipe};
 
 use crate::progress::say;
-use crate::view::View;
+use crate::view::{Owners, View};
 
 /// The first argument with which this program is `selvedge`.
-pub const AS_SELVEDGE: &str = "as-selvedge";
+pub(crate) const AS_SELVEDGE: &str = "as-selvedge";
 
 /// How networks reach their gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +70,8 @@ pub(crate) struct Fleet {
     watch: Watch,
     pub(crate) campus: Campus,
     options: FleetOptions,
+    /// Who served what when the fleet was whole.
+    home: Option<Owners>,
 }
 
 impl Fleet {
@@ -79,11 +79,12 @@ impl Fleet {
     pub(crate) fn start(options: &FleetOptions) -> anyhow::Result<Self> {
         check_installed(options.fabric)?;
         say!("building {} gateways and {} networks", options.gateways, options.networks);
-        let campus = Campus::build(Lab::new()?, plan(options)).context("cannot build the campus")?;
+        let campus =
+            Campus::build(Lab::new()?, plan(options)).context("cannot build the campus")?;
         let etcd = campus.etcd.as_ref().context("the plan has no etcd")?;
         let watch = etcd.watch(&campus.access_point, "/")?;
         let (agents, options) = (BTreeMap::new(), options.clone());
-        let mut fleet = Self { agents, watch, campus, options };
+        let mut fleet = Self { agents, watch, campus, options, home: None };
         say!("starting the agents");
         for index in 0..fleet.campus.gateways.len() {
             fleet.start_agent(index)?;
@@ -116,8 +117,9 @@ impl Fleet {
         View::of(&self.changes())
     }
 
-    /// Waits until all gateways are there, every network is served, and nothing has changed for
-    /// three seconds.
+    /// Waits until all gateways are there, every network is served, and no more moves are to
+    /// come: each is where it was when the fleet was whole before, or nothing has changed for
+    /// longer than a gateway that is back is held down.
     pub(crate) fn wait_settled(&mut self, limit: Duration) -> anyhow::Result<()> {
         let (all, count) = (self.networks(), self.campus.gateways.len());
         let mut last = (View::default(), now());
@@ -128,9 +130,12 @@ impl Fleet {
                 last = (view, now());
             }
             let complete = last.0.gateways().len() == count && last.0.all_served(&all);
-            Ok(complete && now() - last.1 > QUIET)
+            let at_home = self.home.as_ref() == Some(&last.0.owners(&all));
+            Ok(complete && now() - last.1 > if at_home { QUIET_AT_HOME } else { QUIET })
         });
-        settled.map_err(|error| self.explained(error.into()))
+        settled.map_err(|error| self.explained(error.into()))?;
+        self.home = Some(last.0.owners(&all));
+        Ok(())
     }
 
     /// Starts streams on all networks, those of `first` being the fast ones, and waits until
@@ -212,21 +217,17 @@ impl Fleet {
 
     fn gateway_config(&self, gateway: &Gateway) -> anyhow::Result<GatewayFile> {
         let last = Vni::try_from(self.campus.plan.networks)?;
-        let flood = FloodFile {
-            uplink: "up0".to_owned(),
-            endpoints: vec![AccessPoint::FABRIC.into()],
-        };
-        let frr = gateway.frr.as_ref().map(|frr| FrrFile {
-            vty_dir: Some(frr.vty_dir().to_owned()),
-            ..FrrFile::default()
-        });
+        let flood =
+            FloodFile { uplink: "up0".to_owned(), endpoints: vec![AccessPoint::FABRIC.into()] };
+        let frr = gateway
+            .frr
+            .as_ref()
+            .map(|frr| FrrFile { vty_dir: Some(frr.vty_dir().to_owned()), ..FrrFile::default() });
         Ok(GatewayFile {
             networks: Some(VniRanges::range(Vni::try_from(1)?, last)?),
             fabric: Some(if frr.is_some() { FabricName::Frr } else { FabricName::Flood }),
             flood: frr.is_none().then_some(flood),
             frr,
-            // A return is not what the scenarios wait for.
-            hold_down_s: Some(1),
             etcd: Some(EtcdFile { endpoints: self.etcd()?.endpoints(), ..EtcdFile::default() }),
             network: self.campus.networks().map(network_config).collect(),
             ..GatewayFile::default()
@@ -263,7 +264,9 @@ pub(crate) fn flowing_since(streams: &Streams, order: &[Vni], from: Time) -> Vec
 }
 
 const LOOK: Duration = Duration::from_millis(200);
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET_AT_HOME: Duration = Duration::from_secs(1);
+/// Longer than a gateway that is back is held down.
+const QUIET: Duration = Duration::from_secs(12);
 
 fn plan(options: &FleetOptions) -> Plan {
     let flavour = match options.fabric {
@@ -296,7 +299,9 @@ fn keep_logs(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let path = entry?.path();
-        if let (Some("log"), Some(name)) = (path.extension().and_then(|it| it.to_str()), path.file_name()) {
+        if let (Some("log"), Some(name)) =
+            (path.extension().and_then(|it| it.to_str()), path.file_name())
+        {
             std::fs::copy(&path, to.join(name))?;
         }
     }

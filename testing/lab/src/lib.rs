@@ -2,7 +2,7 @@
 //! namespaces of this machine.
 //!
 //! The program runs itself again as the agents and as their command line: with
-//! [`fleet::AS_SELVEDGE`] as its first argument it is `selvedge`.
+//! `as-selvedge` as its first argument it is `selvedge`.
 
 mod failover;
 mod fleet;

@@ -5,13 +5,14 @@ use std::time::Duration;
 use clap::Args;
 use selvedge_model::Time;
 use selvedge_netlab::clock::{now, wait_until};
-use selvedge_netlab::stream::Report;
+use selvedge_netlab::etcd::Seen;
+use selvedge_netlab::stream::{FlowReport, Report};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::fleet::{Fleet, FleetOptions};
 use crate::progress::say;
-use crate::view::{Move, moves};
+use crate::view::{Move, moves, state_at};
 
 /// Options of the scenario.
 #[derive(Clone, Debug, Args)]
@@ -59,7 +60,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     std::thread::sleep(EDGE);
     let to = now();
     streams.stop(GRACE);
-    let figures = figures(options, &moves(&fleet.changes(), from), &streams.report_between(from, to));
+    let report = streams.report_between(from, to);
+    let changes = fleet.changes();
+    for flow in report.flows.iter().filter(|flow| flow.lost > 0) {
+        tell_loss(flow, &changes);
+    }
+    let figures = figures(options, &moves(&changes, from), &report);
     let broken = broken(options, &figures);
     Ok(Outcome { figures, broken })
 }
@@ -95,6 +101,17 @@ fn drain_and_undrain(fleet: &mut Fleet, gateway: &str) -> anyhow::Result<usize> 
 
 fn moved_since(fleet: &Fleet, from: Time) -> usize {
     moves(&fleet.changes(), from).len()
+}
+
+/// Says what was lost, and in which state of its move the network was at that time.
+fn tell_loss(flow: &FlowReport, changes: &[Seen]) {
+    let gap = Time::from_micros(flow.gap_began_us);
+    let state = match state_at(changes, flow.label, gap) {
+        Some((state, since)) => format!("state {state}, {:.3} s old", (gap - since).as_secs_f64()),
+        None => "no state".to_owned(),
+    };
+    let (label, length) = (flow.label, flow.longest_gap);
+    say!("network {label} {:?}: {} lost, gap {length:?} in {state}", flow.direction, flow.lost);
 }
 
 fn figures(options: &Options, moves: &[Move], report: &Report) -> Figures {

@@ -1,18 +1,24 @@
 //! The networks as the store describes them, read from the laboratory's own watch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use selvedge_model::{Time, Vni};
 use selvedge_netlab::etcd::Seen;
 
 /// The number of the state in which `current` serves a network and nothing is under way.
 const IDLE: &str = "1";
+/// The numbers of the states of a planned move.
+const PLANNED: RangeInclusive<u8> = 2..=9;
 
 /// Everything that was seen, folded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     keys: BTreeMap<String, String>,
 }
+
+/// Who serves which network.
+pub(crate) type Owners = BTreeMap<Vni, Option<String>>;
 
 /// One planned move of one network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +54,20 @@ impl View {
         current.filter(|_| idle)
     }
 
+    /// Whether the network is in a planned move.
+    pub(crate) fn moves(&self, vni: Vni) -> bool {
+        let state = self.keys.get(&format!("/wmgwd/vni/{vni}/type"));
+        state.and_then(|state| state.parse().ok()).is_some_and(|state| PLANNED.contains(&state))
+    }
+
     /// The networks that `gateway` serves.
     pub(crate) fn served_by(&self, gateway: &str, all: &[Vni]) -> Vec<Vni> {
         all.iter().copied().filter(|vni| self.owner(*vni) == Some(gateway)).collect()
+    }
+
+    /// Who serves each network.
+    pub(crate) fn owners(&self, all: &[Vni]) -> Owners {
+        all.iter().map(|vni| (*vni, self.owner(*vni).map(str::to_owned))).collect()
     }
 
     /// Whether every network is served.
@@ -88,6 +105,13 @@ pub(crate) fn moves(changes: &[Seen], from: Time) -> Vec<Move> {
 pub(crate) fn first_write(changes: &[Seen], from: Time, networks: &[Vni]) -> Option<Time> {
     let about = |change: &&Seen| state(change).is_some_and(|(vni, _)| networks.contains(&vni));
     changes.iter().filter(|change| change.at >= from).find(about).map(|change| change.at)
+}
+
+/// The number of the state in which a network was at a moment, and since when.
+pub(crate) fn state_at(changes: &[Seen], vni: u32, at: Time) -> Option<(&str, Time)> {
+    let mut states = changes.iter().filter_map(|change| Some((state(change)?, change.at)));
+    let its = states.by_ref().filter(|((of, _), since)| of.get() == vni && *since <= at);
+    its.last().map(|((_, state), since)| (state, since))
 }
 
 /// The network and the number of its new state, if that is what the change is about.

@@ -112,9 +112,7 @@ impl Network {
         let [x, y] = self.number.to_be_bytes();
         match family {
             Family::V4 => Ipv4Addr::new(10, x, y, last).into(),
-            Family::V6 => {
-                Ipv6Addr::new(0xfd5e, 0x10, 0, self.number, 0, 0, 0, last.into()).into()
-            }
+            Family::V6 => Ipv6Addr::new(0xfd5e, 0x10, 0, self.number, 0, 0, 0, last.into()).into(),
         }
     }
 }
@@ -239,6 +237,9 @@ mod tests {
     fn next_hops_do_not_meet_the_hosts_of_the_uplink() {
         let last = Network::new(Network::MAX).expect("in range");
         assert_eq!(last.next_hop(Family::V4).to_string(), "172.20.253.255");
-        assert_ne!(Upstream::uplink(Family::V6), Network::new(1).expect("one").next_hop(Family::V6));
+        assert_ne!(
+            Upstream::uplink(Family::V6),
+            Network::new(1).expect("one").next_hop(Family::V6)
+        );
     }
 }

@@ -116,12 +116,7 @@ fn build_upstream(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Er
     Ok(host)
 }
 
-fn build_gateway(
-    lab: &Lab,
-    segments: &Segments,
-    plan: Plan,
-    number: u8,
-) -> Result<Gateway, Error> {
+fn build_gateway(lab: &Lab, segments: &Segments, plan: Plan, number: u8) -> Result<Gateway, Error> {
     let host = lab.host(&format!("gw{number}"))?;
     let address = Address::new(number);
     host.sysctl(&router())?;
@@ -169,7 +164,8 @@ fn silent_bridges(plan: Plan) -> Vec<(String, &'static str)> {
 /// The gateway's IPv4 address on each bridge. IPv6 has no switch like `arp_ignore`: an address
 /// there would answer, so that only the agent's configuration names it.
 fn bridge_addresses(plan: Plan) -> String {
-    let line = |it: Network| format!("address add {} dev {}\n", it.gateway(Family::V4), it.bridge());
+    let line =
+        |it: Network| format!("address add {} dev {}\n", it.gateway(Family::V4), it.bridge());
     networks(plan).map(line).collect()
 }
 

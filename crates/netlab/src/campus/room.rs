@@ -45,7 +45,9 @@ impl Drop for NeighbourRoom {
 fn read(file: &str) -> Result<u32, Error> {
     let text = fs::read_to_string(file).map_err(Error::io(format!("read {file}")))?;
     let reason = |error: std::num::ParseIntError| error.to_string();
-    text.trim().parse().map_err(|error| Error::Answer { of: file.to_owned(), reason: reason(error) })
+    text.trim()
+        .parse()
+        .map_err(|error| Error::Answer { of: file.to_owned(), reason: reason(error) })
 }
 
 fn write(file: &str, value: u32) -> Result<(), Error> {

@@ -12,19 +12,12 @@ const AS: u32 = 65_000;
 
 /// A gateway: of the kernel's routes only those to overlay networks are redistributed.
 pub(super) fn gateway(plan: Plan, own: Gateway) -> Vec<(Daemon, String)> {
-    let ospf = format!(
-        "{}\
-         router ospf\n ospf router-id {}\n passive-interface default\n\
-         \x20no passive-interface up0\n redistribute kernel route-map SELVEDGE\n!\n\
-         ip prefix-list OVERLAYS seq 5 permit 10.0.0.0/8 ge 24 le 25\n!\n\
-         route-map SELVEDGE permit 10\n match ip address prefix-list OVERLAYS\n!\n",
-        uplink(),
-        own.uplink(Family::V4)
-    );
+    let id = own.uplink(Family::V4);
     vec![
         (Daemon::Zebra, String::new()),
         (Daemon::Bgp, evpn(plan, own.fabric(Family::V4))),
-        (Daemon::Ospf, ospf),
+        (Daemon::Ospf, format!("{OSPF}{OVERLAYS}{}", ospf(id, REDISTRIBUTE))),
+        (Daemon::Ospf6, format!("{OSPF6}{OVERLAYS6}{}", ospf6(id, REDISTRIBUTE))),
     ]
 }
 
@@ -36,12 +29,32 @@ pub(super) fn access_point(plan: Plan) -> Vec<(Daemon, String)> {
 /// The upstream router speaks OSPF alone.
 pub(super) fn upstream() -> Vec<(Daemon, String)> {
     let id = Upstream::uplink(Family::V4);
-    let ospf = format!("{}router ospf\n ospf router-id {id}\n!\n", uplink());
-    vec![(Daemon::Zebra, String::new()), (Daemon::Ospf, ospf)]
+    vec![
+        (Daemon::Zebra, String::new()),
+        (Daemon::Ospf, format!("{OSPF}{}", ospf(id, ""))),
+        (Daemon::Ospf6, format!("{OSPF6}{}", ospf6(id, ""))),
+    ]
 }
 
-fn uplink() -> &'static str {
-    "interface up0\n ip ospf area 0\n ip ospf hello-interval 1\n ip ospf dead-interval 3\n!\n"
+const OSPF: &str =
+    "interface up0\n ip ospf area 0\n ip ospf hello-interval 1\n ip ospf dead-interval 3\n!\n";
+const OSPF6: &str = "interface up0\n ipv6 ospf6 area 0\n ipv6 ospf6 hello-interval 1\n \
+                     ipv6 ospf6 dead-interval 3\n!\n";
+
+/// The prefixes of overlay networks and their halves.
+const OVERLAYS: &str = "ip prefix-list OVERLAYS seq 5 permit 10.0.0.0/8 ge 24 le 25\n!\n\
+                        route-map SELVEDGE permit 10\n match ip address prefix-list OVERLAYS\n!\n";
+const OVERLAYS6: &str = "ipv6 prefix-list OVERLAYS seq 5 permit fd5e:10::/48 ge 64 le 65\n!\n\
+                         route-map SELVEDGE permit 10\n \
+                         match ipv6 address prefix-list OVERLAYS\n!\n";
+const REDISTRIBUTE: &str = " redistribute kernel route-map SELVEDGE\n";
+
+fn ospf(id: IpAddr, redistribute: &str) -> String {
+    format!("router ospf\n ospf router-id {id}\n{redistribute}!\n")
+}
+
+fn ospf6(id: IpAddr, redistribute: &str) -> String {
+    format!("router ospf6\n ospf6 router-id {id}\n{redistribute}!\n")
 }
 
 fn evpn(plan: Plan, own: IpAddr) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::process::ChildStdout;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +26,12 @@ pub struct Seen {
 }
 
 /// Watches every member on its own, so that the loss of one delays nothing: what counts is the
-/// first that reports a change. Ends when it is dropped.
+/// first that reports a change. A watch that a member gives up, for want of a leader, is opened
+/// again after the last revision that was reported. Ends when it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<Log>>,
-    // Dropping them ends the threads that read from them.
-    _watchers: Vec<Process>,
+    watchers: Vec<Arc<Watcher>>,
 }
 
 /// Changes by revision and key.
@@ -38,26 +39,21 @@ type Log = BTreeMap<(u64, String), (Time, Option<String>)>;
 
 impl Watch {
     pub(super) fn start(host: &Host, endpoints: &[String], prefix: &str) -> Result<Self, Error> {
-        let seen = Arc::new(Mutex::new(Log::new()));
-        let mut watchers = Vec::new();
+        let mut watch = Self { seen: Arc::default(), watchers: Vec::new() };
         for (index, endpoint) in endpoints.iter().enumerate() {
-            let mut watcher = Recipe::new(&format!("watch{index}"), host, "etcdctl")
+            let recipe = Recipe::new(&format!("watch{index}"), host, "etcdctl")
                 .env("ETCDCTL_API", "3")
                 .args(["--endpoints", endpoint, "watch", "--prefix", prefix, "-w", "json"])
-                .piped()
-                .start()?;
-            let lines = watcher.output().map(BufReader::new);
-            let log = Arc::clone(&seen);
-            std::thread::spawn(move || {
-                for line in lines.into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
-                    note(&log, &line, clock::now());
-                }
-            });
-            watchers.push(watcher);
+                .piped();
+            let watcher = Arc::new(Watcher { recipe, process: Mutex::default() });
+            watcher.open(0)?;
+            let (log, own) = (Arc::clone(&watch.seen), Arc::clone(&watcher));
+            std::thread::spawn(move || own.follow(&log));
+            watch.watchers.push(watcher);
         }
         // A watch that is not up yet would miss what comes next, and says nothing when it is.
         std::thread::sleep(SETTLE);
-        Ok(Self { seen, _watchers: watchers })
+        Ok(watch)
     }
 
     /// All changes so far, in the order of revisions.
@@ -71,7 +67,68 @@ impl Watch {
     }
 }
 
+impl Drop for Watch {
+    fn drop(&mut self) {
+        for watcher in &self.watchers {
+            watcher.close();
+        }
+    }
+}
+
+/// The watch of one member.
+#[derive(Debug)]
+struct Watcher {
+    recipe: Recipe,
+    process: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    process: Option<Process>,
+    closed: bool,
+}
+
+impl Watcher {
+    /// Opens the watch; `from` is the first revision to report, or 0 for what comes next.
+    fn open(&self, from: u64) -> Result<(), Error> {
+        let mut state = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.closed {
+            let recipe = self.recipe.clone().args(["--rev", &from.to_string()]);
+            state.process = Some(recipe.start()?);
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        let mut state = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        state.closed = true;
+        // The thread then reads the end of the output, and ends.
+        state.process = None;
+    }
+
+    fn follow(&self, log: &Mutex<Log>) {
+        while let Some(output) = self.output() {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                note(log, &line, clock::now());
+            }
+            std::thread::sleep(PAUSE);
+            if let Err(error) = self.open(next(log)) {
+                tracing::warn!(%error, "a watch of the laboratory has ended");
+                return;
+            }
+        }
+    }
+
+    /// `None` once the watch was closed.
+    fn output(&self) -> Option<ChildStdout> {
+        let mut state = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        state.process.as_mut().and_then(Process::output)
+    }
+}
+
 const SETTLE: Duration = Duration::from_millis(300);
+/// Before a watch that was given up is opened again.
+const PAUSE: Duration = Duration::from_millis(200);
 
 fn note(log: &Mutex<Log>, line: &str, now: Time) {
     match changes(line) {
@@ -83,6 +140,13 @@ fn note(log: &Mutex<Log>, line: &str, now: Time) {
         }
         Err(error) => tracing::warn!(%error, "a line of a watch is lost"),
     }
+}
+
+/// The first revision that no watch has reported; 0 if none has reported any. A watch that
+/// reports a revision has reported all before it.
+fn next(log: &Mutex<Log>) -> u64 {
+    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    log.last_key_value().map_or(0, |((revision, _), _)| revision + 1)
 }
 
 /// Revision, key, and value if it was not removed.
@@ -109,10 +173,12 @@ mod tests {
         let log = Mutex::new(Log::new());
         let put = r#"{"Header":{"revision":9},"Events":[{"kv":{"key":"L2E=","mod_revision":9,"value":"MQ=="}}]}"#;
         let delete = r#"{"Events":[{"type":1,"kv":{"key":"L2E=","mod_revision":10}}]}"#;
+        assert_eq!(next(&log), 0);
         note(&log, put, Time::from_micros(5));
+        assert_eq!(next(&log), 10);
         note(&log, put, Time::from_micros(8));
         note(&log, delete, Time::from_micros(9));
-        let watch = Watch { seen: Arc::new(log), _watchers: Vec::new() };
+        let watch = Watch { seen: Arc::new(log), watchers: Vec::new() };
         let at = |micros, revision, value: Option<&str>| Seen {
             at: Time::from_micros(micros),
             revision,

@@ -66,7 +66,11 @@ pub(super) fn live(both: &[Flow]) -> Live {
     let sum = |count: fn(&Flow) -> &AtomicU64| {
         both.iter().map(|flow| count(flow).load(Ordering::Relaxed)).sum()
     };
-    Live { label: both[0].label, sent: sum(|flow| &flow.sent), received: sum(|flow| &flow.received) }
+    Live {
+        label: both[0].label,
+        sent: sum(|flow| &flow.sent),
+        received: sum(|flow| &flow.received),
+    }
 }
 
 impl Flow {
@@ -76,7 +80,8 @@ impl Flow {
         self.sent.fetch_add(1, Ordering::Relaxed);
         // Whatever the reason for which it cannot be sent: the packet does not arrive, and that
         // is what counts.
-        let _ = self.from.send_to(&Packet { flow: self.number, sequence }.encode(), self.destination);
+        let _ =
+            self.from.send_to(&Packet { flow: self.number, sequence }.encode(), self.destination);
     }
 
     /// Takes in all packets that have arrived by `now`.

@@ -73,10 +73,7 @@ pub(super) fn send(
 }
 
 /// Starts the thread that receives.
-pub(super) fn receive(
-    flows: Arc<Vec<Flow>>,
-    on: Arc<AtomicBool>,
-) -> Result<JoinHandle<()>, Error> {
+pub(super) fn receive(flows: Arc<Vec<Flow>>, on: Arc<AtomicBool>) -> Result<JoinHandle<()>, Error> {
     let epoll = watch(&flows).map_err(Error::io("watch the streams' sockets"))?;
     spawn("streams-receive", move || {
         realtime::raise(RECEIVER);

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+#![allow(clippy::print_stderr, reason = "whoever runs the tests shall see what was skipped")]
+
 use selvedge_netlab::Lab;
 
 /// A laboratory; `None`, with a line that says why, where this process may not make one. With
