@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use selvedge_model::{NodeName, Vni};
+use selvedge_model::{NodeName, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{Field, Key};
-use crate::kv::{Event, KeyValue, LeaseId, Revision};
+use crate::kv::{Event, KeyValue, LeaseId, Revision, Snapshot};
 use crate::machine::State;
+use crate::placement::Ring;
 
 /// A node's entry on the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Node {
     /// Its ids on the ring.
     pub ids: Vec<u64>,
     /// The lease it hangs on.
-    pub lease: Option<LeaseId>,
+    pub lease: LeaseId,
 }
 
 /// A node's registration.
@@ -26,8 +27,8 @@ pub struct Live {
     pub incarnation: Revision,
     /// The lease it hangs on.
     pub lease: Option<LeaseId>,
-    /// What the agent says of itself.
-    pub value: LiveValue,
+    /// What the agent says of itself; `None` if that cannot be read.
+    pub value: Option<LiveValue>,
 }
 
 /// The value of a registration.
@@ -38,6 +39,9 @@ pub struct LiveValue {
     /// The agent's version.
     #[serde(default)]
     pub version: String,
+    /// The networks that it can serve; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<VniRanges>,
 }
 
 /// The value of a roster entry. Fields of a newer version are kept.
@@ -69,16 +73,25 @@ pub struct Change {
 pub struct History {
     /// At most [`History::LENGTH`] of them.
     pub changes: Vec<Change>,
+    /// Where the epochs go on if there is no change to go on from.
+    #[serde(skip)]
+    floor: u64,
 }
 
 impl History {
     /// How many changes are kept.
     pub const LENGTH: usize = 16;
 
+    /// In place of one that cannot be read. An epoch takes a revision or more, so the revision
+    /// of the unreadable value is past all epochs that it may have held.
+    fn unreadable(modified: Revision) -> Self {
+        Self { changes: Vec::new(), floor: modified.0.unsigned_abs() }
+    }
+
     /// The number of the present owner; zero before the first.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.changes.last().map_or(0, |change| change.epoch)
+        self.changes.last().map_or(self.floor, |change| change.epoch)
     }
 
     /// The history with one change more.
@@ -87,7 +100,7 @@ impl History {
         let mut changes = self.changes.clone();
         changes.push(Change { epoch: self.epoch() + 1, owner, reason, at_ms });
         changes.drain(..changes.len().saturating_sub(Self::LENGTH));
-        Self { changes }
+        Self { changes, floor: 0 }
     }
 }
 
@@ -133,16 +146,8 @@ impl Network {
     }
 }
 
-/// The node that starts planned moves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planner {
-    /// Its name.
-    pub name: NodeName,
-    /// The revision at which it became the planner.
-    pub since: Revision,
-    /// The lease it hangs on.
-    pub lease: Option<LeaseId>,
-}
+/// The node that starts planned moves; `None` if what stands there is no name.
+pub type Planner = Slot<Option<NodeName>>;
 
 /// What a change in the store concerns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,20 +172,39 @@ pub struct Cache {
     /// Who is registered.
     pub live: BTreeMap<NodeName, Live>,
     /// Who takes part.
-    pub roster: BTreeMap<NodeName, RosterValue>,
+    pub roster: BTreeMap<NodeName, Slot<RosterValue>>,
     /// Which incarnations count as dead.
     pub verdicts: BTreeSet<(NodeName, Revision)>,
     /// The networks that have any key.
     pub networks: BTreeMap<Vni, Network>,
+    /// Those among them that are in a planned move.
+    pub moving: BTreeSet<Vni>,
     /// Their histories.
     pub history: BTreeMap<Vni, History>,
     /// Who plans.
     pub planner: Option<Planner>,
     /// Keys that make no sense, each with the reason. Networks among them are left alone.
     pub problems: BTreeMap<String, String>,
+    /// The networks that name a node as the owner or the owner to be.
+    named: BTreeMap<NodeName, BTreeSet<Vni>>,
+    /// The lease of each node's last registration: tells what an agent of ours left behind from
+    /// the keys of a predecessor's.
+    registered_under: BTreeMap<NodeName, LeaseId>,
 }
 
 impl Cache {
+    /// Takes in everything anew.
+    pub fn replace(&mut self, snapshot: Snapshot) {
+        *self = Self {
+            revision: snapshot.revision,
+            registered_under: std::mem::take(&mut self.registered_under),
+            ..Self::default()
+        };
+        for kv in snapshot.keys {
+            self.apply(&Event::Put(kv));
+        }
+    }
+
     /// Takes in one change.
     pub fn apply(&mut self, event: &Event) -> Concern {
         let (text, put) = match event {
@@ -222,10 +246,33 @@ impl Cache {
             .is_some_and(|live| self.verdicts.contains(&(name.clone(), live.incarnation)))
     }
 
-    /// Whether one of the nodes is the predecessor's: on the ring, but without a registration.
+    /// The ring of those that may be given networks: the convicted are not among them.
     #[must_use]
-    pub fn has_predecessor(&self) -> bool {
-        self.nodes.keys().any(|name| !self.live.contains_key(name))
+    pub fn ring(&self) -> Ring {
+        let nodes = self.nodes.iter().filter(|(name, _)| !self.is_convicted(name));
+        let limit = |live: &Live| live.value.as_ref().and_then(|value| value.networks.clone());
+        let limits = self.live.iter().filter_map(|(name, live)| Some((name.clone(), limit(live)?)));
+        Ring::new(nodes.map(|(name, node)| (name, node.ids.as_slice()))).with_limits(limits)
+    }
+
+    /// Whether the node is the predecessor's: on the ring, but without a registration, and not
+    /// the leftover of one.
+    #[must_use]
+    pub fn is_predecessor(&self, name: &NodeName) -> bool {
+        let ours = self.registered_under.get(name);
+        let entry = self.nodes.get(name).filter(|_| !self.live.contains_key(name));
+        entry.is_some_and(|node| ours != Some(&node.lease))
+    }
+
+    /// The networks that name this node as the owner or the owner to be.
+    pub fn named(&self, name: &NodeName) -> impl Iterator<Item = Vni> {
+        self.named.get(name).into_iter().flatten().copied()
+    }
+
+    /// The networks that this node owns.
+    pub fn owned(&self, name: &NodeName) -> impl Iterator<Item = Vni> {
+        let owner = |vni: &Vni| self.networks.get(vni).and_then(Network::current);
+        self.named(name).filter(move |vni| owner(vni) == Some(name))
     }
 
     fn apply_network(
@@ -235,34 +282,52 @@ impl Cache {
         text: &str,
         put: Option<&KeyValue>,
     ) -> Concern {
-        let network = self.networks.entry(vni).or_default();
+        let mut network = self.networks.remove(&vni).unwrap_or_default();
+        self.unname(vni, &network);
         let result = match field {
             Field::Type => assign(&mut network.state, put, parse_state),
             Field::Current => assign(&mut network.current, put, parse_name),
             Field::Next => assign(&mut network.next, put, parse_next),
         };
-        if *network == Network::default() {
-            self.networks.remove(&vni);
-        }
         if let Err(problem) = result {
             self.problem(text, &problem);
+        }
+        self.moving.remove(&vni);
+        if network.state().is_migration() {
+            self.moving.insert(vni);
+        }
+        if network != Network::default() {
+            self.name(vni, &network);
+            self.networks.insert(vni, network);
         }
         Concern::Network(vni)
     }
 
+    fn unname(&mut self, vni: Vni, network: &Network) {
+        for name in [network.current(), network.next()].into_iter().flatten() {
+            if let Some(named) = self.named.get_mut(name) {
+                named.remove(&vni);
+            }
+        }
+    }
+
+    fn name(&mut self, vni: Vni, network: &Network) {
+        for name in [network.current(), network.next()].into_iter().flatten() {
+            match self.named.get_mut(name) {
+                Some(named) => named.insert(vni),
+                None => self.named.entry(name.clone()).or_default().insert(vni),
+            };
+        }
+    }
+
     fn apply_node(&mut self, name: NodeName, text: &str, put: Option<&KeyValue>) -> Concern {
-        let parsed =
-            put.map(|kv| (kv.lease, parse_json::<Vec<u64>>(&kv.value, "a list of 64-bit ids")));
-        match parsed {
-            Some((lease, Ok(ids))) => {
-                self.nodes.insert(name, Node { ids, lease });
-            }
-            Some((_, Err(problem))) => {
-                self.nodes.remove(&name);
-                self.problem(text, &problem);
-            }
-            None => {
-                self.nodes.remove(&name);
+        self.nodes.remove(&name);
+        if let Some(kv) = put {
+            match parse_node(kv) {
+                Ok(node) => {
+                    self.nodes.insert(name, node);
+                }
+                Err(problem) => self.problem(text, &problem),
             }
         }
         Concern::Nodes
@@ -274,24 +339,27 @@ impl Cache {
             return Concern::Nodes;
         };
         // Even a registration that cannot be read tells that somebody is there.
-        let value = parse_json(&kv.value, "a registration").unwrap_or_else(|problem| {
-            self.problem(text, &problem);
-            LiveValue::default()
-        });
+        let value = parse_json(&kv.value, "a registration");
+        let value = value.map_err(|problem| self.problem(text, &problem)).ok();
+        if let Some(lease) = kv.lease {
+            self.registered_under.insert(name.clone(), lease);
+        }
         self.live.insert(name, Live { incarnation: kv.create, lease: kv.lease, value });
         Concern::Nodes
     }
 
     fn apply_roster(&mut self, name: NodeName, text: &str, put: Option<&KeyValue>) -> Concern {
-        match put.map(|kv| parse_json(&kv.value, "a roster entry")) {
-            Some(Ok(value)) => {
-                self.roster.insert(name, value);
+        let Some(kv) = put else {
+            self.roster.remove(&name);
+            return Concern::Nodes;
+        };
+        match parse_json(&kv.value, "a roster entry") {
+            Ok(value) => {
+                let slot = Slot { value, modified: kv.modified, lease: kv.lease };
+                self.roster.insert(name, slot);
             }
             // What was known before stays.
-            Some(Err(problem)) => self.problem(text, &problem),
-            None => {
-                self.roster.remove(&name);
-            }
+            Err(problem) => self.problem(text, &problem),
         }
         Concern::Nodes
     }
@@ -305,28 +373,28 @@ impl Cache {
     }
 
     fn apply_history(&mut self, vni: Vni, text: &str, put: Option<&KeyValue>) -> Concern {
-        match put.map(|kv| parse_json(&kv.value, "a history")) {
-            Some(Ok(history)) => {
+        let Some(kv) = put else {
+            self.history.remove(&vni);
+            return Concern::Nothing;
+        };
+        match parse_json(&kv.value, "a history") {
+            Ok(history) => {
                 self.history.insert(vni, history);
             }
-            Some(Err(problem)) => self.problem(text, &problem),
-            None => {
-                self.history.remove(&vni);
+            // What was known before stays.
+            Err(problem) => {
+                self.problem(text, &problem);
+                self.history.entry(vni).or_insert_with(|| History::unreadable(kv.modified));
             }
         }
         Concern::Nothing
     }
 
     fn apply_planner(&mut self, text: &str, put: Option<&KeyValue>) -> Concern {
-        self.planner = None;
-        if let Some(kv) = put {
-            match parse_name(&kv.value) {
-                Ok(name) => {
-                    self.planner = Some(Planner { name, since: kv.create, lease: kv.lease });
-                }
-                Err(problem) => self.problem(text, &problem),
-            }
-        }
+        self.planner = put.map(|kv| {
+            let name = parse_name(&kv.value).map_err(|problem| self.problem(text, &problem)).ok();
+            Slot { value: name, modified: kv.modified, lease: kv.lease }
+        });
         Concern::Planner
     }
 
@@ -346,6 +414,13 @@ fn assign<T>(
         *slot = Some(Slot { value, modified: kv.modified, lease: kv.lease });
     }
     Ok(())
+}
+
+/// An entry of the ring always hangs on its node's lease; one without would outlive the node.
+fn parse_node(kv: &KeyValue) -> Result<Node, String> {
+    let ids = parse_json(&kv.value, "a list of 64-bit ids")?;
+    let lease = kv.lease.ok_or("an entry of the ring that hangs on no lease")?;
+    Ok(Node { ids, lease })
 }
 
 fn parse_state(value: &[u8]) -> Result<State, String> {
@@ -400,7 +475,8 @@ mod tests {
             cache.apply(&put(key, value));
             assert!(cache.problems.contains_key(key), "{key}");
         }
-        assert!(cache.nodes.is_empty() && cache.planner.is_none());
+        assert!(cache.nodes.is_empty());
+        assert_eq!(cache.planner.as_ref().and_then(|planner| planner.value.as_ref()), None);
         for vni in [1_u32, 2, 3] {
             assert!(cache.is_blocked(vni.try_into().expect("vni")));
         }
@@ -424,5 +500,20 @@ mod tests {
             history = history.with(name.clone(), "test".into(), at);
         }
         assert_eq!((history.changes.len(), history.epoch()), (History::LENGTH, 40));
+    }
+
+    #[test]
+    fn epochs_grow_past_a_history_that_cannot_be_read() {
+        let vni: Vni = 1_u32.try_into().expect("vni");
+        let mut cache = Cache::default();
+        let (create, modified) = (Revision(2), Revision(90));
+        let (key, value) = (crate::keys::history(vni), b"{}}".to_vec());
+        cache.apply(&Event::Put(KeyValue { key, value, create, modified, lease: None }));
+        assert_eq!(cache.history.get(&vni).map(History::epoch), Some(90));
+        // What was known before is better.
+        let known = r#"{"changes":[{"epoch":3,"owner":"gw1","reason":"test","at_ms":0}]}"#;
+        cache.apply(&put(&crate::keys::history(vni), known));
+        cache.apply(&put(&crate::keys::history(vni), "garbage"));
+        assert_eq!(cache.history.get(&vni).map(History::epoch), Some(3));
     }
 }

@@ -13,7 +13,8 @@ pub enum Upstream {
     Off,
     /// By its prefix.
     Whole,
-    /// By the two halves of its prefix, which beat the whole prefix of a gateway that is gone.
+    /// By the two halves of its prefix too, which beat the whole prefix of a gateway that goes or
+    /// is gone.
     Halves,
 }
 
@@ -33,7 +34,7 @@ impl Duty {
     pub const NONE: Self = Self { fabric: false, upstream: Upstream::Off, answering: false };
     /// Everything: what the owner does.
     pub const FULL: Self = Self { fabric: true, upstream: Upstream::Whole, answering: true };
-    /// Everything, with more-specific routes: what the owner does right after a takeover.
+    /// Everything, with more-specific routes: what a new owner does at first.
     pub const TAKEOVER: Self = Self { fabric: true, upstream: Upstream::Halves, answering: true };
 }
 

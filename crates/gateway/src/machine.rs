@@ -112,7 +112,10 @@ pub const fn duty(state: State, role: Role) -> Duty {
     use State as S;
     const LEAVING: Duty = Duty { upstream: Upstream::Off, ..Duty::FULL };
     const SILENT: Duty = Duty { answering: false, ..LEAVING };
-    const ARRIVING: Duty = Duty { answering: false, ..Duty::FULL };
+    // The current gateway may still advertise halves from a takeover. Against these a whole prefix
+    // would attract nothing, and the next one would itself send to the current what that one, on
+    // withdrawing, sends back.
+    const ARRIVING: Duty = Duty { answering: false, ..Duty::TAKEOVER };
     match (role, state) {
         (Role::Other, _) => Duty::NONE,
 
@@ -125,9 +128,9 @@ pub const fn duty(state: State, role: Role) -> Duty {
 
         (Role::Next, S::Unassigned | S::Idle | S::MigrationDecided) => Duty::NONE,
         (Role::Next, S::MigrationConfirmed | S::MigrationOspfAdvertised) => ARRIVING,
-        (Role::Next, S::MigrationOspfWithdrawn | S::MigrationArpEnabled) => Duty::FULL,
-        (Role::Next, S::MigrationArpDisabled | S::MigrationGratuitousArpSent) => Duty::FULL,
-        (Role::Next, S::MigrationEvpnWithdrawn) => Duty::FULL,
+        (Role::Next, S::MigrationOspfWithdrawn | S::MigrationArpEnabled) => Duty::TAKEOVER,
+        (Role::Next, S::MigrationArpDisabled | S::MigrationGratuitousArpSent) => Duty::TAKEOVER,
+        (Role::Next, S::MigrationEvpnWithdrawn) => Duty::TAKEOVER,
         (Role::Next, S::FailoverDecided) => Duty::TAKEOVER,
     }
 }
@@ -331,6 +334,14 @@ mod tests {
             assert!(current.answering || next.answering, "{state}");
             assert!(current.fabric || next.fabric, "{state}");
             assert!(current.upstream != Upstream::Off || next.upstream != Upstream::Off, "{state}");
+        }
+    }
+
+    #[test]
+    fn who_comes_is_never_less_specific_than_who_goes() {
+        for state in State::ALL {
+            let upstream = duty(state, Role::Next).upstream;
+            assert_ne!(upstream, Upstream::Whole, "{state}");
         }
     }
 

@@ -6,34 +6,41 @@
 
 use std::collections::BTreeMap;
 
-use selvedge_model::{NodeName, Vni};
+use selvedge_model::{NodeName, Vni, VniRanges};
 
 /// How many ids a node has unless it is told otherwise.
 pub const DEFAULT_IDS: usize = 100;
 
 /// The ring of all nodes that may be given networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ring(BTreeMap<u64, NodeName>);
+pub struct Ring {
+    ids: BTreeMap<u64, NodeName>,
+    /// What those nodes can serve that cannot serve everything.
+    limits: BTreeMap<NodeName, VniRanges>,
+}
 
 impl Ring {
     /// Builds the ring. Of two equal ids the node that comes later wins, as with the predecessor,
     /// which reads its list in the order of names.
     pub fn new<'a>(nodes: impl IntoIterator<Item = (&'a NodeName, &'a [u64])>) -> Self {
         let ids = nodes.into_iter().flat_map(|(name, ids)| ids.iter().map(move |id| (*id, name)));
-        Self(ids.map(|(id, name)| (id, name.clone())).collect())
+        let ids = ids.map(|(id, name)| (id, name.clone())).collect();
+        Self { ids, limits: BTreeMap::new() }
     }
 
-    /// The node that the network belongs on; `None` if the ring is empty.
+    /// The ring on which some nodes are passed over for networks that they cannot serve.
+    #[must_use]
+    pub fn with_limits(self, limits: impl IntoIterator<Item = (NodeName, VniRanges)>) -> Self {
+        Self { limits: limits.into_iter().collect(), ..self }
+    }
+
+    /// The node that the network belongs on; `None` if no node on the ring can serve it.
     #[must_use]
     pub fn owner(&self, vni: Vni) -> Option<&NodeName> {
         let hash = fmix64(u64::from(vni.get()));
-        self.0.range(hash..).chain(&self.0).next().map(|(_, name)| name)
-    }
-
-    /// Whether no node may be given networks.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        let serves =
+            |name: &&NodeName| self.limits.get(*name).is_none_or(|limit| limit.contains(vni));
+        self.ids.range(hash..).chain(&self.ids).map(|(_, name)| name).find(serves)
     }
 }
 
@@ -99,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_serve_a_network_is_passed_over() {
+        let (a, b) = (name("a"), name("b"));
+        let hash = fmix64(5);
+        let ring = Ring::new([(&a, &[hash][..]), (&b, &[hash + 1])]);
+        let limited = |text: &str| (a.clone(), text.parse().expect("ranges"));
+        assert_eq!(ring.clone().with_limits([limited("1-5")]).owner(vni(5)), Some(&a));
+        assert_eq!(ring.with_limits([limited("1-4")]).owner(vni(5)), Some(&b));
+        let alone = Ring::new([(&a, &[hash][..])]).with_limits([limited("1-4")]);
+        assert_eq!(alone.owner(vni(5)), None);
+    }
+
+    #[test]
     fn ids_depend_on_the_name_alone() {
         assert_eq!(ids_of(&name("gw1"), 100), ids_of(&name("gw1"), 100));
         assert_eq!(ids_of(&name("gw1"), 10), ids_of(&name("gw1"), 100)[..10]);
@@ -120,5 +139,28 @@ mod tests {
                 assert_eq!(less.owner(vni), Some(before));
             }
         }
+    }
+
+    #[test]
+    fn networks_are_spread_as_evenly_as_a_ring_of_random_ids_can() {
+        // With 100 random ids each, the busiest of 8 nodes has 1.15 times the average in the mean
+        // of many rings, and 1.25 times in one of twenty.
+        let mut loads: Vec<f64> = (0..100).map(greatest_load).collect();
+        loads.sort_by(f64::total_cmp);
+        let mean = loads.iter().sum::<f64>() / 100.0;
+        assert!((1.12..1.18).contains(&mean), "{mean}");
+        assert!((1.20..1.30).contains(&loads[94]), "{}", loads[94]);
+    }
+
+    /// Greatest load over average: 10,000 networks on 8 nodes of a made-up site.
+    fn greatest_load(site: u32) -> f64 {
+        let nodes: Vec<_> = (1..=8).map(|n| name(&format!("site{site}-gw{n}"))).collect();
+        let ids: Vec<_> = nodes.iter().map(|node| ids_of(node, DEFAULT_IDS)).collect();
+        let ring = Ring::new(nodes.iter().zip(&ids).map(|(name, ids)| (name, ids.as_slice())));
+        let mut loads: BTreeMap<&NodeName, u32> = BTreeMap::new();
+        for vni in (1..=10_000).map(vni) {
+            *loads.entry(ring.owner(vni).expect("eight nodes")).or_default() += 1;
+        }
+        f64::from(loads.values().copied().max().expect("eight nodes")) / (10_000.0 / 8.0)
     }
 }

@@ -18,6 +18,8 @@ pub use vni::{ParseVniError, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 /// Counts versions of a configuration. Higher is newer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Generation(pub u64);

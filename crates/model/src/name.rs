@@ -20,7 +20,9 @@ impl NodeName {
 
 /// Why a text is no [`NodeName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a node name: expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit")]
+#[error(
+    "{0:?} is not a node name: expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit"
+)]
 pub struct ParseNameError(String);
 
 impl FromStr for NodeName {

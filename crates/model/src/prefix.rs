@@ -15,7 +15,9 @@ pub struct Prefix {
 
 /// Why a text is no [`Prefix`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a prefix: expected an address and a length, such as 10.1.0.1/24 or fd00::1/64")]
+#[error(
+    "{0:?} is not a prefix: expected an address and a length, such as 10.1.0.1/24 or fd00::1/64"
+)]
 pub struct ParsePrefixError(String);
 
 impl Prefix {
@@ -164,7 +166,8 @@ mod tests {
 
     #[test]
     fn bad_prefixes_are_refused() {
-        for bad in ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0.0/+8", "x/8", "10.0.0.0/"] {
+        for bad in ["", "10.0.0.0", "10.0.0.0/33", "fd00::/129", "10.0.0.0/+8", "x/8", "10.0.0.0/"]
+        {
             assert!(bad.parse::<Prefix>().is_err(), "{bad:?}");
         }
     }

@@ -97,6 +97,20 @@ impl VniRanges {
     }
 }
 
+impl FromIterator<Vni> for VniRanges {
+    /// The set of these VNIs; neighbours are written as one range.
+    fn from_iter<I: IntoIterator<Item = Vni>>(vnis: I) -> Self {
+        let mut ranges: Vec<(Vni, Vni)> = Vec::new();
+        for vni in vnis.into_iter().collect::<BTreeSet<_>>() {
+            match ranges.last_mut().filter(|(_, last)| last.0 + 1 == vni.0) {
+                Some((_, last)) => *last = vni,
+                None => ranges.push((vni, vni)),
+            }
+        }
+        Self(ranges)
+    }
+}
+
 impl FromStr for VniRanges {
     type Err = ParseVniError;
 
@@ -148,6 +162,13 @@ mod tests {
         assert_eq!(ranges.to_string(), "1-3,7,16777215");
         let all: Vec<u32> = ranges.to_set().into_iter().map(u32::from).collect();
         assert_eq!(all, [1, 2, 3, 7, 16_777_215]);
+    }
+
+    #[test]
+    fn ranges_of_a_set_hold_that_set() {
+        let set: BTreeSet<Vni> = [1, 2, 3, 7, 9, 10].map(Vni).into();
+        let ranges: VniRanges = set.iter().copied().collect();
+        assert_eq!((ranges.to_string().as_str(), ranges.to_set()), ("1-3,7,9-10", set));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use selvedge_model::{NodeName, Time, Vni};
 
 use self::network::Local;
 use self::planner::Plan;
+use self::registration::Standing;
 use crate::cache::{Cache, Concern};
 use crate::desired::Desired;
 use crate::kv::{Batch, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
@@ -172,7 +173,8 @@ enum Purpose {
     Network(Vni),
     Registration,
     Campaign,
-    Roster(NodeName, bool),
+    Start,
+    Word(NodeName),
 }
 
 /// Where a piece of work stands that needs the store.
@@ -183,8 +185,12 @@ enum Pending {
     No,
     /// A transaction is on its way.
     Sent,
-    /// Answered; what it did is known once the watch has reached this revision.
-    Until(Revision),
+    /// It was committed, which is known once the watch has reached this revision.
+    Committed(Revision),
+    /// It was not, and why is known once the watch has reached this revision. The watch may never
+    /// report it if keys of others have changed since, so there is a time limit; trying again
+    /// too early does no harm.
+    Refused(Revision, Time),
     /// The store did not answer; not before this time again.
     RetryAt(Time),
 }
@@ -194,14 +200,33 @@ impl Pending {
         match self {
             Self::No => true,
             Self::Sent => false,
-            Self::Until(reached) => revision >= reached,
+            Self::Committed(reached) => revision >= reached,
+            Self::Refused(reached, limit) => revision >= reached || now >= limit,
             Self::RetryAt(at) => now >= at,
+        }
+    }
+
+    /// When it is free at the latest, without a word of the watch.
+    const fn wakes_at(self) -> Option<Time> {
+        match self {
+            Self::Refused(_, at) | Self::RetryAt(at) => Some(at),
+            Self::No | Self::Sent | Self::Committed(_) => None,
         }
     }
 }
 
+/// What the store says of one node, as far as its networks depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Repute {
+    incarnation: Option<Revision>,
+    on_ring: bool,
+    convicted: bool,
+}
+
 /// How long to wait after the store did not answer.
 const RETRY: Duration = Duration::from_millis(200);
+/// How long the watch is given to report why a transaction was refused.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// How often the announcements of a fresh owner are repeated, and the clock of all periodic ones.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -212,20 +237,31 @@ pub struct Gateway {
     rng: ChaCha8Rng,
     cache: Cache,
     ring: Ring,
+    reputes: BTreeMap<NodeName, Repute>,
+    /// Whether a predecessor's daemon takes part.
+    predecessor: bool,
     /// Whether the cache has been filled once.
     synced: bool,
     connected: bool,
     lease: Option<LeaseId>,
+    standing: Standing,
+    /// When this incarnation was first seen to be convicted.
+    convicted_at: Option<Time>,
     registration: Pending,
-    roster: Pending,
-    registered: Option<Revision>,
-    convicted: bool,
-    name_taken: bool,
+    /// Words of the operator on their way into the roster.
+    words: BTreeMap<NodeName, bool>,
+    word: Pending,
     leaving: bool,
     left: bool,
     locals: BTreeMap<Vni, Local>,
+    /// Networks to look at.
     dirty: BTreeSet<Vni>,
-    alarms: BTreeSet<(Time, Vni)>,
+    /// Networks that this host is to answer for.
+    answering: BTreeSet<Vni>,
+    /// Networks whose last transaction was refused, to be looked at once it is known why.
+    waiting: BTreeSet<(Revision, Vni)>,
+    /// When to look again: at a network, or at everything else.
+    alarms: BTreeSet<(Time, Option<Vni>)>,
     tick_at: Time,
     ticks: u64,
     plan: Plan,
@@ -250,18 +286,22 @@ impl Gateway {
             rng,
             cache: Cache::default(),
             ring: Ring::default(),
+            reputes: BTreeMap::new(),
+            predecessor: false,
             synced: false,
             connected: false,
             lease: None,
+            standing: Standing::Unregistered,
+            convicted_at: None,
             registration: Pending::No,
-            roster: Pending::No,
-            registered: None,
-            convicted: false,
-            name_taken: false,
+            words: BTreeMap::new(),
+            word: Pending::No,
             leaving: false,
             left: false,
             locals,
             dirty: BTreeSet::new(),
+            answering: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             alarms: BTreeSet::new(),
             tick_at: now + first_tick,
             ticks: 0,
@@ -291,15 +331,24 @@ impl Gateway {
     /// Takes in the answer to a transaction.
     pub fn handle_reply(&mut self, token: Token, reply: Result<TxnReply, StoreError>, now: Time) {
         let Some(purpose) = self.purposes.remove(&token) else { return };
-        let pending = match reply {
-            Ok(reply) => Pending::Until(reply.revision),
+        let pending = match &reply {
+            Ok(reply) if reply.committed => Pending::Committed(reply.revision),
+            Ok(reply) => Pending::Refused(reply.revision, now + CATCH_UP),
             Err(_) => Pending::RetryAt(now + self.jittered(RETRY)),
         };
+        let vni = if let Purpose::Network(vni) = purpose { Some(vni) } else { None };
+        self.alarms.extend(pending.wakes_at().map(|at| (at, vni)));
         match purpose {
             Purpose::Network(vni) => self.set_pending(vni, pending),
             Purpose::Registration => self.registration = pending,
             Purpose::Campaign => self.plan.campaign = pending,
-            Purpose::Roster(name, drained) => self.roster_replied(name, drained, reply, pending),
+            Purpose::Start => self.plan.start = pending,
+            Purpose::Word(name) => {
+                self.word = pending;
+                if let Pending::Committed(_) = pending {
+                    self.words.remove(&name);
+                }
+            }
         }
         self.run(now);
     }
@@ -319,7 +368,7 @@ impl Gateway {
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some((at, vni)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
             self.alarms.remove(&(at, vni));
-            self.dirty.insert(vni);
+            self.dirty.extend(vni);
         }
         while self.tick_at <= now {
             self.tick_at = self.tick_at + TICK;
@@ -370,7 +419,7 @@ impl Gateway {
                 false => OperatorError::Unknown(name.clone()),
             });
         }
-        self.write_roster(name, drained);
+        self.words.insert(name.clone(), drained);
         self.run(now);
         Ok(())
     }
@@ -379,25 +428,21 @@ impl Gateway {
     /// nothing is left here; at once if there is nobody else.
     pub fn leave(&mut self, now: Time) {
         self.leaving = true;
+        self.dirty.extend(self.cache.named(&self.config.name));
         self.run(now);
     }
 
     /// Gives up at once whatever is still owned here, after [`leave`](Self::leave).
     pub fn resign(&mut self, now: Time) {
         self.leaving = true;
-        let mine: Vec<Vni> = self.owned().collect();
-        for vni in mine {
-            self.resign_network(vni);
-        }
+        self.resign_all();
         self.run(now);
     }
 
     fn handle_snapshot(&mut self, snapshot: Snapshot, now: Time) {
-        self.cache = Cache { revision: snapshot.revision, ..Cache::default() };
-        for kv in snapshot.keys {
-            self.cache.apply(&crate::kv::Event::Put(kv));
-        }
-        self.nodes_changed(!self.synced, now);
+        self.cache.replace(snapshot);
+        self.nodes_changed(now);
+        self.dirty.extend(self.locals.keys());
         self.synced = true;
     }
 
@@ -407,7 +452,7 @@ impl Gateway {
         self.cache.revision = self.cache.revision.max(batch.revision);
         self.wake_waiting();
         if concerns.contains(&Concern::Nodes) {
-            self.nodes_changed(false, now);
+            self.nodes_changed(now);
         }
         for concern in concerns {
             if let Concern::Network(vni) = concern {
@@ -423,11 +468,12 @@ impl Gateway {
             return;
         }
         self.register(now);
+        self.write_word(now);
         while let Some(vni) = self.dirty.pop_first() {
             self.look_at(vni, now);
         }
         self.make_plan(now);
-        self.check_left(now);
+        self.check_left();
     }
 
     fn report_problems(&mut self) {
@@ -443,24 +489,50 @@ impl Gateway {
         self.reported = self.cache.problems.keys().cloned().collect();
     }
 
-    /// A node came, went or changed: any network may be concerned.
-    fn nodes_changed(&mut self, first: bool, now: Time) {
-        let nodes = self.cache.nodes.iter().filter(|(name, _)| !self.cache.is_convicted(name));
-        self.ring = Ring::new(nodes.map(|(name, node)| (name, node.ids.as_slice())));
-        self.plan.note_nodes(self.cache.nodes.keys(), first, now);
-        self.dirty.extend(self.locals.keys());
+    /// A node came, went or changed. Concerned are the networks that name it, and those that the
+    /// placement now wants elsewhere.
+    fn nodes_changed(&mut self, now: Time) {
+        let reputes = self.reputes_now();
+        let before = std::mem::replace(&mut self.reputes, reputes);
+        for name in before.keys().chain(self.reputes.keys()) {
+            if before.get(name) != self.reputes.get(name) {
+                self.dirty.extend(self.cache.named(name));
+            }
+        }
+        let placeable = self.cache.nodes.keys().filter(|name| !self.cache.is_convicted(name));
+        self.plan.note_nodes(placeable, !self.synced, now);
+        let ring = std::mem::replace(&mut self.ring, self.cache.ring());
+        if ring != self.ring {
+            let moved = |vni: &&Vni| ring.owner(**vni) != self.ring.owner(**vni);
+            self.dirty.extend(self.locals.keys().filter(moved));
+        }
+        let predecessor = self.cache.nodes.keys().any(|name| self.cache.is_predecessor(name));
+        if std::mem::replace(&mut self.predecessor, predecessor) != predecessor {
+            self.dirty.extend(self.locals.keys());
+        }
+    }
+
+    fn reputes_now(&self) -> BTreeMap<NodeName, Repute> {
+        let repute = |name| Repute {
+            incarnation: self.cache.live.get(name).map(|live| live.incarnation),
+            on_ring: self.cache.nodes.contains_key(name),
+            convicted: self.cache.is_convicted(name),
+        };
+        let names = self.cache.live.keys().chain(self.cache.nodes.keys());
+        names.map(|name| (name.clone(), repute(name))).collect()
+    }
+
+    fn is_known(&self, name: &NodeName) -> bool {
+        self.reputes.contains_key(name)
     }
 
     fn tick(&mut self, now: Time) {
         self.ticks += 1;
         let period = self.config.announce.as_secs().max(1);
         let turn = |vni: &Vni| (u64::from(vni.get()) + self.ticks).is_multiple_of(period);
-        let due: Vec<Vni> = self
-            .locals
-            .iter()
-            .filter(|(vni, local)| local.is_fresh(now) || turn(vni))
-            .map(|(vni, _)| *vni)
-            .collect();
+        let fresh = |vni| self.locals.get(vni).is_some_and(|local: &Local| local.is_fresh(now));
+        let due = self.answering.iter().filter(|vni| turn(vni) || fresh(vni));
+        let due: Vec<Vni> = due.copied().collect();
         for vni in due {
             self.announce(vni);
         }

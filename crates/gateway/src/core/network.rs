@@ -12,8 +12,8 @@ use crate::keys::{self, Field};
 use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
 use crate::machine::{self, Presence, Role, State, Step, Wait};
 
-/// For how long after a takeover the more-specific routes stay: until the routes of the lost
-/// gateway have aged out of any routing protocol with its usual timers.
+/// For how long the more-specific routes of a new owner stay: until the routes of the one before
+/// have aged out of any routing protocol with its usual timers.
 const HALVES: Duration = Duration::from_secs(30);
 /// For how long after a takeover the announcements are repeated every second.
 const FRESH: Duration = Duration::from_secs(10);
@@ -26,8 +26,10 @@ const ORPHAN: Duration = Duration::from_secs(3);
 pub(super) struct Local {
     /// What the applier was told; `None` until this node knows what to ask for.
     desired: Option<Desired>,
-    /// The duty that the applier last reported as reached, and since when.
-    reached: Option<(Duty, Time)>,
+    /// The duty that the applier last reported as reached.
+    reached: Option<Duty>,
+    /// Since when that is the desired one.
+    reached_at: Option<Time>,
     /// The announcements that it reported.
     announced: u64,
     /// The state and role when it was last looked at.
@@ -38,6 +40,8 @@ pub(super) struct Local {
     served: bool,
     /// When this node took over from a lost gateway.
     took_over: Option<Time>,
+    /// Until when it attracts traffic by more-specific routes, as a new owner.
+    halves_until: Option<Time>,
     /// Since when a gateway is named here that is not registered.
     orphaned: Option<Time>,
     /// Whether this node has given the network up without a successor.
@@ -48,10 +52,9 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn applied(&mut self, desired: Desired, now: Time) {
         self.announced = self.announced.max(desired.announce);
-        if self.desired.is_some_and(|wanted| wanted.duty == desired.duty)
-            && self.reached.is_none_or(|(duty, _)| duty != desired.duty)
-        {
-            self.reached = Some((desired.duty, now));
+        self.reached = Some(desired.duty);
+        if self.desired.is_some_and(|wanted| wanted.duty == desired.duty) {
+            self.reached_at.get_or_insert(now);
         }
     }
 
@@ -65,21 +68,17 @@ impl Local {
     }
 
     pub(super) const fn reached(&self) -> Option<Duty> {
-        match self.reached {
-            Some((duty, _)) => Some(duty),
-            None => None,
-        }
+        self.reached
     }
 
     /// When what comes before a step will have been done; `None` if that is not known yet.
     fn done_at(&self, wait: Wait, settle: Duration) -> Option<Time> {
         let wanted = self.desired?;
-        let since = self.reached.filter(|(duty, _)| *duty == wanted.duty).map(|(_, at)| at);
         match wait {
             Wait::None => Some(Time::ZERO),
-            Wait::Duty => since,
-            Wait::Settle => since.map(|at| at + settle),
-            Wait::Announced => since.filter(|_| self.announced >= wanted.announce),
+            Wait::Duty => self.reached_at,
+            Wait::Settle => self.reached_at.map(|at| at + settle),
+            Wait::Announced => self.reached_at.filter(|_| self.announced >= wanted.announce),
         }
     }
 }
@@ -89,7 +88,7 @@ pub(super) struct View {
     pub(super) state: State,
     role: Role,
     pub(super) there: Presence,
-    /// Whether the store names this node, but under the lease of an earlier run.
+    /// Whether the store names this node, but by the word of an earlier incarnation.
     stale: bool,
 }
 
@@ -108,14 +107,9 @@ impl Gateway {
         if step == Step::Claim && !self.may_claim(vni, view.role) {
             step = Step::Rest;
         }
+        self.resign_if_alone(vni);
         self.set_duty(vni, &view, step, now);
         self.take_step(vni, &view, &network, step, now);
-    }
-
-    /// The networks that this node owns according to the store.
-    pub(super) fn owned(&self) -> impl Iterator<Item = Vni> + '_ {
-        let mine = |network: &Network| network.current() == Some(&self.config.name);
-        self.cache.networks.iter().filter(move |(_, network)| mine(network)).map(|(vni, _)| *vni)
     }
 
     /// Asks for one announcement more, if the network is served here.
@@ -128,11 +122,8 @@ impl Gateway {
     }
 
     pub(super) fn set_pending(&mut self, vni: Vni, pending: Pending) {
-        if let Pending::RetryAt(at) = pending {
-            self.alarms.insert((at, vni));
-        }
-        if let Pending::Until(revision) = pending {
-            self.plan.waiting.insert((revision, vni));
+        if let Pending::Refused(revision, _) = pending {
+            self.waiting.insert((revision, vni));
         }
         if let Some(local) = self.locals.get_mut(&vni) {
             local.pending = pending;
@@ -140,31 +131,33 @@ impl Gateway {
         }
     }
 
-    /// Looks again at networks whose last transaction the watch has caught up with.
+    /// Looks again at networks whose last transaction was refused: now it is known why.
     pub(super) fn wake_waiting(&mut self) {
-        while let Some((revision, vni)) = self.plan.waiting.first().copied() {
+        while let Some((revision, vni)) = self.waiting.first().copied() {
             if revision > self.cache.revision {
                 return;
             }
-            self.plan.waiting.remove(&(revision, vni));
+            self.waiting.remove(&(revision, vni));
             self.dirty.insert(vni);
         }
     }
 
-    /// Gives a network up without a successor: others may claim it at once.
-    pub(super) fn resign_network(&mut self, vni: Vni) {
-        let (Some(incarnation), Some(network)) =
-            (self.registered, self.cache.networks.get(&vni).cloned())
-        else {
-            return;
-        };
-        self.want(vni, Duty::NONE);
-        if let Some(local) = self.locals.get_mut(&vni) {
-            local.resigned = true;
+    /// Gives all networks up without a successor: others may claim them at once.
+    pub(super) fn resign_all(&mut self) {
+        for vni in self.cache.named(&self.config.name) {
+            if let Some(local) = self.locals.get_mut(&vni) {
+                local.resigned = true;
+                self.dirty.insert(vni);
+            }
         }
-        let current = Op::Delete { key: keys::network(vni, Field::Current) };
-        let then = vec![put_state(vni, State::Unassigned), current];
-        self.write(vni, incarnation, &network, vec![], then);
+    }
+
+    /// Without anybody to hand over to, a node that leaves gives a network up.
+    fn resign_if_alone(&mut self, vni: Vni) {
+        let alone = self.leaving && self.ring.owner(vni).is_none();
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.resigned |= alone;
+        }
     }
 
     fn view(&mut self, vni: Vni, network: &Network, now: Time) -> View {
@@ -178,19 +171,27 @@ impl Gateway {
                 && (current != next || state == State::FailoverDecided),
         };
         let role = self.role(network);
-        let lease = match role {
-            Role::Current => network.current.as_ref().and_then(|slot| slot.lease),
-            Role::Next => network.next.as_ref().and_then(|slot| slot.lease),
-            Role::Other => self.lease,
+        View { state, role, there, stale: self.is_stale(network, role) }
+    }
+
+    /// What an earlier incarnation was entitled to has to be written anew by this one.
+    fn is_stale(&self, network: &Network, role: Role) -> bool {
+        let slot = match role {
+            Role::Current => network.current.as_ref().map(|slot| (slot.lease, slot.modified)),
+            Role::Next => network.next.as_ref().map(|slot| (slot.lease, slot.modified)),
+            Role::Other => return false,
         };
-        View { state, role, there, stale: lease != self.lease }
+        let since = self.incarnation();
+        slot.is_none_or(|(lease, written)| {
+            lease != self.lease || since.is_none_or(|since| written < since)
+        })
     }
 
     fn role(&self, network: &Network) -> Role {
         let me = Some(&self.config.name);
         let (owns, follows) = (network.current() == me, network.next() == me);
         let takes_over = follows && network.state() == State::FailoverDecided;
-        if self.convicted || !(owns || follows) {
+        if self.is_barred() || !(owns || follows) {
             return Role::Other;
         }
         if owns && !takes_over { Role::Current } else { Role::Next }
@@ -199,25 +200,23 @@ impl Gateway {
     /// Whether a gateway that the store names is there: it is not convicted, and known.
     fn is_there(&self, name: Option<&NodeName>, orphans_count: bool) -> bool {
         name.is_some_and(|name| {
-            !self.cache.is_convicted(name) && (orphans_count || !self.is_orphan(name))
+            !self.cache.is_convicted(name) && (orphans_count || self.is_known(name))
         })
-    }
-
-    fn is_orphan(&self, name: &NodeName) -> bool {
-        !self.cache.live.contains_key(name) && !self.cache.nodes.contains_key(name)
     }
 
     /// Whether gateways that are named but not registered still count as there.
     fn orphans_count(&mut self, vni: Vni, network: &Network, now: Time) -> bool {
         let names = [network.current(), network.next()];
-        let orphans = names.into_iter().flatten().any(|name| self.is_orphan(name));
+        let orphans = names.into_iter().flatten().any(|name| !self.is_known(name));
         let Some(local) = self.locals.get_mut(&vni) else { return true };
         if !orphans {
             local.orphaned = None;
             return true;
         }
         let until = *local.orphaned.get_or_insert(now) + ORPHAN;
-        self.alarms.insert((until, vni));
+        if now < until {
+            self.alarms.insert((until, Some(vni)));
+        }
         now < until
     }
 
@@ -231,21 +230,26 @@ impl Gateway {
         if let Some((from, _)) = before.filter(|(from, _)| *from != view.state) {
             self.events.push_back(Event::State { vni, from, to: view.state });
         }
-        if view.role == Role::Next && view.state == State::FailoverDecided {
+        let entered = (view.state, view.role);
+        if takes_over(before, entered) {
             local.took_over = Some(now);
-            self.alarms.insert((now + HALVES, vni));
+        }
+        if takes_over(before, entered) || arrives(before, entered) {
+            local.halves_until = Some(now + HALVES);
+            self.alarms.insert((now + HALVES, Some(vni)));
         }
         let owns = view.role == Role::Current;
         if owns && !local.served {
             local.served = true;
-            local.resigned = false;
             let changes = self.cache.history.get(&vni).map(|history| history.changes.as_slice());
             let reason = changes.and_then(<[_]>::last).map(|change| change.reason.clone());
             self.events.push_back(Event::Gained { vni, reason: reason.unwrap_or_default() });
         } else if !owns && local.served && network.current().is_some() {
             local.served = false;
             local.took_over = None;
-            self.events.push_back(Event::Lost { vni, to: network.current().cloned() });
+            local.halves_until = None;
+            let to = network.current().filter(|current| **current != self.config.name);
+            self.events.push_back(Event::Lost { vni, to: to.cloned() });
         }
     }
 
@@ -253,7 +257,7 @@ impl Gateway {
     fn may_claim(&self, vni: Vni, role: Role) -> bool {
         let me = &self.config.name;
         let local = self.locals.get(&vni);
-        if !self.is_registered() || local.is_some_and(|local| local.resigned) {
+        if self.incarnation().is_none() || local.is_some_and(|local| local.resigned) {
             return false;
         }
         match role {
@@ -270,42 +274,51 @@ impl Gateway {
     /// Tells the applier what this host shall do.
     fn set_duty(&mut self, vni: Vni, view: &View, step: Step, now: Time) {
         let Some(local) = self.locals.get(&vni) else { return };
-        let duty = machine::duty(view.state, view.role);
-        if local.resigned || self.convicted {
+        let mut duty = machine::duty(view.state, view.role);
+        if local.resigned || self.is_barred() {
             return self.want(vni, Duty::NONE);
         }
         let unowned = !view.there.current && !view.there.next;
-        let about_to_own = unowned && (step == Step::Claim || local.served);
+        let about_to_own =
+            unowned && (step == Step::Claim || local.served || self.incarnation().is_none());
         // Until the network is another's, what the host does from an earlier run, or as the last
         // owner, is better than nothing.
-        if about_to_own || view.stale || (view.role != Role::Other && !self.is_registered()) {
+        if about_to_own || view.stale {
             return;
         }
-        let recent = local.took_over.is_some_and(|at| now.since(at) < HALVES);
-        let halves = recent || self.cache.has_predecessor();
-        let upstream = match duty.upstream {
-            Upstream::Whole if halves => Upstream::Halves,
-            upstream @ (Upstream::Whole | Upstream::Halves | Upstream::Off) => upstream,
-        };
-        self.want(vni, Duty { upstream, ..duty });
+        let recent = local.halves_until.is_some_and(|until| now < until);
+        if duty.upstream == Upstream::Whole && (recent || self.predecessor) {
+            duty.upstream = Upstream::Halves;
+        }
+        self.want(vni, duty);
         self.announce_on_entry(vni, view);
     }
 
+    /// Tells the applier of a duty that is new. Whoever begins to answer announces itself.
     fn want(&mut self, vni: Vni, duty: Duty) {
         let Some(local) = self.locals.get_mut(&vni) else { return };
-        let before = local.desired;
-        let desired = Desired { duty, announce: before.map_or(0, |desired| desired.announce) };
-        if before != Some(desired) {
-            local.desired = Some(desired);
-            self.desired.insert(vni, desired);
+        let before = local.desired.unwrap_or_default();
+        if local.desired.is_some() && before.duty == duty {
+            return;
+        }
+        let begins = duty.answering && !before.duty.answering;
+        let desired = Desired { duty, announce: before.announce + u64::from(begins) };
+        local.desired = Some(desired);
+        local.reached_at = None;
+        self.desired.insert(vni, desired);
+        if duty.answering {
+            self.answering.insert(vni);
+        } else {
+            self.answering.remove(&vni);
         }
     }
 
     /// Asks for an announcement when a state is entered that calls for one.
     fn announce_on_entry(&mut self, vni: Vni, view: &View) {
         let Some(local) = self.locals.get_mut(&vni) else { return };
-        let entered = (view.state, view.role);
-        if local.entered.replace(entered) != Some(entered) && announces(view.state, view.role) {
+        let now = (view.state, view.role);
+        let before = local.entered.replace(now);
+        if announces(before, now) {
             self.announce(vni);
         }
     }
@@ -313,14 +326,20 @@ impl Gateway {
     /// Writes the transaction that is this node's turn, if what comes before it is done.
     fn take_step(&mut self, vni: Vni, view: &View, network: &Network, step: Step, now: Time) {
         let (Some(incarnation), Some(lease), Some(local)) =
-            (self.registered, self.lease, self.locals.get(&vni))
+            (self.incarnation(), self.lease, self.locals.get(&vni))
         else {
             return;
         };
-        if !local.pending.is_free(self.cache.revision, now) || local.resigned {
+        if !local.pending.is_free(self.cache.revision, now) {
             return;
         }
-        self.plan.starting.remove(&vni);
+        if local.resigned {
+            let then = self.resignation(vni, network);
+            if !then.is_empty() {
+                self.write(vni, incarnation, network, vec![], then);
+            }
+            return;
+        }
         if view.stale && view.role != Role::Other {
             let then = vec![self.adopted(vni, view.role, lease)];
             return self.write(vni, incarnation, network, vec![], then);
@@ -354,9 +373,23 @@ impl Gateway {
         let settle = self.config.settle;
         let at = self.locals.get(&vni).and_then(|local| local.done_at(wait, settle));
         if let Some(at) = at.filter(|at| *at > now) {
-            self.alarms.insert((at, vni));
+            self.alarms.insert((at, Some(vni)));
         }
         at.is_some_and(|at| at <= now)
+    }
+
+    /// Takes this node out of a network.
+    fn resignation(&self, vni: Vni, network: &Network) -> Vec<Op> {
+        let me = Some(&self.config.name);
+        let mut then = Vec::new();
+        if network.current() == me {
+            then.push(put_state(vni, State::Unassigned));
+            then.push(Op::Delete { key: keys::network(vni, Field::Current) });
+        }
+        if network.next() == me {
+            then.push(put_next(vni, None));
+        }
+        then
     }
 
     /// What an earlier run of this node left, under the lease of this one.
@@ -414,7 +447,7 @@ impl Gateway {
 
     /// Sends a transaction on a network, guarded by this node's registration and by all three
     /// keys of the network being as they were seen.
-    pub(super) fn write(
+    fn write(
         &mut self,
         vni: Vni,
         incarnation: Revision,
@@ -432,18 +465,33 @@ impl Gateway {
     }
 }
 
-/// Whether entering this state calls for an announcement.
-const fn announces(state: State, role: Role) -> bool {
-    matches!(
-        (role, state),
-        (
-            Role::Next,
-            State::MigrationOspfWithdrawn | State::MigrationArpDisabled | State::FailoverDecided
-        )
-    )
+/// Whether this change means that a gateway was lost, whose routes may linger: from an owner, or
+/// from the one to come.
+fn takes_over(before: Option<(State, Role)>, now: (State, Role)) -> bool {
+    now == (State::FailoverDecided, Role::Next) || resumes(before, now)
 }
 
-fn guard(vni: Vni, network: &Network) -> [Compare; 3] {
+/// Whether this change completes a planned move to this node.
+fn arrives(before: Option<(State, Role)>, now: (State, Role)) -> bool {
+    now == (State::Idle, Role::Current) && before.is_some_and(|(_, role)| role == Role::Next)
+}
+
+/// Whether entering this state calls for an announcement, even if this host answered before.
+fn announces(before: Option<(State, Role)>, now: (State, Role)) -> bool {
+    let calls = [(State::FailoverDecided, Role::Next), (State::MigrationArpDisabled, Role::Next)];
+    // When a move is called off, the one to come may have announced itself.
+    before != Some(now) && (calls.contains(&now) || resumes(before, now))
+}
+
+/// Whether an owner goes on alone after a move that was called off.
+fn resumes(before: Option<(State, Role)>, now: (State, Role)) -> bool {
+    let moved = |state: State| state.is_migration() || state == State::FailoverDecided;
+    now == (State::Idle, Role::Current)
+        && before.is_some_and(|(state, role)| role == Role::Current && moved(state))
+}
+
+/// The three keys of a network are as they were seen.
+pub(super) fn guard(vni: Vni, network: &Network) -> [Compare; 3] {
     let slots = [
         (Field::Type, network.state.as_ref().map(|slot| slot.modified)),
         (Field::Current, network.current.as_ref().map(|slot| slot.modified)),

@@ -1,39 +1,47 @@
 //! Planned moves: one node starts them, the others take their turns.
 //!
-//! The planner is whoever created [`keys::PLANNER`], under its lease. Each start compares that
-//! key's creation, so that nothing an earlier planner sent late can commit; and a new planner
-//! knows all that earlier ones started, because its view has reached the revision at which it
-//! became the planner. So counting the moves under way bounds them, without a counter to keep.
+//! The planner is whoever holds [`keys::PLANNER`] under its lease. That key is the budget too:
+//! each start compares its revision and writes it anew, so that starts happen one after the
+//! other. A start therefore knows of all starts before it, its own unanswered ones and those of
+//! earlier planners included, or it is refused; and so counting the moves under way bounds them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use selvedge_model::{NodeName, Time, Vni};
 
-use super::network::{View, put_next, put_state};
+use super::network::{View, guard, put_next, put_state};
 use super::{Event, Gateway, Pending, Purpose};
-use crate::cache::Network;
+use crate::cache::{Network, Planner};
 use crate::keys;
 use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
 use crate::machine::State;
 
+/// How many moves one transaction starts at most; stores bound the length of transactions.
+const BATCH: usize = 20;
+
+/// Where a network that is served should be instead. The urgent ones come first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wish {
+    /// Whether the owner may keep networks. One that drains does not wait for anybody.
+    owner_stays: bool,
+    target: NodeName,
+}
+
 /// What a planner has to know at a glance.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Networks in a planned move.
-    moving: BTreeSet<Vni>,
-    /// Networks whose move this node has begun to start.
-    pub(super) starting: BTreeSet<Vni>,
-    /// Networks that are served, but not where the placement wants them.
-    misplaced: BTreeSet<Vni>,
-    /// Networks whose last transaction the watch has not caught up with.
-    pub(super) waiting: BTreeSet<(Revision, Vni)>,
+    wishes: BTreeMap<Vni, Wish>,
+    /// The same, by wish.
+    queue: BTreeMap<Wish, BTreeSet<Vni>>,
     /// When a node joined; `None` for those that were there before this agent.
     joined: BTreeMap<NodeName, Option<Time>>,
     pub(super) campaign: Pending,
+    pub(super) start: Pending,
     is_planner: bool,
 }
 
 impl Plan {
+    /// Takes in who may be given networks. What is there at first has been there for long.
     pub(super) fn note_nodes<'a>(
         &mut self,
         names: impl Iterator<Item = &'a NodeName>,
@@ -46,153 +54,161 @@ impl Plan {
     }
 
     pub(super) fn forget(&mut self, vni: Vni) {
-        self.moving.remove(&vni);
-        self.starting.remove(&vni);
-        self.misplaced.remove(&vni);
+        self.set_wish(vni, None);
     }
 
     pub(super) const fn is_planner(&self) -> bool {
         self.is_planner
     }
 
-    pub(super) fn moving(&self) -> usize {
-        self.moving.union(&self.starting).count()
+    fn set_wish(&mut self, vni: Vni, wish: Option<Wish>) {
+        if self.wishes.get(&vni) == wish.as_ref() {
+            return;
+        }
+        if let Some(before) = self.wishes.remove(&vni)
+            && let Some(queue) = self.queue.get_mut(&before)
+        {
+            queue.remove(&vni);
+        }
+        if let Some(wish) = wish {
+            self.queue.entry(wish.clone()).or_default().insert(vni);
+            self.wishes.insert(vni, wish);
+        }
     }
 }
 
 impl Gateway {
-    /// Sorts a network into what is moving and what should.
+    /// Sorts a network into those that should be elsewhere, or not.
     pub(super) fn note_for_plan(&mut self, vni: Vni, view: &View, network: &Network) {
-        let placed = self.ring.owner(vni);
-        let misplaced = view.state == State::Idle
-            && view.there.current
-            && placed.is_some_and(|placed| Some(placed) != network.current());
-        set_member(&mut self.plan.moving, vni, view.state.is_migration());
-        set_member(&mut self.plan.misplaced, vni, misplaced);
+        let served = view.state == State::Idle && view.there.current;
+        let owner = network.current().filter(|_| served);
+        let wish = owner.zip(self.ring.owner(vni)).filter(|(owner, target)| owner != target);
+        let wish = wish.map(|(owner, target)| Wish {
+            owner_stays: self.plan.joined.contains_key(owner),
+            target: target.clone(),
+        });
+        self.plan.set_wish(vni, wish);
     }
 
-    /// Campaigns for the planner's lease, or plans if this node holds it.
+    /// Campaigns for the planner's key, or plans if this node holds it.
     pub(super) fn make_plan(&mut self, now: Time) {
-        let (Some(incarnation), Some(lease)) = (self.registered, self.lease) else {
-            return self.set_planner(None);
+        let (Some(incarnation), Some(lease)) = (self.incarnation(), self.lease) else {
+            return self.set_planner(false);
         };
-        let held = self.cache.planner.as_ref().filter(|planner| planner.name == self.config.name);
-        let since = held.filter(|planner| planner.lease == Some(lease)).map(|held| held.since);
-        self.set_planner(since);
-        match since {
-            Some(since) => self.start_moves(incarnation, since, now),
-            None => self.campaign(incarnation, lease, now),
+        let key = self.cache.planner.clone();
+        let held = key.as_ref().filter(|held| held.lease == Some(lease));
+        self.set_planner(held.is_some());
+        match (held, key.as_ref()) {
+            (Some(held), _) => self.start_moves(incarnation, lease, held.modified, now),
+            (None, key) if self.is_vacant(key) => self.campaign(incarnation, lease, key, now),
+            (None, _) => {}
         }
     }
 
-    fn set_planner(&mut self, since: Option<Revision>) {
-        if self.plan.is_planner != since.is_some() {
-            self.plan.is_planner = since.is_some();
-            self.events.push_back(Event::Planner(since.is_some()));
+    fn set_planner(&mut self, is_planner: bool) {
+        if self.plan.is_planner != is_planner {
+            self.plan.is_planner = is_planner;
+            self.events.push_back(Event::Planner(is_planner));
         }
     }
 
-    fn campaign(&mut self, incarnation: Revision, lease: LeaseId, now: Time) {
+    /// Whether nobody plans: the key is an earlier run's of this very node, or makes no sense.
+    fn is_vacant(&self, key: Option<&Planner>) -> bool {
+        key.is_none_or(|held| {
+            let mine = held.value.as_ref() == Some(&self.config.name);
+            mine || held.value.is_none() || held.lease.is_none()
+        })
+    }
+
+    fn campaign(
+        &mut self,
+        incarnation: Revision,
+        lease: LeaseId,
+        found: Option<&Planner>,
+        now: Time,
+    ) {
         if !self.plan.campaign.is_free(self.cache.revision, now) {
             return;
         }
         let key = keys::PLANNER.to_owned();
-        let vacant = match &self.cache.planner {
-            None => Compare::Absent { key: key.clone() },
-            // An earlier run of this very node.
-            Some(held) if held.name == self.config.name => {
-                Compare::Created { key: key.clone(), at: held.since }
-            }
-            Some(_) => return,
+        let vacant = match found {
+            None => Compare::Absent { key },
+            Some(found) => Compare::Modified { key, at: found.modified },
         };
         let mut compare = vec![vacant];
         compare.extend(self.own_guard(incarnation));
-        let value = self.config.name.as_str().into();
-        let then = vec![Op::Put { key, value, lease: Some(lease) }];
+        let then = vec![self.put_planner(lease)];
         self.plan.campaign = Pending::Sent;
         self.send(Purpose::Campaign, Txn { compare, then });
     }
 
+    fn put_planner(&self, lease: LeaseId) -> Op {
+        let value = self.config.name.as_str().into();
+        Op::Put { key: keys::PLANNER.to_owned(), value, lease: Some(lease) }
+    }
+
     /// Starts as many moves as the budget allows.
-    fn start_moves(&mut self, incarnation: Revision, since: Revision, now: Time) {
-        let mut free = self.config.budget.saturating_sub(self.plan.moving());
-        let mut after = None;
-        while free > 0 {
-            let next = self.plan.misplaced.iter().find(|vni| after.is_none_or(|a| **vni > a));
-            let Some(vni) = next.copied() else { return };
-            after = Some(vni);
-            if self.start_move(vni, incarnation, since, now) {
-                free -= 1;
+    fn start_moves(&mut self, incarnation: Revision, lease: LeaseId, held: Revision, now: Time) {
+        let free = self.config.budget.saturating_sub(self.cache.moving.len()).min(BATCH);
+        if free == 0 || !self.plan.start.is_free(self.cache.revision, now) {
+            return;
+        }
+        let chosen = self.choose(free, now);
+        if chosen.is_empty() {
+            return;
+        }
+        let mut compare = vec![Compare::Modified { key: keys::PLANNER.to_owned(), at: held }];
+        compare.extend(self.own_guard(incarnation));
+        let mut then = vec![self.put_planner(lease)];
+        for (vni, target, lease) in chosen {
+            if let Some(network) = self.cache.networks.get(&vni) {
+                compare.extend(guard(vni, network));
+                then.push(put_state(vni, State::MigrationDecided));
+                then.push(put_next(vni, Some((&target, lease))));
             }
         }
+        self.plan.start = Pending::Sent;
+        self.send(Purpose::Start, Txn { compare, then });
     }
 
-    fn start_move(&mut self, vni: Vni, incarnation: Revision, since: Revision, now: Time) -> bool {
-        let (Some(network), Some(target)) =
-            (self.cache.networks.get(&vni).cloned(), self.ring.owner(vni).cloned())
-        else {
-            return false;
-        };
-        let free =
-            self.locals.get(&vni).is_some_and(|l| l.pending.is_free(self.cache.revision, now));
-        if !free || self.is_held_down(vni, &network, &target, now) {
-            return false;
-        }
-        let Some(lease) = self.lease_of(&target) else { return false };
-        let planner = Compare::Created { key: keys::PLANNER.to_owned(), at: since };
-        let next = put_next(vni, Some((&target, lease)));
-        let then = vec![put_state(vni, State::MigrationDecided), next];
-        self.plan.starting.insert(vni);
-        self.write(vni, incarnation, &network, vec![planner], then);
-        true
-    }
-
-    /// Whether the target has only just come back. An owner that wants to go does not wait.
-    fn is_held_down(&mut self, vni: Vni, network: &Network, target: &NodeName, now: Time) -> bool {
-        let owner_stays = network.current().is_some_and(|c| self.cache.nodes.contains_key(c));
-        let joined = self.plan.joined.get(target).copied().flatten();
-        let until = joined.map(|at| at + self.config.hold_down);
-        match until.filter(|until| owner_stays && now < *until) {
-            Some(until) => {
-                self.alarms.insert((until, vni));
-                true
+    /// The next moves to start, with the lease of each one's target.
+    fn choose(&mut self, count: usize, now: Time) -> Vec<(Vni, NodeName, LeaseId)> {
+        let mut chosen = Vec::new();
+        for (wish, vnis) in &self.plan.queue {
+            let Some(lease) = self.lease_of(&wish.target) else { continue };
+            let until = self.held_down_until(wish).filter(|until| now < *until);
+            if let Some(until) = until.filter(|_| !vnis.is_empty()) {
+                self.alarms.insert((until, None));
+                continue;
             }
-            None => false,
+            let left = count - chosen.len();
+            chosen.extend(vnis.iter().take(left).map(|vni| (*vni, wish.target.clone(), lease)));
         }
+        chosen
+    }
+
+    /// Until when a target that has only just come back is left alone.
+    fn held_down_until(&self, wish: &Wish) -> Option<Time> {
+        let joined = self.plan.joined.get(&wish.target).copied().flatten()?;
+        wish.owner_stays.then(|| joined + self.config.hold_down)
     }
 
     /// The lease that a node's keys hang on.
     fn lease_of(&self, name: &NodeName) -> Option<LeaseId> {
-        let live = self.cache.live.get(name).map(|live| live.lease);
-        live.or_else(|| self.cache.nodes.get(name).map(|node| node.lease)).flatten()
+        let live = self.cache.live.get(name).and_then(|live| live.lease);
+        live.or_else(|| self.cache.nodes.get(name).map(|node| node.lease))
     }
 
     /// Whether everything has been handed over, after the word to leave.
-    pub(super) fn check_left(&mut self, now: Time) {
+    pub(super) fn check_left(&mut self) {
         if !self.leaving || self.left {
             return;
         }
-        if self.registered.is_some() && self.ring.is_empty() {
-            let mine: Vec<Vni> = self.owned().filter(|vni| self.is_idle(*vni, now)).collect();
-            for vni in mine {
-                self.resign_network(vni);
-            }
-        }
-        if self.owned().next().is_none() {
+        // What a host of the same name has is not this one's to hand over.
+        let taken = matches!(self.standing, super::Standing::NameTaken { .. });
+        if taken || self.cache.named(&self.config.name).next().is_none() {
             self.left = true;
             self.events.push_back(Event::Left);
         }
     }
-
-    fn is_idle(&self, vni: Vni, now: Time) -> bool {
-        self.locals.get(&vni).is_some_and(|l| l.pending.is_free(self.cache.revision, now))
-    }
-}
-
-fn set_member(set: &mut BTreeSet<Vni>, vni: Vni, member: bool) {
-    if member {
-        set.insert(vni)
-    } else {
-        set.remove(&vni)
-    };
 }

@@ -1,30 +1,58 @@
 //! This node's own keys: the roster entry, the registration, and the entry on the ring.
 
-use selvedge_model::{NodeName, Time};
+use std::time::Duration;
+
+use selvedge_model::{NodeName, Time, VniRanges};
 
 use super::{Event, Gateway, Pending, Purpose};
-use crate::cache::{LiveValue, RosterValue};
+use crate::cache::{Live, LiveValue, RosterValue};
 use crate::keys;
-use crate::kv::{Compare, LeaseId, Op, Revision, StoreError, Txn, TxnReply};
+use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
+
+/// For how long a convicted node leaves its networks to others before it registers anew.
+const YIELD: Duration = Duration::from_secs(3);
+
+/// What the store says of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Not registered under its present lease: not yet, or no more.
+    Unregistered,
+    /// Registered, and no verdict stands against it: it may write.
+    Registered(Revision),
+    /// The incarnation under its name counts as dead: it serves nothing.
+    Convicted,
+    /// Another host has its name, and what the store says of the name is that one's.
+    NameTaken {
+        /// What the other says of itself.
+        identity: String,
+    },
+}
 
 impl Gateway {
-    /// Whether this node may write: it is registered under its present lease, as far as the
-    /// store has said, and no verdict stands against it.
-    pub(super) fn is_registered(&self) -> bool {
-        self.registered.is_some()
+    /// This node's incarnation, if it may write.
+    pub(super) const fn incarnation(&self) -> Option<Revision> {
+        match self.standing {
+            Standing::Registered(incarnation) => Some(incarnation),
+            Standing::Unregistered | Standing::Convicted | Standing::NameTaken { .. } => None,
+        }
+    }
+
+    /// Whether what the store says of this node's name does not entitle this host.
+    pub(super) const fn is_barred(&self) -> bool {
+        match self.standing {
+            Standing::Convicted | Standing::NameTaken { .. } => true,
+            Standing::Registered(_) | Standing::Unregistered => false,
+        }
     }
 
     /// Brings this node's own keys in order, one transaction at a time.
     pub(super) fn register(&mut self, now: Time) {
-        self.note_registration();
+        self.note_standing(now);
         let Some(lease) = self.lease else { return };
         if !self.registration.is_free(self.cache.revision, now) {
-            if let Pending::RetryAt(at) = self.registration {
-                self.alarm_registration(at);
-            }
             return;
         }
-        if let Some(txn) = self.registration_txn(lease) {
+        if let Some(txn) = self.registration_txn(lease, now) {
             self.registration = Pending::Sent;
             self.send(Purpose::Registration, txn);
         }
@@ -40,93 +68,130 @@ impl Gateway {
         ]
     }
 
-    /// Writes the operator's word into the roster.
-    pub(super) fn write_roster(&mut self, name: &NodeName, drained: bool) {
-        let Some(entry) = self.cache.roster.get(name) else { return };
-        let value = RosterValue { drained, ..entry.clone() };
-        let key = keys::roster(name);
-        let txn = Txn {
-            compare: vec![Compare::Exists { key: key.clone() }],
-            then: vec![put_json(key, &value, None)],
+    /// Writes a word of the operator into the roster, until it stands there.
+    pub(super) fn write_word(&mut self, now: Time) {
+        let roster = &self.cache.roster;
+        let open = |name: &NodeName, drained: bool| {
+            roster.get(name).is_some_and(|entry| entry.value.drained != drained)
         };
-        self.roster = Pending::Sent;
-        self.send(Purpose::Roster(name.clone(), drained), txn);
-    }
-
-    /// An operator's word is not dropped because the store did not answer once.
-    pub(super) fn roster_replied(
-        &mut self,
-        name: NodeName,
-        drained: bool,
-        reply: Result<TxnReply, StoreError>,
-        pending: Pending,
-    ) {
-        self.roster = pending;
-        if reply.is_err() {
-            self.write_roster(&name, drained);
+        self.words.retain(|name, drained| open(name, *drained));
+        if !self.word.is_free(self.cache.revision, now) {
+            return;
         }
+        let Some((name, drained)) = self.words.first_key_value() else { return };
+        let (name, drained) = (name.clone(), *drained);
+        let Some(entry) = self.cache.roster.get(&name) else { return };
+        let key = keys::roster(&name);
+        let value = RosterValue { drained, ..entry.value.clone() };
+        let compare = vec![Compare::Modified { key: key.clone(), at: entry.modified }];
+        self.word = Pending::Sent;
+        self.send(Purpose::Word(name), Txn { compare, then: vec![put_json(key, &value, None)] });
     }
 
-    /// Whether an operator has drained this node.
-    pub(super) fn is_drained(&self) -> bool {
-        self.cache.roster.get(&self.config.name).is_some_and(|entry| entry.drained)
+    fn note_standing(&mut self, now: Time) {
+        let standing = self.standing_now();
+        if standing == self.standing {
+            return;
+        }
+        match &standing {
+            Standing::Unregistered => {}
+            Standing::Registered(incarnation) => {
+                self.events.push_back(Event::Registered { incarnation: *incarnation });
+            }
+            Standing::Convicted => self.events.push_back(Event::Convicted),
+            Standing::NameTaken { identity } => {
+                self.events.push_back(Event::NameTaken { identity: identity.clone() });
+            }
+        }
+        self.convicted_at = (standing == Standing::Convicted).then_some(now);
+        self.standing = standing;
+        self.dirty.extend(self.locals.keys());
     }
 
-    fn note_registration(&mut self) {
+    fn standing_now(&self) -> Standing {
         let name = &self.config.name;
-        let live = self.cache.live.get(name).filter(|live| live.lease == self.lease);
-        let convicted = self.cache.is_convicted(name) && live.is_some();
-        let registered = live.map(|live| live.incarnation).filter(|_| !convicted);
-        if convicted && !self.convicted {
-            self.events.push_back(Event::Convicted);
+        let Some(live) = self.cache.live.get(name) else { return Standing::Unregistered };
+        let ours = live.lease.is_some() && live.lease == self.lease;
+        match &live.value {
+            Some(value) if !ours && value.identity != self.config.identity => {
+                Standing::NameTaken { identity: value.identity.clone() }
+            }
+            _ if self.cache.is_convicted(name) => Standing::Convicted,
+            Some(_) if ours => Standing::Registered(live.incarnation),
+            Some(_) | None => Standing::Unregistered,
         }
-        if let Some(incarnation) = registered.filter(|_| registered != self.registered) {
-            self.events.push_back(Event::Registered { incarnation });
-        }
-        if (convicted, registered) != (self.convicted, self.registered) {
-            self.dirty.extend(self.locals.keys());
-        }
-        (self.convicted, self.registered) = (convicted, registered);
     }
 
-    fn registration_txn(&mut self, lease: LeaseId) -> Option<Txn> {
-        let name = &self.config.name;
-        let Some(live) = self.cache.live.get(name) else {
-            self.name_taken = false;
-            return Some(self.new_registration(lease));
-        };
-        if live.lease == Some(lease) && !self.convicted {
-            return self.ring_entry_txn(lease, live.incarnation);
+    fn registration_txn(&mut self, lease: LeaseId, now: Time) -> Option<Txn> {
+        let live = self.cache.live.get(&self.config.name).cloned();
+        match (&self.standing, live) {
+            (Standing::Registered(incarnation), _) => self.ring_entry_txn(lease, *incarnation),
+            (Standing::NameTaken { .. }, _) => None,
+            (Standing::Convicted, Some(live)) => {
+                self.has_yielded(now).then(|| self.end_of_registration(&live))
+            }
+            (Standing::Unregistered | Standing::Convicted, None) => {
+                Some(self.new_registration(lease))
+            }
+            // Nobody's: it is mended, and stays what it was created as.
+            (Standing::Unregistered, Some(live)) if live.value.is_none() => {
+                let compare = vec![Compare::Created {
+                    key: keys::live(&self.config.name),
+                    at: live.incarnation,
+                }];
+                Some(Txn { compare, then: vec![self.put_live(lease)] })
+            }
+            // An earlier run of this node: a new incarnation needs a new key.
+            (Standing::Unregistered, Some(live)) => Some(self.end_of_registration(&live)),
         }
-        if live.lease != Some(lease) && live.value.identity != self.config.identity {
-            self.report_taken(live.value.identity.clone());
-            return None;
+    }
+
+    /// Whether a convicted node has given the others time to take its networks over.
+    fn has_yielded(&mut self, now: Time) -> bool {
+        let until = self.convicted_at.map_or(now, |at| at + YIELD);
+        let done = now >= until || self.cache.named(&self.config.name).next().is_none();
+        if !done {
+            self.alarms.insert((until, None));
         }
-        // What an earlier run left, or what was convicted: a new incarnation needs a new key.
-        let compare = vec![Compare::Created { key: keys::live(name), at: live.incarnation }];
-        Some(Txn { compare, then: vec![Op::Delete { key: keys::live(name) }] })
+        done
+    }
+
+    fn end_of_registration(&self, live: &Live) -> Txn {
+        let key = keys::live(&self.config.name);
+        let compare = vec![Compare::Created { key: key.clone(), at: live.incarnation }];
+        Txn { compare, then: vec![Op::Delete { key }] }
     }
 
     fn new_registration(&self, lease: LeaseId) -> Txn {
         let name = &self.config.name;
+        let mut compare = vec![Compare::Absent { key: keys::live(name) }];
+        let mut then = vec![self.put_live(lease)];
+        let roster = keys::roster(name);
+        // An entry that cannot be read is left for its author to put right.
+        if !self.cache.roster.contains_key(name) && !self.cache.problems.contains_key(&roster) {
+            compare.push(Compare::Absent { key: roster.clone() });
+            then.push(put_json(roster, &RosterValue::default(), None));
+        }
+        Txn { compare, then }
+    }
+
+    fn put_live(&self, lease: LeaseId) -> Op {
+        let networks: VniRanges = self.config.networks.iter().copied().collect();
         let value = LiveValue {
             identity: self.config.identity.clone(),
             version: self.config.version.clone(),
+            networks: Some(networks).filter(|_| !self.config.networks.is_empty()),
         };
-        let live = keys::live(name);
-        let mut then = vec![put_json(live.clone(), &value, Some(lease))];
-        if !self.cache.roster.contains_key(name) {
-            then.push(put_json(keys::roster(name), &RosterValue::default(), None));
-        }
-        Txn { compare: vec![Compare::Absent { key: live }], then }
+        put_json(keys::live(&self.config.name), &value, Some(lease))
     }
 
     /// The entry on the ring says "place networks here", so it goes when this node drains.
     fn ring_entry_txn(&self, lease: LeaseId, incarnation: Revision) -> Option<Txn> {
         let name = &self.config.name;
-        let wanted = !self.leaving && !self.is_drained();
+        let drained = self.cache.roster.get(name).is_some_and(|entry| entry.value.drained);
+        let wanted = !self.leaving && !drained;
         let entry = self.cache.nodes.get(name);
-        let right = entry.is_some_and(|e| e.lease == Some(lease) && e.ids == self.config.ids);
+        let right = entry.is_some_and(|e| e.lease == lease && e.ids == self.config.ids);
         let key = keys::node(name);
         let op = match wanted {
             true if !right => put_json(key, &self.config.ids, Some(lease)),
@@ -134,20 +199,6 @@ impl Gateway {
             true | false => return None,
         };
         Some(Txn { compare: self.own_guard(incarnation).into(), then: vec![op] })
-    }
-
-    fn report_taken(&mut self, identity: String) {
-        if !self.name_taken {
-            self.name_taken = true;
-            self.events.push_back(Event::NameTaken { identity });
-        }
-    }
-
-    fn alarm_registration(&mut self, at: Time) {
-        // Any network's alarm wakes the whole core.
-        if let Some(vni) = self.locals.keys().next() {
-            self.alarms.insert((at, *vni));
-        }
     }
 }
 

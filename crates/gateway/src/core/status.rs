@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use selvedge_model::{NodeName, Vni};
 
 use super::Gateway;
-use crate::cache::{Change, RosterValue};
+use crate::cache::{Change, RosterValue, Slot};
 use crate::desired::Duty;
 use crate::kv::{LeaseId, Revision};
 use crate::machine::State;
@@ -116,13 +116,13 @@ impl Gateway {
             synced: self.synced,
             revision: self.cache.revision,
             lease: self.lease,
-            incarnation: self.registered,
-            convicted: self.convicted,
+            incarnation: self.incarnation(),
+            convicted: self.standing == super::Standing::Convicted,
             leaving: self.leaving,
-            planner: self.cache.planner.as_ref().map(|planner| planner.name.clone()),
+            planner: self.cache.planner.as_ref().and_then(|planner| planner.value.clone()),
             nodes: self.node_statuses(),
             networks: self.counts(),
-            moving: self.plan.moving(),
+            moving: self.cache.moving.len(),
             problems: self.cache.problems.clone(),
         }
     }
@@ -170,14 +170,14 @@ impl Gateway {
     fn node_status(&self, name: &NodeName) -> NodeStatus {
         let live = self.cache.live.get(name);
         let on_ring = self.cache.nodes.contains_key(name);
-        let drained = |entry: &RosterValue| entry.drained;
+        let drained = |entry: &Slot<RosterValue>| entry.value.drained;
         NodeStatus {
             incarnation: live.map(|live| live.incarnation),
-            version: live.map(|live| live.value.version.clone()),
+            version: live.and_then(|live| live.value.as_ref()).map(|value| value.version.clone()),
             on_ring,
             drained: self.cache.roster.get(name).is_some_and(drained),
             convicted: self.cache.is_convicted(name),
-            predecessor: on_ring && live.is_none(),
+            predecessor: self.cache.is_predecessor(name),
             ids: self.cache.nodes.get(name).map_or(0, |node| node.ids.len()),
             owns: 0,
         }

@@ -5,16 +5,21 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use selvedge_gateway::cache::Network;
 use selvedge_gateway::desired::{Desired, Duty};
 use selvedge_gateway::keys;
-use selvedge_gateway::kv::{LeaseId, Revision, StoreError, Txn, TxnReply};
+use selvedge_gateway::kv::{self, LeaseId, Op, Revision, StoreError, Txn, TxnReply};
 use selvedge_gateway::model::Model;
 use selvedge_gateway::placement;
 use selvedge_gateway::{Config, Event, Gateway, StoreInput, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
-use super::check::Checker;
+use super::check::{Checker, Violation};
 
+/// How many changes of a network a violation is reported with.
+const LAST_CHANGES: usize = 12;
+/// How soon a frozen agent goes on at the latest when it may.
+const THAW: Duration = Duration::from_millis(20);
 /// How long a lease lives.
 const TTL: Duration = Duration::from_secs(3);
 /// How often it is renewed.
@@ -47,6 +52,21 @@ enum Action {
     Expire,
 }
 
+impl Action {
+    /// The host whose agent takes part.
+    const fn agent(&self) -> Option<usize> {
+        match self {
+            Self::Timer(host, _)
+            | Self::Deliver(host, _)
+            | Self::KeepAlive(host, _)
+            | Self::Reply(host, ..)
+            | Self::Apply(host, _) => Some(*host),
+            // What was sent arrives.
+            Self::TxnArrives(..) | Self::Expire => None,
+        }
+    }
+}
+
 /// A gateway host: its kernel, and the agent if it runs.
 #[derive(Debug)]
 pub struct Host {
@@ -56,8 +76,16 @@ pub struct Host {
     pub kernel: BTreeMap<Vni, Duty>,
     /// The agent.
     pub agent: Option<Gateway>,
+    /// What its agent calls itself, to be told from another with the same name.
+    pub identity: String,
     /// Whether the host reaches the store.
     pub linked: bool,
+    /// Whether its agent is stopped, and will go on where it was.
+    pub frozen: bool,
+    /// Whether its agent has heard from the store since it was last cut off or frozen.
+    pub hears: bool,
+    /// Whether its agent has found its name taken.
+    pub name_taken: bool,
     /// Whether the agent has said that it owns nothing any more.
     pub left: bool,
     run: u64,
@@ -83,7 +111,11 @@ pub struct World {
     pub hosts: Vec<Host>,
     /// The invariants.
     pub checker: Checker,
+    /// Every violation with the seed and what happened to the network before.
+    pub violations: Vec<String>,
     checked: Revision,
+    /// When each revision was first seen.
+    times: BTreeMap<Revision, Time>,
     rng: ChaCha8Rng,
     queue: BTreeMap<(Time, u64), Action>,
     sequence: u64,
@@ -93,21 +125,29 @@ impl World {
     /// A cluster in which no agent runs yet.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let hosts = (1..=setup.gateways).map(Host::new).collect();
-        let mut world = Self {
+        let hosts = (1..=setup.gateways).map(|number| Host::new(&format!("gw{number}"))).collect();
+        let vnis = vnis(setup.networks).collect();
+        let store = Model::new();
+        Self {
             now: Time::from_micros(1),
-            store: Model::with_history(usize::MAX),
+            checked: store.revision(),
+            store,
             store_up: true,
             hosts,
-            checker: Checker::new(setup.budget),
-            checked: Revision(0),
+            checker: Checker::new(vnis, setup.budget),
+            violations: Vec::new(),
+            times: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(setup.seed),
             queue: BTreeMap::new(),
             sequence: 0,
             setup,
-        };
-        world.checked = world.store.revision();
-        world
+        }
+    }
+
+    /// Adds a host; returns its index.
+    pub fn add_host(&mut self, name: &str, identity: &str) -> usize {
+        self.hosts.push(Host { identity: identity.to_owned(), ..Host::new(name) });
+        self.hosts.len() - 1
     }
 
     /// Starts the agent of a host: a new run, that finds the kernel as it is.
@@ -115,17 +155,17 @@ impl World {
         let name = self.hosts[host].name.clone();
         let config = Config {
             ids: placement::ids_of(&name, placement::DEFAULT_IDS),
-            identity: name.to_string(),
+            identity: self.hosts[host].identity.clone(),
             name,
             version: "sim".to_owned(),
-            networks: (1..=self.setup.networks).filter_map(|n| n.try_into().ok()).collect(),
+            networks: vnis(self.setup.networks).collect(),
             settle: Duration::from_millis(400),
             announce: Duration::from_secs(10),
             budget: self.setup.budget,
             hold_down: self.setup.hold_down,
             wall_at_zero_ms: 1_800_000_000_000,
         };
-        self.hosts[host].kernel.keys().for_each(|vni| self.checker.touch(*vni));
+        self.checker.touch_all();
         let seed = self.rng.random();
         let agent = Gateway::new(config, seed, self.now);
         let run = self.hosts[host].start(agent);
@@ -141,12 +181,33 @@ impl World {
         let host = &mut self.hosts[host];
         host.run += 1;
         host.agent = None;
+        self.checker.touch_all();
     }
 
     /// Kills agent and kernel.
     pub fn power_off(&mut self, host: usize) {
         self.crash(host);
         self.hosts[host].kernel.clear();
+    }
+
+    /// Cuts a host off from the store, or lifts that again.
+    pub fn set_linked(&mut self, host: usize, linked: bool) {
+        self.hosts[host].linked = linked;
+        self.note_hearing(host);
+    }
+
+    /// Stops an agent, or lets it go on; its kernel goes on all the time.
+    pub fn set_frozen(&mut self, host: usize, frozen: bool) {
+        self.hosts[host].frozen = frozen;
+        self.note_hearing(host);
+    }
+
+    /// Who was cut off or frozen hears when it is told what it missed.
+    fn note_hearing(&mut self, host: usize) {
+        let revision = self.store.revision();
+        let host = &mut self.hosts[host];
+        host.hears = host.linked && !host.frozen && host.seen == Some(revision);
+        self.checker.touch_all();
     }
 
     /// Gives an agent an operator's word.
@@ -184,60 +245,46 @@ impl World {
         self.run_until(self.now + time, |_| false);
     }
 
-    /// The owner of a network, and its state's number, as the store has them.
-    #[must_use]
-    pub fn network(&self, vni: Vni) -> (Option<String>, String, String) {
-        let text = |field| {
-            let kv = self.store.get(&keys::network(vni, field))?;
-            Some(String::from_utf8_lossy(&kv.value).into_owned())
-        };
-        let current = text(keys::Field::Current);
-        let state = text(keys::Field::Type).unwrap_or_else(|| "0".to_owned());
-        (current, state, text(keys::Field::Next).unwrap_or_default())
-    }
-
     /// All networks.
     pub fn vnis(&self) -> impl Iterator<Item = Vni> + use<> {
-        (1..=self.setup.networks).filter_map(|number| number.try_into().ok())
+        vnis(self.setup.networks)
     }
 
-    /// Why the cluster is not at rest; `None` if every network is idle, owned by a gateway whose
-    /// agent runs, and served by that one's kernel and no other running one's.
+    /// A network as the store has it.
     #[must_use]
-    pub fn unrest(&self) -> Option<String> {
-        self.vnis().find_map(|vni| self.unrest_of(vni))
+    pub fn network(&self, vni: Vni) -> Network {
+        self.checker.cache.networks.get(&vni).cloned().unwrap_or_default()
     }
 
-    /// Why the cluster is not balanced: a network that is not where the placement wants it, as
-    /// the first running agent sees it.
+    /// How many networks the store says a node owns.
     #[must_use]
-    pub fn imbalance(&self) -> Option<String> {
-        let agent = self.hosts.iter().find_map(|host| host.agent.as_ref())?;
-        let away = agent.networks().into_iter().find(|row| row.current != row.placed)?;
-        Some(format!("network {} of {:?} belongs on {:?}", away.vni, away.current, away.placed))
+    pub fn owned_by(&self, name: &str) -> usize {
+        let name = name.parse().expect("a valid name");
+        self.checker.cache.owned(&name).count()
     }
 
-    fn unrest_of(&self, vni: Vni) -> Option<String> {
-        let (current, state, next) = self.network(vni);
-        if state != "1" || !next.is_empty() {
-            return Some(format!("network {vni} is in state {state}, next {next:?}"));
-        }
-        let Some(owner) = current else { return Some(format!("network {vni} has no owner")) };
-        for host in self.hosts.iter().filter(|host| host.agent.is_some()) {
-            let duty = host.kernel.get(&vni).copied().unwrap_or_default();
-            let right = match host.name.as_str() == owner {
-                true => duty == Duty::FULL || duty == Duty::TAKEOVER,
-                false => duty == Duty::NONE,
-            };
-            if !right {
-                return Some(format!("network {vni} of {owner}: {} does {duty:?}", host.name));
-            }
-        }
-        let runs = self.hosts.iter().any(|h| h.name.as_str() == owner && h.agent.is_some());
-        (!runs).then(|| format!("network {vni} is owned by {owner}, whose agent is gone"))
+    /// Writes keys past all agents, as a foreign client would: a value, or `None` to delete.
+    pub fn meddle(&mut self, key: &str, value: Option<&str>) {
+        let key = key.to_owned();
+        let op = match value {
+            Some(value) => Op::Put { key, value: value.into(), lease: None },
+            None => Op::Delete { key },
+        };
+        self.txn(&Txn { compare: vec![], then: vec![op] });
+    }
+
+    /// Runs a transaction past all agents. Returns whether it was committed.
+    pub fn txn(&mut self, txn: &Txn) -> bool {
+        let reply = self.store.txn(txn);
+        self.store_changed();
+        self.check();
+        reply.is_ok_and(|reply| reply.committed)
     }
 
     fn act(&mut self, action: Action) {
+        if action.agent().is_some_and(|host| self.hosts[host].frozen) {
+            return self.push(self.now + THAW, action);
+        }
         match action {
             Action::Timer(host, run) => {
                 let now = self.now;
@@ -283,7 +330,17 @@ impl World {
             there.wanted.insert(vni, desired);
         }
         while let Some(event) = agent.poll_event() {
-            there.left |= event == Event::Left;
+            match event {
+                Event::Left => there.left = true,
+                Event::NameTaken { .. } => there.name_taken = true,
+                Event::Registered { .. } => there.name_taken = false,
+                Event::Convicted
+                | Event::ForeignValue { .. }
+                | Event::State { .. }
+                | Event::Gained { .. }
+                | Event::Lost { .. }
+                | Event::Planner(_) => {}
+            }
         }
         let timer = agent.poll_timeout().max(now);
         let new_timer = there.timer != Some(timer);
@@ -365,15 +422,15 @@ impl World {
             },
         };
         self.hosts[host].seen = Some(self.store.revision());
+        self.hosts[host].hears = true;
         self.tell(host, run, input);
     }
 
     /// Schedules what follows from a change in the store.
     fn store_changed(&mut self) {
         let revision = self.store.revision();
-        let behind: Vec<usize> = (0..self.hosts.len())
-            .filter(|host| self.hosts[*host].is_behind(revision))
-            .collect();
+        let behind: Vec<usize> =
+            (0..self.hosts.len()).filter(|host| self.hosts[*host].is_behind(revision)).collect();
         for host in behind {
             self.hosts[host].delivering = true;
             let run = self.hosts[host].run;
@@ -402,14 +459,48 @@ impl World {
     }
 
     fn check(&mut self) {
-        let prefixes = ["/wmgwd/".to_owned(), "/selvedge/history/".to_owned()];
-        if let Ok(batch) = self.store.events_after(&prefixes, self.checked)
-            && self.checked < self.store.revision()
-        {
-            self.checked = self.store.revision();
+        if self.checked < self.store.revision() {
+            let prefixes = keys::PREFIXES.map(str::to_owned);
+            let batch = self.store.events_after(&prefixes, self.checked);
+            let batch = batch.expect("less than the store remembers happens at once");
+            self.checked = batch.revision;
+            self.times.insert(batch.revision, self.now);
             self.checker.store_changed(&batch.events, self.now);
         }
         self.checker.hosts(&self.hosts, self.now);
+        for number in self.violations.len()..self.checker.violations.len() {
+            let text = self.described(&self.checker.violations[number]);
+            self.violations.push(text);
+        }
+    }
+
+    /// A violation with all that is needed to look into it.
+    fn described(&self, violation: &Violation) -> String {
+        let Violation { at, invariant, vni, text } = violation;
+        let seed = self.setup.seed;
+        let Some(vni) = vni else { return format!("seed {seed}, {at}: {invariant}: {text}") };
+        let mut lines = format!("seed {seed}, {at}: {invariant}: network {vni}: {text}");
+        for host in &self.hosts {
+            let duty = host.kernel.get(vni).copied().unwrap_or_default();
+            let runs = if host.agent.is_some() { "runs" } else { "does not run" };
+            lines += &format!("\n  {} {runs} and does {duty:?}", host.name);
+        }
+        let prefixes = [format!("/wmgwd/vni/{vni}/"), format!("{}/", keys::history(*vni))];
+        let events = self.store.events_after(&prefixes, self.store.compacted());
+        let events = events.map(|batch| batch.events).unwrap_or_default();
+        for event in events.iter().skip(events.len().saturating_sub(LAST_CHANGES)) {
+            lines += &format!("\n  {}", self.told(event));
+        }
+        lines
+    }
+
+    fn told(&self, event: &kv::Event) -> String {
+        let (key, value, at) = match event {
+            kv::Event::Put(kv) => (&kv.key, String::from_utf8_lossy(&kv.value), kv.modified),
+            kv::Event::Delete { key, modified } => (key, "deleted".into(), *modified),
+        };
+        let time = self.times.range(at..).next().map(|(_, time)| time.to_string());
+        format!("{} revision {at}: {key} {value}", time.unwrap_or_default())
     }
 
     fn delay(&mut self, from_ms: u64, to_ms: u64) -> Time {
@@ -432,13 +523,21 @@ impl World {
     }
 }
 
+fn vnis(networks: u32) -> impl Iterator<Item = Vni> {
+    (1..=networks).filter_map(|number| number.try_into().ok())
+}
+
 impl Host {
-    fn new(number: usize) -> Self {
+    fn new(name: &str) -> Self {
         Self {
-            name: format!("gw{number}").parse().expect("a short name of letters and digits"),
+            name: name.parse().expect("a valid name"),
             kernel: BTreeMap::new(),
             agent: None,
+            identity: name.to_owned(),
             linked: true,
+            frozen: false,
+            hears: false,
+            name_taken: false,
             left: false,
             run: 0,
             seen: None,
@@ -457,8 +556,9 @@ impl Host {
 
     fn start(&mut self, agent: Gateway) -> u64 {
         let kernel = std::mem::take(&mut self.kernel);
-        let (name, run) = (self.name.clone(), self.run + 1);
-        *self = Self { name, run, kernel, linked: self.linked, ..Self::new(1) };
+        let identity = std::mem::take(&mut self.identity);
+        let (run, linked) = (self.run + 1, self.linked);
+        *self = Self { run, kernel, identity, linked, ..Self::new(self.name.as_str()) };
         self.agent = Some(agent);
         self.delivering = true;
         run

@@ -1,0 +1,37 @@
+//! What the scenarios share.
+#![allow(dead_code, reason = "not every test binary uses everything")]
+
+use std::time::Duration;
+
+use selvedge_sim::gateway::world::{Setup, World};
+
+/// How long a cluster is given to come to rest.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+pub(crate) fn setup(gateways: usize, networks: u32, seed: u64) -> Setup {
+    Setup { gateways, networks, budget: 3, hold_down: Duration::from_secs(1), seed }
+}
+
+/// A cluster of which the first `running` gateways run and have come to rest.
+pub(crate) fn world(gateways: usize, running: usize, networks: u32, seed: u64) -> World {
+    let mut world = World::new(setup(gateways, networks, seed));
+    (0..running).for_each(|host| world.start(host));
+    world.run_for(Duration::from_millis(500));
+    rest(&mut world, "start");
+    world
+}
+
+/// G6: every network is served where it belongs in the end, and nothing went wrong on the way.
+pub(crate) fn rest(world: &mut World, what: &str) {
+    let patience = world.now + PATIENCE;
+    let rested = world.run_until(patience, |world| world.checker.is_at_rest());
+    sound(world, what);
+    let why = world.checker.unrest(&world.hosts);
+    assert!(rested, "seed {}: {what}: G6: no rest: {why:?}", world.setup.seed);
+}
+
+/// No invariant was broken so far.
+pub(crate) fn sound(world: &World, what: &str) {
+    let found = world.violations.join("\n");
+    assert!(found.is_empty(), "seed {}: {what}:\n{found}", world.setup.seed);
+}

@@ -1,0 +1,35 @@
+//! The command's scenario, small.
+
+use selvedge_sim::gateway::scale::{Options, Report, run};
+
+fn report(seed: u64) -> Report {
+    run(&Options { networks: 200, gateways: 4, seed, budget: 20, json: true })
+}
+
+/// The line without what is wall-clock time or memory.
+fn line(report: &Report) -> serde_json::Value {
+    let mut line = serde_json::to_value(report).expect("plain numbers");
+    let fields = line.as_object_mut().expect("an object");
+    for field in ["wall_s", "peak_rss_mb"] {
+        assert!(fields.remove(field).is_some_and(|value| value.is_number()), "{field}");
+    }
+    line
+}
+
+#[test]
+fn one_seed_prints_one_line() {
+    let (first, second) = (report(5), report(5));
+    assert_eq!(line(&first), line(&second));
+    assert_ne!(line(&first), line(&report(6)));
+}
+
+#[test]
+fn the_figures_are_those_of_a_healthy_cluster() {
+    let report = report(1);
+    assert_eq!(report.details, Vec::<String>::new());
+    assert_eq!(report.violations, 0);
+    assert_eq!((report.moves_on_loss, report.needless_moves), (report.lost_networks, 0));
+    assert_eq!(report.moves_on_return, report.lost_networks, "they all come back");
+    assert!(report.lost_networks > 0 && report.decide_ms > 0.0);
+    assert!((1.0..2.0).contains(&report.load_max_over_avg), "{}", report.load_max_over_avg);
+}
