@@ -56,7 +56,7 @@ scenarios() {
         return
     fi
     scenario lab-migrate selvedge-lab migrate --networks 20 --moves 10 --json
-    scenario lab-failover selvedge-lab failover --networks 20 --gateways 3 --runs 5 --fault cut --json
+    scenario lab-failover selvedge-lab failover --networks 20 --gateways 3 --runs 5 --fault cut --victim follower --max-outage-ms 5000 --json
 }
 
 # Runs one: its name, the binary, and the arguments.

@@ -230,7 +230,10 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 /// How often the announcements of a fresh owner are repeated, and the clock of all periodic ones.
 const TICK: Duration = Duration::from_secs(1);
 
-/// One agent's share of the gateway plane. See the [module's documentation](self).
+/// One agent's share of the gateway plane.
+///
+/// After each input the driver takes all outputs, then waits for the next input or for
+/// [`poll_timeout`](Self::poll_timeout).
 #[derive(Debug)]
 pub struct Gateway {
     config: Config,
