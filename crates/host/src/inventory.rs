@@ -218,6 +218,10 @@ pub struct Found {
     pub arp_ignore: i32,
     /// `net.ipv4.conf.<bridge>.rp_filter`.
     pub rp_filter: i32,
+    /// The next hops of [`Declared`] that may be held on the uplink: a run that is not told of
+    /// this network any more has to know what to let go of.
+    #[serde(default)]
+    pub next_hops: Vec<IpAddr>,
 }
 
 /// An interface of a network.
@@ -285,11 +289,12 @@ impl Inventory {
     pub async fn survey(&mut self) -> Result<(), Error> {
         let links = self.netlink.links().await?;
         let carried = self.netlink.addresses().await?;
-        for vni in self.wanted.keys().copied().collect::<Vec<_>>() {
-            let name = self.names.bridge.name(vni);
+        for (vni, declared) in &self.wanted {
+            let name = self.names.bridge.name(*vni);
             if let Some(bridge) = links.iter().find(|link| link.name == name) {
-                let found = note(self.found.get(&vni), vni, bridge, &carried)?;
-                self.found.insert(vni, found);
+                let mut found = note(self.found.get(vni), *vni, bridge, &carried)?;
+                found.next_hops.clone_from(&declared.next_hops);
+                self.found.insert(*vni, found);
             }
         }
         self.place(&links);
@@ -492,7 +497,7 @@ fn note(
     }
     let arp_ignore = sysctl::get(Family::V4, &bridge.name, "arp_ignore")?;
     let rp_filter = sysctl::get(Family::V4, &bridge.name, "rp_filter")?;
-    Ok(Found { vni, addresses: carried, arp_ignore, rp_filter })
+    Ok(Found { vni, addresses: carried, arp_ignore, rp_filter, next_hops: Vec::new() })
 }
 
 /// What was saved, and what the operator has put there since: only that has a network's length.

@@ -5,6 +5,7 @@
 pub mod fabric;
 pub mod frr;
 pub mod inventory;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

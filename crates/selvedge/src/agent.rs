@@ -27,6 +27,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// If the agent cannot start, or a plane ends by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    selvedge_host::memory::use_one_arena();
     logs::init(&config.log);
     // An agent mostly waits. Yet a netlink request blocks its thread while anybody on the host
     // holds the kernel's RTNL lock, for seconds at times. The gateway plane's applier has a
@@ -40,6 +41,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // Nothing blocking is worth waiting for by now: what must end in order has ended.
     runtime.shutdown_background();
     result
+}
+
+/// Puts back what the agent found on this host, for good; it must not run.
+///
+/// # Errors
+/// If the agent runs, or the host cannot be changed.
+pub fn release(config: &Config) -> anyhow::Result<()> {
+    logs::init(&config.log);
+    let Some(gateway) = &config.gateway else {
+        anyhow::bail!("there is no gateway plane in this configuration: nothing to put back")
+    };
+    let _lock = lock::take(&config.state)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let released = runtime.block_on(gateway_plane::release(gateway))?;
+    info!(networks = released, "released");
+    Ok(())
 }
 
 /// A running agent: its parts and what ends them.

@@ -137,6 +137,8 @@ pub enum Event {
     Gained {
         /// The network.
         vni: Vni,
+        /// Whether by a planned move.
+        planned: bool,
         /// Why, as the history has it.
         reason: String,
     },

@@ -243,7 +243,9 @@ impl Gateway {
             local.served = true;
             let changes = self.cache.history.get(&vni).map(|history| history.changes.as_slice());
             let reason = changes.and_then(<[_]>::last).map(|change| change.reason.clone());
-            self.events.push_back(Event::Gained { vni, reason: reason.unwrap_or_default() });
+            let reason = reason.unwrap_or_default();
+            let planned = before.is_some_and(|(state, _)| state.is_migration());
+            self.events.push_back(Event::Gained { vni, planned, reason });
         } else if !owns && local.served && network.current().is_some() {
             local.served = false;
             local.took_over = None;

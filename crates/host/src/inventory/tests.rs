@@ -40,8 +40,13 @@ fn what_was_saved_wins_over_our_own_work() {
 
 #[test]
 fn a_single_address_tells_no_network() {
-    let found =
-        Found { vni: vni(1), addresses: prefixes(&["10.0.1.1/32"]), arp_ignore: 0, rp_filter: 0 };
+    let found = Found {
+        vni: vni(1),
+        addresses: prefixes(&["10.0.1.1/32"]),
+        arp_ignore: 0,
+        rp_filter: 0,
+        next_hops: Vec::new(),
+    };
     assert_eq!(gateways(&Declared::default(), Some(&found)), []);
     let declared = Declared { addresses: prefixes(&["10.0.1.1/24"]), next_hops: vec![] };
     assert_eq!(gateways(&declared, Some(&found)), prefixes(&["10.0.1.1/24"]));
@@ -54,6 +59,7 @@ fn what_was_found_survives_a_restart() {
         addresses: prefixes(&["10.0.1.1/24", "fd00::1/64"]),
         arp_ignore: 1,
         rp_filter: 2,
+        next_hops: Vec::new(),
     };
     let text = serde_json::to_string(&found).expect("serialisable");
     assert_eq!(serde_json::from_str::<Found>(&text).expect("valid"), found);

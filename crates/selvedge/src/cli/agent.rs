@@ -91,12 +91,16 @@ pub(super) struct AgentArgs {
     /// How long a stopping agent waits until its networks are taken over [default: 60]
     #[arg(long, value_name = "SECONDS", help_heading = "Gateway plane")]
     drain_timeout: Option<u64>,
+    /// Put the bridges back as the first agent found them, for good, and exit; no agent may run
+    #[arg(long, help_heading = "Gateway plane")]
+    release: bool,
 }
 
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     let path = args.config.clone();
-    let config = Config::load(path.as_deref(), |file| args.apply(file));
-    crate::agent::run(config?)
+    let release = args.release;
+    let config = Config::load(path.as_deref(), |file| args.apply(file))?;
+    if release { crate::agent::release(&config) } else { crate::agent::run(config) }
 }
 
 /// Overrides what is there by what was given.

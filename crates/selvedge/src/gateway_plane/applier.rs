@@ -26,7 +26,7 @@ use super::host::Host;
 use crate::config::GatewayConfig;
 
 /// How often the host is read anew.
-const RECHECK: Duration = Duration::from_secs(10);
+const RECHECK: Duration = Duration::from_secs(30);
 /// How long after a failure the host is read anew and the rest is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 

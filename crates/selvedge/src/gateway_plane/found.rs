@@ -72,7 +72,8 @@ mod tests {
         let file = FoundFile::open(folder.path()).expect("opens");
         let vni = 5.try_into().expect("vni");
         let addresses = vec!["10.0.5.1/24".parse().expect("prefix")];
-        let found = vec![Found { vni, addresses, arp_ignore: 0, rp_filter: 1 }];
+        let next_hops = vec!["172.20.0.5".parse().expect("address")];
+        let found = vec![Found { vni, addresses, arp_ignore: 0, rp_filter: 1, next_hops }];
         file.save(&found).expect("saves");
         assert_eq!(file.load().expect("loads"), found);
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
+use selvedge_gateway::desired::Upstream;
 use selvedge_host::fabric::{Driver, Dry, Flood, FloodConfig, Frr, FrrConfig};
 use selvedge_host::inventory::{Declared, Inventory, NamePattern, Names};
 use selvedge_host::netlink::Netlink;
@@ -21,9 +22,47 @@ pub(super) enum Host {
 
 impl Host {
     /// Reads the host, notes on disk what it is like, and prepares the bridges: silent, unless an
-    /// earlier run has left them serving.
+    /// earlier run has left them serving. Networks of an earlier run that are configured no more
+    /// are given up for good.
     pub(super) async fn open(config: &GatewayConfig) -> anyhow::Result<Self> {
         let vnis = config.networks.to_set();
+        let former = former_networks(config)?.difference(&vnis).copied().collect();
+        if let Err(error) = Self::release(config, former).await {
+            warn!(error = format!("{error:#}"), "networks of an earlier run stay as they are");
+        }
+        Self::prepare(config, vnis).await
+    }
+
+    /// Gives networks up for good: this host does nothing for them any more, and their bridges
+    /// are as they were found. Returns how many there were.
+    pub(super) async fn release(
+        config: &GatewayConfig,
+        vnis: BTreeSet<Vni>,
+    ) -> anyhow::Result<usize> {
+        if vnis.is_empty() {
+            return Ok(0);
+        }
+        let mut host = Self::prepare(config, vnis).await?;
+        let Some((inventory, _)) = host.inventory() else { return Ok(0) };
+        let vnis: Vec<Vni> = inventory.adopted().map(|network| network.vni).collect();
+        let driver = host.driver();
+        let mut failed = driver.answering(&vnis, false).await;
+        failed.extend(driver.upstream(&vnis, Upstream::Off).await);
+        failed.extend(driver.fabric(&vnis, false).await);
+        if let Some((vni, error)) = failed.pop_first() {
+            return Err(error).with_context(|| format!("cannot withdraw network {vni}"));
+        }
+        let Some((inventory, file)) = host.inventory() else { return Ok(0) };
+        let mut failed = inventory.release(&vnis).await;
+        file.save(&inventory.found())?;
+        if let Some((vni, error)) = failed.pop_first() {
+            return Err(error).with_context(|| format!("cannot put back the bridge of {vni}"));
+        }
+        info!(networks = vnis.len(), "networks given up for good: bridges as they were found");
+        Ok(vnis.len())
+    }
+
+    async fn prepare(config: &GatewayConfig, vnis: BTreeSet<Vni>) -> anyhow::Result<Self> {
         let mut host = match &config.fabric {
             FabricConfig::Dry => return Ok(Self::Dry(Dry::new(&vnis))),
             FabricConfig::Flood { uplink, endpoints } => {
@@ -103,15 +142,32 @@ impl Host {
     }
 }
 
+/// The networks whose bridges an earlier run has prepared.
+pub(super) fn former_networks(config: &GatewayConfig) -> anyhow::Result<BTreeSet<Vni>> {
+    match config.fabric {
+        FabricConfig::Dry => Ok(BTreeSet::new()),
+        FabricConfig::Flood { .. } | FabricConfig::Frr { .. } => {
+            let found = FoundFile::open(&config.state)?.load()?;
+            Ok(found.into_iter().map(|found| found.vni).collect())
+        }
+    }
+}
+
 async fn survey(
     config: &GatewayConfig,
     vnis: &BTreeSet<Vni>,
 ) -> anyhow::Result<(FoundFile, Inventory)> {
     let file = FoundFile::open(&config.state)?;
     let netlink = Netlink::new().context("cannot talk to the kernel")?;
+    let found = file.load()?;
+    // Of a network that is configured no more, what was configured is on record.
+    let former = |vni: &Vni| {
+        let next_hops = found.iter().find(|found| found.vni == *vni)?.next_hops.clone();
+        Some(NetworkConfig { addresses: Vec::new(), next_hops })
+    };
     let declared = |vni: &Vni| {
-        let NetworkConfig { addresses, next_hops } =
-            config.known.get(vni).cloned().unwrap_or_default();
+        let known = config.known.get(vni).cloned().or_else(|| former(vni));
+        let NetworkConfig { addresses, next_hops } = known.unwrap_or_default();
         (*vni, Declared { addresses, next_hops })
     };
     let names = Names {
@@ -119,7 +175,7 @@ async fn survey(
         vxlan: config.vxlan.parse::<NamePattern>()?,
     };
     let wanted = vnis.iter().map(declared).collect();
-    let mut inventory = Inventory::new(netlink, names, wanted, file.load()?);
+    let mut inventory = Inventory::new(netlink, names, wanted, found);
     inventory.survey().await.context("cannot read this host's networks")?;
     for (vni, problem) in inventory.unable() {
         warn!(%vni, %problem, "a network cannot be served here");

@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::host::Host;
 use self::plane::Plane;
 use crate::config::GatewayConfig;
 
@@ -67,6 +68,15 @@ pub async fn spawn(
     let plane = Plane::open(config).await.context("cannot start the gateway plane")?;
     let task = tokio::spawn(plane.run(from_handles, shutdown));
     Ok((GatewayHandle { requests }, task))
+}
+
+/// Gives all networks up for good, with no agent running: this host does nothing for them any
+/// more, and the bridges are as the first agent found them. Returns how many there were.
+///
+/// # Errors
+/// If the host cannot be read or changed. What was not put back is still on record.
+pub async fn release(config: &GatewayConfig) -> anyhow::Result<usize> {
+    Host::release(config, host::former_networks(config)?).await
 }
 
 impl GatewayHandle {

@@ -245,8 +245,8 @@ impl Plane {
                 self.since.insert(vni, unix_time().as_secs());
                 debug!(%vni, %from, %to, "state");
             }
-            Event::Gained { vni, reason } => {
-                match reason.starts_with("planned") {
+            Event::Gained { vni, planned, reason } => {
+                match planned {
                     true => self.counters.moves += 1,
                     false => self.counters.failovers += 1,
                 }
