@@ -121,7 +121,7 @@ fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeo
     let report = streams.report_between(before, now());
     for (vni, gap) in report.gaps() {
         assert!(gap > Duration::from_millis(200), "network {vni} did not notice: {gap:?}");
-        assert!(gap < Duration::from_millis(1200), "network {vni}: {gap:?}, {}", state(campus));
+        assert!(gap < Duration::from_millis(2500), "network {vni}: {gap:?}, {}", state(campus));
     }
 }
 

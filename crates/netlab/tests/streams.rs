@@ -4,11 +4,11 @@
 mod common;
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use selvedge_host::netns::Namespace;
 use selvedge_netlab::link::{Port, Segment};
-use selvedge_netlab::stream::{Direction, End, Spec, Streams};
+use selvedge_netlab::stream::{Direction, End, Report, Spec, Streams};
 use selvedge_netlab::{Host, Lab};
 
 /// `west` and `east`, each behind a segment of its own, and a router between them.
@@ -38,25 +38,36 @@ fn an_undisturbed_stream_loses_nothing() {
 fn a_cut_of_300_ms_is_measured_as_one() {
     let Some(lab) = common::lab("a_cut_of_300_ms_is_measured_as_one") else { return };
     let net = routed(&lab);
-    let mut streams = start(&net);
-    std::thread::sleep(Duration::from_millis(300));
-    Port::set_forwarding(&[&net.port], false).expect("silences the router");
-    std::thread::sleep(Duration::from_millis(300));
-    Port::set_forwarding(&[&net.port], true).expect("lets it forward again");
-    std::thread::sleep(Duration::from_millis(300));
-    streams.stop(Duration::from_millis(100));
-
-    let report = streams.report();
-    assert!(report.sender_late < Duration::from_millis(20), "{:?}", report.sender_late);
+    // A run in which the machine kept the sender waiting proves nothing either way.
+    let Some((report, fault)) = (0..5)
+        .map(|_| cut(&net))
+        .find(|(report, _)| report.sender_late < Duration::from_millis(20))
+    else {
+        panic!("the sender was late in every run");
+    };
     for flow in &report.flows {
-        // The two tools that make and end the fault need some milliseconds each.
         let gap = flow.longest_gap;
         assert!(gap > Duration::from_millis(295), "{flow:?}");
-        assert!(gap < Duration::from_millis(400), "{flow:?}");
+        assert!(gap < fault + Duration::from_millis(60), "{fault:?}: {flow:?}");
         let expected = gap.as_millis() / 5;
         assert!(u128::from(flow.lost).abs_diff(expected) <= 3, "{flow:?}");
     }
     assert_eq!(report.gaps().len(), 2);
+}
+
+/// Silences the router for 300 ms, and says how long that really took: the tools that begin and
+/// end it need some milliseconds each.
+fn cut(net: &Routed) -> (Report, Duration) {
+    let mut streams = start(net);
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    Port::set_forwarding(&[&net.port], false).expect("silences the router");
+    std::thread::sleep(Duration::from_millis(300));
+    Port::set_forwarding(&[&net.port], true).expect("lets it forward again");
+    let fault = began.elapsed();
+    std::thread::sleep(Duration::from_millis(300));
+    streams.stop(Duration::from_millis(100));
+    (streams.report(), fault)
 }
 
 #[test]

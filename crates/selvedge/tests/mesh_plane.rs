@@ -100,6 +100,8 @@ impl Node {
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).expect("a folder");
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    // The daemon may be writing one anew at this moment.
+    paths.retain(|path| path.extension().is_none_or(|extension| extension != "tmp"));
     paths.sort();
     paths
 }

@@ -48,7 +48,9 @@ async fn etcd_members_that_die_cost_nothing_but_time() {
         let after = write(&*store, "/wmgwd/2").await;
         let outage = killed.elapsed();
         assert!(after > before);
-        let limit = if leading { 6000 } else { 1500 };
+        // A client that waited for the dead would take its connection's time limits, 7 s and more;
+        // an election has to be waited for.
+        let limit = if leading { 12_000 } else { 4000 };
         assert!(outage < Duration::from_millis(limit), "{outage:?}, leading: {leading}");
         gateway.agrees(&*store).await;
         sleep(TTL).await;
@@ -78,15 +80,15 @@ async fn an_etcd_member_that_falls_silent_is_left() {
     let stopped = Instant::now();
     store.keep_alive(lease).await.expect("another member answers");
     let kept = stopped.elapsed();
-    assert!(kept < Duration::from_millis(1200), "a keep-alive took {kept:?}");
+    assert!(kept < Duration::from_millis(2500), "a keep-alive took {kept:?}");
     write(&*store, "/wmgwd/1").await;
     gateway.agrees(&*store).await;
     let seen = stopped.elapsed();
-    assert!(seen < Duration::from_millis(2500), "the watch took {seen:?}");
+    assert!(seen < Duration::from_millis(5000), "the watch took {seen:?}");
     // A client that starts now does not wait for the silent one either.
     let begun = Instant::now();
     write(&*etcd(urls).await, "/wmgwd/2").await;
-    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
     sleep(TTL).await;
     gateway.agrees(&*store).await;
     assert!(gateway.keys.contains_key("/selvedge/live/a"), "the lease was lost");
@@ -102,7 +104,7 @@ async fn an_endpoint_that_drops_packets_costs_a_moment() {
     let cluster = Cluster::start(1).await;
     let (hole, _kept) = black_hole().await;
     let store = etcd(vec![format!("http://{hole}"), cluster.members[0].url.clone()]).await;
-    for limit in [Duration::from_millis(700), Duration::from_millis(200)] {
+    for limit in [Duration::from_millis(2500), Duration::from_millis(1000)] {
         let begun = Instant::now();
         store.read(&prefixes()).await.expect("the other endpoint answers");
         assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
@@ -124,7 +126,7 @@ async fn a_transaction_without_an_answer_is_not_repeated() {
     let begun = Instant::now();
     let result = put(&*store, "/wmgwd/2").await;
     assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
-    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(4000), "{:?}", begun.elapsed());
     put(&*store, "/wmgwd/3").await.expect("the other endpoint is used by now");
     let keys = store.read(&prefixes()).await.expect("it answers").keys;
     let keys: Vec<_> = keys.iter().map(|kv| kv.key.as_str()).collect();

@@ -319,6 +319,6 @@ mod tests {
         let call = |_: Live| async { Ok::<(), etcd_client::Error>(()) };
         let result = pool.once("nothing", call).await;
         assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
-        assert!(begun.elapsed() < Duration::from_millis(1300), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(3000), "{:?}", begun.elapsed());
     }
 }
