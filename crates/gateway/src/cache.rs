@@ -353,14 +353,15 @@ impl Cache {
             self.roster.remove(&name);
             return Concern::Nodes;
         };
-        match parse_json(&kv.value, "a roster entry") {
-            Ok(value) => {
-                let slot = Slot { value, modified: kv.modified, lease: kv.lease };
-                self.roster.insert(name, slot);
-            }
-            // What was known before stays.
-            Err(problem) => self.problem(text, &problem),
+        // What was known before stays; the next word of an operator writes over what is there.
+        let known = || self.roster.get(&name).map(|slot| slot.value.clone()).unwrap_or_default();
+        let parsed = parse_json(&kv.value, "a roster entry");
+        let value = parsed.clone().unwrap_or_else(|_: String| known());
+        if let Err(problem) = parsed {
+            self.problem(text, &problem);
         }
+        let slot = Slot { value, modified: kv.modified, lease: kv.lease };
+        self.roster.insert(name, slot);
         Concern::Nodes
     }
 

@@ -15,7 +15,7 @@
 //! [`adopt`]: Inventory::adopt
 //! [`release`]: Inventory::release
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -261,7 +261,8 @@ pub struct Inventory {
     found: BTreeMap<Vni, Found>,
     networks: BTreeMap<Vni, Network>,
     unable: BTreeMap<Vni, Problem>,
-    adopted: BTreeSet<Vni>,
+    /// The networks whose bridges are prepared, each with its bridge's number.
+    adopted: BTreeMap<Vni, u32>,
 }
 
 impl Inventory {
@@ -337,7 +338,7 @@ impl Inventory {
 
     /// The networks that were adopted and can be served.
     pub fn adopted(&self) -> impl Iterator<Item = &Network> {
-        self.networks.values().filter(|network| self.adopted.contains(&network.vni))
+        self.networks.values().filter(|network| self.adopted.contains_key(&network.vni))
     }
 
     /// An adopted network.
@@ -346,7 +347,7 @@ impl Inventory {
     /// Why it cannot be served.
     pub fn network(&self, vni: Vni) -> Result<&Network, Problem> {
         match self.networks.get(&vni) {
-            Some(network) if self.adopted.contains(&vni) => Ok(network),
+            Some(network) if self.adopted.contains_key(&vni) => Ok(network),
             Some(_) => Err(Problem::NotAdopted(vni)),
             None => Err(self.unable.get(&vni).cloned().unwrap_or(Problem::Unknown(vni))),
         }
@@ -365,7 +366,9 @@ impl Inventory {
         let adopting = vnis.iter().map(|vni| self.adopt_one(*vni, &carried));
         let outcomes = join_all(adopting).await;
         let failed = failures(vnis, outcomes);
-        self.adopted.extend(vnis.iter().filter(|vni| !failed.contains_key(vni)));
+        let done = vnis.iter().filter(|vni| !failed.contains_key(vni));
+        let done = done.filter_map(|vni| Some((*vni, self.networks.get(vni)?.bridge.index)));
+        self.adopted.extend(done);
         failed
     }
 
@@ -400,6 +403,12 @@ impl Inventory {
                 Err(problem) => drop(self.unable.insert(*vni, problem)),
             }
         }
+        // A bridge that was made anew is not prepared, whatever its name.
+        let networks = &self.networks;
+        let same = |vni: &Vni, index: &u32| {
+            networks.get(vni).is_some_and(|network| network.bridge.index == *index)
+        };
+        self.adopted.retain(|vni, index| same(vni, index));
     }
 
     fn check_forwarding(&mut self) -> Result<(), Error> {

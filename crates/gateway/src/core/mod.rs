@@ -419,7 +419,7 @@ impl Gateway {
             return Err(OperatorError::NotSynced);
         }
         if !self.cache.roster.contains_key(name) {
-            return Err(match self.cache.nodes.contains_key(name) {
+            return Err(match self.cache.is_predecessor(name) {
                 true => OperatorError::Predecessor(name.clone()),
                 false => OperatorError::Unknown(name.clone()),
             });
@@ -448,6 +448,7 @@ impl Gateway {
         self.cache.replace(snapshot);
         self.nodes_changed(now);
         self.dirty.extend(self.locals.keys());
+        self.dirty.extend(self.cache.networks.keys());
         self.synced = true;
     }
 
@@ -510,6 +511,7 @@ impl Gateway {
         if ring != self.ring {
             let moved = |vni: &&Vni| ring.owner(**vni) != self.ring.owner(**vni);
             self.dirty.extend(self.locals.keys().filter(moved));
+            self.dirty.extend(self.cache.networks.keys().filter(moved));
         }
         let predecessor = self.cache.nodes.keys().any(|name| self.cache.is_predecessor(name));
         if std::mem::replace(&mut self.predecessor, predecessor) != predecessor {

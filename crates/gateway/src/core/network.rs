@@ -1,5 +1,6 @@
 //! One network: what this host shall do for it, and which transaction is this node's to write.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use selvedge_model::{NodeName, Time, Vni};
@@ -95,14 +96,18 @@ pub(super) struct View {
 impl Gateway {
     /// Looks at one network and does what is this node's to do.
     pub(super) fn look_at(&mut self, vni: Vni, now: Time) {
-        if !self.locals.contains_key(&vni) || self.cache.is_blocked(vni) {
+        if self.cache.is_blocked(vni) {
             self.plan.forget(vni);
-            return;
+            return self.withdraw_if_resigned(vni);
         }
         let network = self.cache.networks.get(&vni).cloned().unwrap_or_default();
         let view = self.view(vni, &network, now);
-        self.note_change(vni, &view, &network, now);
+        // The planner plans for all, also for what it cannot serve itself.
         self.note_for_plan(vni, &view, &network);
+        if !self.locals.contains_key(&vni) {
+            return;
+        }
+        self.note_change(vni, &view, &network, now);
         let mut step = machine::step(view.state, view.role, view.there);
         if step == Step::Claim && !self.may_claim(vni, view.role) {
             step = Step::Rest;
@@ -142,13 +147,23 @@ impl Gateway {
         }
     }
 
-    /// Gives all networks up without a successor: others may claim them at once.
+    /// Gives all networks up without a successor: others may claim them at once. Those are among
+    /// them that this host still serves although the store names nobody.
     pub(super) fn resign_all(&mut self) {
-        for vni in self.cache.named(&self.config.name) {
-            if let Some(local) = self.locals.get_mut(&vni) {
+        let named: BTreeSet<Vni> = self.cache.named(&self.config.name).collect();
+        for (vni, local) in &mut self.locals {
+            let busy = local.desired.is_some_and(|desired| desired.duty != Duty::NONE);
+            if busy || named.contains(vni) {
                 local.resigned = true;
-                self.dirty.insert(vni);
+                self.dirty.insert(*vni);
             }
+        }
+    }
+
+    /// Nobody acts on a network whose keys make no sense, but a host that stops falls silent.
+    fn withdraw_if_resigned(&mut self, vni: Vni) {
+        if self.locals.get(&vni).is_some_and(|local| local.resigned) {
+            self.want(vni, Duty::NONE);
         }
     }
 
@@ -223,21 +238,31 @@ impl Gateway {
     /// Reports what has changed since this network was last looked at.
     fn note_change(&mut self, vni: Vni, view: &View, network: &Network, now: Time) {
         let Some(local) = self.locals.get_mut(&vni) else { return };
-        let before = local.seen.replace((view.state, view.role));
-        if before == Some((view.state, view.role)) {
-            return;
-        }
+        let entered = (view.state, view.role);
+        let before = local.seen.replace(entered);
         if let Some((from, _)) = before.filter(|(from, _)| *from != view.state) {
             self.events.push_back(Event::State { vni, from, to: view.state });
         }
-        let entered = (view.state, view.role);
-        if takes_over(before, entered) {
+        if before != Some(entered) && takes_over(before, entered) {
             local.took_over = Some(now);
         }
-        if takes_over(before, entered) || arrives(before, entered) {
+        if before != Some(entered) && (takes_over(before, entered) || arrives(before, entered)) {
             local.halves_until = Some(now + HALVES);
             self.alarms.insert((now + HALVES, Some(vni)));
         }
+        self.note_owner(vni, view, network, before);
+    }
+
+    /// Reports a network that has come to this node, or left it. The owner may have changed
+    /// although neither the state nor this node's role has.
+    fn note_owner(
+        &mut self,
+        vni: Vni,
+        view: &View,
+        network: &Network,
+        before: Option<(State, Role)>,
+    ) {
+        let Some(local) = self.locals.get_mut(&vni) else { return };
         let owns = view.role == Role::Current;
         if owns && !local.served {
             local.served = true;

@@ -206,7 +206,10 @@ impl Gateway {
         }
         // What a host of the same name has is not this one's to hand over.
         let taken = matches!(self.standing, super::Standing::NameTaken { .. });
-        if taken || self.cache.named(&self.config.name).next().is_none() {
+        // Nor is what makes no sense: nobody could take it.
+        let mut named = self.cache.named(&self.config.name);
+        if taken || named.all(|vni| self.cache.is_blocked(vni)) {
+            drop(named);
             self.left = true;
             self.events.push_back(Event::Left);
         }

@@ -125,7 +125,9 @@ impl Gateway {
     fn registration_txn(&mut self, lease: LeaseId, now: Time) -> Option<Txn> {
         let live = self.cache.live.get(&self.config.name).cloned();
         match (&self.standing, live) {
-            (Standing::Registered(incarnation), _) => self.ring_entry_txn(lease, *incarnation),
+            (Standing::Registered(incarnation), _) => {
+                self.roster_txn(*incarnation).or_else(|| self.ring_entry_txn(lease, *incarnation))
+            }
             (Standing::NameTaken { .. }, _) => None,
             (Standing::Convicted, Some(live)) => {
                 self.has_yielded(now).then(|| self.end_of_registration(&live))
@@ -167,8 +169,7 @@ impl Gateway {
         let mut compare = vec![Compare::Absent { key: keys::live(name) }];
         let mut then = vec![self.put_live(lease)];
         let roster = keys::roster(name);
-        // An entry that cannot be read is left for its author to put right.
-        if !self.cache.roster.contains_key(name) && !self.cache.problems.contains_key(&roster) {
+        if !self.cache.roster.contains_key(name) {
             compare.push(Compare::Absent { key: roster.clone() });
             then.push(put_json(roster, &RosterValue::default(), None));
         }
@@ -185,11 +186,25 @@ impl Gateway {
         put_json(keys::live(&self.config.name), &value, Some(lease))
     }
 
-    /// The entry on the ring says "place networks here", so it goes when this node drains.
+    /// A roster entry that somebody has removed while this node runs.
+    fn roster_txn(&self, incarnation: Revision) -> Option<Txn> {
+        let name = &self.config.name;
+        if self.cache.roster.contains_key(name) {
+            return None;
+        }
+        let key = keys::roster(name);
+        let mut compare = Vec::from(self.own_guard(incarnation));
+        compare.push(Compare::Absent { key: key.clone() });
+        Some(Txn { compare, then: vec![put_json(key, &RosterValue::default(), None)] })
+    }
+
+    /// The entry on the ring says "place networks here", so it goes when this node drains, and a
+    /// node that can serve nothing has none.
     fn ring_entry_txn(&self, lease: LeaseId, incarnation: Revision) -> Option<Txn> {
         let name = &self.config.name;
         let drained = self.cache.roster.get(name).is_some_and(|entry| entry.value.drained);
-        let wanted = !self.leaving && !drained;
+        let able = !self.config.networks.is_empty();
+        let wanted = able && !self.leaving && !drained;
         let entry = self.cache.nodes.get(name);
         let right = entry.is_some_and(|e| e.lease == lease && e.ids == self.config.ids);
         let key = keys::node(name);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use selvedge_gateway::Event;
 use selvedge_gateway::desired::{Duty, Upstream};
 use selvedge_gateway::kv::LeaseId;
 
@@ -140,4 +141,21 @@ fn what_a_restart_leaves_behind_is_no_predecessors() {
     assert!(bench.store.get("/selvedge/live/gw2").is_none());
     assert!(bench.store.get("/wmgwd/node/gw2").is_some());
     assert_eq!(bench.duty(0, 1), Duty::FULL);
+}
+
+#[test]
+fn a_network_whose_keys_make_no_sense_does_not_hold_up_a_stop() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    bench.put("/wmgwd/vni/1/type", "banana", None);
+    bench.pass(SECOND);
+    assert_eq!(bench.duty(0, 1), Duty::TAKEOVER, "what is served stays");
+    let now = bench.now;
+    bench.agents[0].core.leave(now);
+    bench.settle();
+    assert!(bench.agents[0].events.contains(&Event::Left));
+    bench.agents[0].core.resign(now);
+    bench.settle();
+    assert_eq!(bench.duty(0, 1), Duty::NONE, "nobody answers for a stopped gateway");
 }

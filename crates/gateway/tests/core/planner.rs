@@ -139,3 +139,21 @@ fn nobody_is_given_what_it_cannot_serve() {
     assert!(bench.agents[0].events.contains(&Event::Left));
     assert_eq!(bench.owner(6), None);
 }
+
+#[test]
+fn the_planner_plans_what_it_cannot_serve_itself() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    assert!(bench.agents[0].core.is_planner());
+    // Both others can serve network 2, the planner cannot.
+    bench.add(config("gw2", ids_for(&[2]), 2));
+    bench.pass(SECOND * 10);
+    assert_eq!(bench.owner(2).as_deref(), Some("gw2"));
+    bench.add(config("gw3", ids_for(&[3]), 2));
+    bench.pass(SECOND * 10);
+    let (now, gw2) = (bench.now, name("gw2"));
+    bench.agents[1].core.set_drained(&gw2, true, now).expect("known");
+    bench.pass(SECOND * 10);
+    assert_eq!(bench.owner(2).as_deref(), Some("gw3"));
+}

@@ -1,6 +1,6 @@
 //! How a node comes to be registered, and what keeps it from it.
 
-use selvedge_gateway::kv::LeaseId;
+use selvedge_gateway::kv::{LeaseId, Op, Txn};
 use selvedge_gateway::{Event, OperatorError, StoreInput};
 
 use crate::bench::{Bench, MS, SECOND, config, ids_for, name};
@@ -172,4 +172,38 @@ fn fields_of_a_newer_version_survive_a_word_of_the_operator() {
     bench.settle();
     let value = bench.store.get("/selvedge/roster/gw1").expect("kept").value.clone();
     assert_eq!(String::from_utf8_lossy(&value), r#"{"drained":true,"colour":"green"}"#);
+}
+
+#[test]
+fn a_damaged_roster_entry_is_written_over_by_the_next_word() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    bench.put("/selvedge/roster/gw1", "garbage{", None);
+    bench.pass(SECOND);
+    let (now, gw1) = (bench.now, name("gw1"));
+    bench.agents[0].core.set_drained(&gw1, true, now).expect("known");
+    bench.pass(SECOND);
+    let roster = bench.store.get("/selvedge/roster/gw1").expect("there").value.clone();
+    assert_eq!(String::from_utf8_lossy(&roster), r#"{"drained":true}"#);
+}
+
+#[test]
+fn a_removed_roster_entry_comes_back() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    let op = Op::Delete { key: "/selvedge/roster/gw1".to_owned() };
+    bench.store.txn(&Txn { compare: vec![], then: vec![op] }).expect("accepted");
+    bench.pass(SECOND);
+    assert!(bench.store.get("/selvedge/roster/gw1").is_some());
+}
+
+#[test]
+fn a_node_that_can_serve_nothing_is_not_on_the_ring() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 0));
+    bench.pass(SECOND);
+    assert!(bench.store.get("/selvedge/live/gw1").is_some());
+    assert!(bench.store.get("/wmgwd/node/gw1").is_none());
 }

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::io;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
@@ -7,7 +8,12 @@ use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::neighbour::{NeighbourMessage, NeighbourState};
 
+use tokio::time::timeout;
+
 use crate::netlink::Error;
+
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The kernel's table of neighbours: which Ethernet address an IP address was last seen at.
 #[derive(Clone, Debug)]
@@ -23,8 +29,14 @@ impl Neighbours {
         Ok(Self { handle })
     }
 
-    /// Forgets all that was learned on these interfaces; what is configured stays.
+    /// Forgets all that was learned on these interfaces; what is configured stays. An answer of
+    /// the kernel may be lost, so there is a time limit.
     pub(super) async fn flush(&self, interfaces: &BTreeSet<u32>) -> Result<(), Error> {
+        let late = |_| refused(io::Error::from(io::ErrorKind::TimedOut));
+        timeout(PATIENCE, self.flush_all(interfaces)).await.map_err(late)?
+    }
+
+    async fn flush_all(&self, interfaces: &BTreeSet<u32>) -> Result<(), Error> {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let request = self.handle.neighbours().get().set_address_family(family);
             let all: Vec<NeighbourMessage> =
@@ -50,5 +62,9 @@ fn unreadable(error: rtnetlink::Error) -> Error {
     } else {
         io::Error::other(error.to_string())
     };
+    refused(source)
+}
+
+fn refused(source: io::Error) -> Error {
     Error::Refused { operation: "list the neighbours", object: "of the bridges".into(), source }
 }
