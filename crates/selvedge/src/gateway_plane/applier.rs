@@ -120,8 +120,10 @@ impl Applier {
         }
     }
 
-    /// Reads what the host really does.
+    /// Reads what the host really does. Everything is reported anew then: the core may have
+    /// changed its mind twice between two looks of ours, and wait for a word.
     async fn observe(&mut self) {
+        self.reported.clear();
         if let Err(error) = self.host.refresh().await {
             warn!(%error, "the host's networks cannot be read");
         }

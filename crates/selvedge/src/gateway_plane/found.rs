@@ -25,22 +25,31 @@ impl FoundFile {
     /// What an earlier run has saved. A file that makes no sense is kept aside: without it the
     /// present state of the bridges counts as what was found.
     pub(super) fn load(&self) -> anyhow::Result<Vec<Found>> {
-        let reading = || format!("cannot read {}", self.0.display());
-        let bytes = match fs::read(&self.0) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(reading),
+        let problem = match self.read()? {
+            Ok(found) => return Ok(found),
+            Err(problem) => problem,
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(found) => Ok(found),
-            Err(problem) => {
-                let kept = disk::keep_aside(&self.0).with_context(reading)?;
-                error!(
-                    file = %self.0.display(), %problem, kept = %kept.display(),
-                    "the record of what the bridges were like is damaged; it was kept aside"
-                );
-                Ok(Vec::new())
-            }
+        let kept = disk::keep_aside(&self.0)
+            .with_context(|| format!("cannot keep {} aside", self.0.display()))?;
+        error!(
+            file = %self.0.display(), %problem, kept = %kept.display(),
+            "the record of what the bridges were like is damaged; it was kept aside"
+        );
+        Ok(Vec::new())
+    }
+
+    /// The same, but a file that makes no sense is an error and stays.
+    pub(super) fn load_intact(&self) -> anyhow::Result<Vec<Found>> {
+        self.read()?.with_context(|| {
+            format!("{}, the record of what the bridges were like, is damaged", self.0.display())
+        })
+    }
+
+    fn read(&self) -> anyhow::Result<serde_json::Result<Vec<Found>>> {
+        match fs::read(&self.0) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ok(Vec::new())),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", self.0.display())),
         }
     }
 
@@ -60,6 +69,8 @@ mod tests {
         let file = FoundFile::open(folder.path()).expect("opens");
         assert_eq!(file.load().expect("no file yet"), []);
         fs::write(&file.0, b"{ half a fi").expect("writes");
+        let error = file.load_intact().expect_err("damaged").to_string();
+        assert!(error.contains("found.json"), "{error}");
         assert_eq!(file.load().expect("lives on"), []);
         let kept = fs::read_dir(folder.path().join("gateway")).expect("folder").count();
         assert_eq!(kept, 1, "the damaged file is still there, under another name");

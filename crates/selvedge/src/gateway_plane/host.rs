@@ -26,19 +26,28 @@ impl Host {
     /// are given up for good.
     pub(super) async fn open(config: &GatewayConfig) -> anyhow::Result<Self> {
         let vnis = config.networks.to_set();
-        let former = former_networks(config)?.difference(&vnis).copied().collect();
-        if let Err(error) = Self::release(config, former).await {
+        if let Err(error) = Self::release_former(config, &vnis).await {
             warn!(error = format!("{error:#}"), "networks of an earlier run stay as they are");
         }
         Self::prepare(config, vnis).await
     }
 
+    /// Gives all networks up for good that an earlier run had, except those to `keep`.
+    pub(super) async fn release_former(
+        config: &GatewayConfig,
+        keep: &BTreeSet<Vni>,
+    ) -> anyhow::Result<usize> {
+        if config.fabric == FabricConfig::Dry {
+            return Ok(0);
+        }
+        let former = FoundFile::open(&config.state)?.load_intact()?;
+        let former = former.into_iter().map(|found| found.vni);
+        Self::release(config, former.filter(|vni| !keep.contains(vni)).collect()).await
+    }
+
     /// Gives networks up for good: this host does nothing for them any more, and their bridges
     /// are as they were found. Returns how many there were.
-    pub(super) async fn release(
-        config: &GatewayConfig,
-        vnis: BTreeSet<Vni>,
-    ) -> anyhow::Result<usize> {
+    async fn release(config: &GatewayConfig, vnis: BTreeSet<Vni>) -> anyhow::Result<usize> {
         if vnis.is_empty() {
             return Ok(0);
         }
@@ -139,17 +148,6 @@ impl Host {
         }
         info!(networks = new.len() - failed.len(), "networks prepared");
         Ok(())
-    }
-}
-
-/// The networks whose bridges an earlier run has prepared.
-pub(super) fn former_networks(config: &GatewayConfig) -> anyhow::Result<BTreeSet<Vni>> {
-    match config.fabric {
-        FabricConfig::Dry => Ok(BTreeSet::new()),
-        FabricConfig::Flood { .. } | FabricConfig::Frr { .. } => {
-            let found = FoundFile::open(&config.state)?.load()?;
-            Ok(found.into_iter().map(|found| found.vni).collect())
-        }
     }
 }
 

@@ -16,6 +16,7 @@ mod plane;
 mod store;
 mod view;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -76,7 +77,7 @@ pub async fn spawn(
 /// # Errors
 /// If the host cannot be read or changed. What was not put back is still on record.
 pub async fn release(config: &GatewayConfig) -> anyhow::Result<usize> {
-    Host::release(config, host::former_networks(config)?).await
+    Host::release_former(config, &BTreeSet::new()).await
 }
 
 impl GatewayHandle {
