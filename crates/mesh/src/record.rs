@@ -95,8 +95,9 @@ pub struct Record {
     pub profile: Profile,
 }
 
-/// Takes a node out of the mesh, signed by that node: it left. Field 3 is kept for the signer of
-/// a removal that is not the node's own.
+/// Takes a node out of the mesh, signed by that node: it left. It shows the certificate that had
+/// admitted the node, so that nobody can fill the mesh with removals of nodes that never were.
+/// Field 3 is kept for the signer of a removal that is not the node's own.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Removal {
@@ -109,6 +110,9 @@ pub struct Removal {
     /// Greater than that of the node's last record. At most [`MAX_SEQ`].
     #[n(2)]
     pub seq: u64,
+    /// Had admitted the node to the mesh: a signed [`Certificate`].
+    #[n(4)]
+    pub certificate: Raw,
 }
 
 /// A record whose signature and certificate hold.
@@ -119,7 +123,7 @@ pub struct Admitted {
     tie: [u8; 16],
 }
 
-/// A removal whose signature holds.
+/// A removal whose signature and certificate hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
     removal: Signed<Removal>,
@@ -169,12 +173,7 @@ impl Admitted {
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
-        let certificate = Certificate::verify(certificate.clone(), genesis)
-            .map_err(|error| RecordError::Certificate { node, error })?;
-        let subject = certificate.value().subject;
-        if subject != node {
-            return Err(RecordError::NotItsCertificate { node, subject });
-        }
+        let certificate = verify_certificate(node, certificate, genesis)?;
         Ok(Self { tie: tie(record.raw()), record, certificate })
     }
 
@@ -198,16 +197,17 @@ impl Admitted {
 }
 
 impl Removed {
-    /// Reads a removal; checks its bounds and its signature.
+    /// Reads a removal; checks its bounds, its signature and its certificate.
     ///
     /// # Errors
     /// See [`RecordError`].
     pub fn verify(raw: Raw, genesis: &Genesis) -> Result<Self, RecordError> {
         let removal = Signed::<Removal>::verify(raw)?;
-        let Removal { mesh, node, .. } = *removal.value();
+        let Removal { mesh, node, ref certificate, .. } = *removal.value();
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
+        verify_certificate(node, certificate, genesis)?;
         Ok(Self { tie: tie(removal.raw()), removal })
     }
 
@@ -221,6 +221,22 @@ impl Removed {
     #[must_use]
     pub const fn raw(&self) -> &Raw {
         self.removal.raw()
+    }
+}
+
+/// The certificate in an entry of `node`, if it admits that node. An expired one will do: see
+/// [`Certificate::verify`].
+fn verify_certificate(
+    node: NodeId,
+    raw: &Raw,
+    genesis: &Genesis,
+) -> Result<Signed<Certificate>, RecordError> {
+    let certificate = Certificate::verify(raw.clone(), genesis)
+        .map_err(|error| RecordError::Certificate { node, error })?;
+    let subject = certificate.value().subject;
+    match subject == node {
+        true => Ok(certificate),
+        false => Err(RecordError::NotItsCertificate { node, subject }),
     }
 }
 
@@ -281,7 +297,8 @@ impl Statement for Removal {
     const WHAT: &'static str = "removal";
     const CONTEXT: &'static [u8] = b"selvedge mesh removal\0";
     const VERSION: u8 = 1;
-    const MAX_LEN: usize = 1024;
+    // The greatest certificate, and its signature, fit.
+    const MAX_LEN: usize = 3 * 1024;
 
     fn signer(&self) -> NodeId {
         self.node

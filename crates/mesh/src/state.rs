@@ -197,7 +197,13 @@ impl State {
         &mut self,
         identity: &Identity,
     ) -> Result<RosterEntry, WriteError> {
-        let removal = Removal { mesh: self.mesh(), node: self.node, seq: self.next_seq()? };
+        let own = self.roster.map.added(&self.node).ok_or(WriteError::NotAMember(self.node))?;
+        let removal = Removal {
+            mesh: self.mesh(),
+            node: self.node,
+            seq: self.next_seq()?,
+            certificate: own.record().certificate.clone(),
+        };
         let raw = Signed::sign(removal, identity)?.raw().clone();
         let (node, entry) = self.roster.verify_removal(raw).map_err(|error| {
             WriteError::Signed(SignedError::Malformed {

@@ -40,7 +40,7 @@ fn own_record(mesh: &Mesh) -> Raw {
 fn records_of(mesh: &Mesh, node: NodeId) -> Records {
     // Ask a copy, as any member could.
     let state = State::decode(&mesh.snapshot()).expect("its own");
-    let number = (0..100).find(|n| identity(*n).node_id() == mesh.node()).expect("one of ours");
+    let number = (0..1000).find(|n| identity(*n).node_id() == mesh.node()).expect("one of ours");
     let mut copy = mesh_of(number, state);
     let asker = copy.members().map(|m| m.node).find(|n| *n != mesh.node()).expect("a member");
     give(&mut copy, asker, Message::Want(Want { nodes: vec![node] }));
@@ -114,18 +114,7 @@ fn a_record_with_anothers_certificate_is_refused() {
 fn a_certificate_that_a_member_signed_is_refused() {
     assert_refused("record_certificate", |founder, member| {
         let (issuer, friend) = (identity(1), identity(99));
-        let certificate = Certificate {
-            mesh: founder.id(),
-            subject: friend.node_id(),
-            wg: wg(99),
-            role: Role::Peer,
-            prefixes: vec![],
-            may_invite: true,
-            not_after: u64::MAX,
-            serial: 7,
-            issuer: issuer.node_id(),
-        };
-        let certificate = Signed::sign(certificate, &issuer).expect("in bounds").raw().clone();
+        let certificate = certificate_by(founder, &issuer, friend.node_id());
         let raw = resigned(&own_record(member), &friend, |r| r.certificate = certificate);
         give_record(founder, member.node(), raw);
     });
@@ -145,11 +134,58 @@ fn a_sequence_number_out_of_bounds_is_refused() {
 #[test]
 fn a_removal_by_another_is_refused() {
     assert_refused("record_signature", |founder, member| {
-        let removal = Removal { mesh: founder.id(), node: founder.node(), seq: 99 };
-        let raw = sign_unchecked(&removal, 1);
-        let records = Records { records: vec![], removals: vec![raw] };
-        give(founder, member.node(), Message::Records(records));
+        let removal = Removal {
+            mesh: founder.id(),
+            node: founder.node(),
+            seq: 99,
+            certificate: certificate_in(&own_record(founder)),
+        };
+        give_removal(founder, member.node(), sign_unchecked(&removal, 1));
     });
+}
+
+#[test]
+fn removals_of_made_up_nodes_are_refused() {
+    let made_up = |founder: &Mesh, certificate: Raw| {
+        let node = identity(99).node_id();
+        let removal = Removal { mesh: founder.id(), node, seq: 99, certificate };
+        Signed::sign(removal, &identity(99)).expect("in bounds").raw().clone()
+    };
+    // Another's certificate is none of its own, and a member's signature is not the founder's.
+    assert_refused("record_certificate", |founder, member| {
+        let raw = made_up(founder, certificate_in(&own_record(member)));
+        give_removal(founder, member.node(), raw);
+    });
+    assert_refused("record_certificate", |founder, member| {
+        let certificate = certificate_by(founder, &identity(1), identity(99).node_id());
+        let raw = made_up(founder, certificate);
+        give_removal(founder, member.node(), raw);
+    });
+}
+
+fn give_removal(to: &mut Mesh, from: NodeId, raw: Raw) {
+    give(to, from, Message::Records(Records { records: vec![], removals: vec![raw] }));
+}
+
+/// The certificate in a record.
+fn certificate_in(raw: &Raw) -> Raw {
+    Signed::<Record>::verify(raw.clone()).expect("valid").value().certificate.clone()
+}
+
+/// A certificate that somebody signs by himself.
+fn certificate_by(mesh: &Mesh, issuer: &Identity, subject: NodeId) -> Raw {
+    let certificate = Certificate {
+        mesh: mesh.id(),
+        subject,
+        wg: wg(99),
+        role: Role::Peer,
+        prefixes: vec![],
+        may_invite: true,
+        not_after: u64::MAX,
+        serial: 7,
+        issuer: issuer.node_id(),
+    };
+    Signed::sign(certificate, issuer).expect("in bounds").raw().clone()
 }
 
 /// Signs without any check, with the key of the node of that number.
@@ -198,6 +234,82 @@ fn a_member_cannot_bring_back_who_left() {
     // Its own messages are not heard either.
     give(&mut founder, third.node(), Message::Want(Want { nodes: vec![member.node()] }));
     assert_eq!(founder.rejections()["not_a_member"], 1);
+}
+
+#[test]
+fn who_is_held_as_removed_is_told_and_comes_back() {
+    let (mut founder, mut member) = pair();
+    let node = member.node();
+    let kept = State::decode(&member.snapshot()).expect("its own");
+    member.leave().expect("a member");
+    for (_, bytes) in transmits(&mut member) {
+        founder.handle_message(node, &bytes, Time::ZERO, WALL);
+    }
+    assert!(!founder.is_member(node));
+    // It was started again from an older copy of its disk. What it shows is held here already.
+    let mut zombie = mesh_of(1, kept);
+    let introduction = Some(own_record(&zombie));
+    let digest = Summary { hash: [0; 16], count: 0, introduction };
+    give(&mut founder, node, Message::Digest(digest));
+    let sent = transmits(&mut founder);
+    let [(to, answer)] = sent.as_slice() else { panic!("{sent:?}") };
+    assert_eq!(*to, node);
+    zombie.handle_message(founder.node(), answer, Time::ZERO, WALL);
+    zombie.handle_timeout(Time::ZERO, WALL);
+    transmits(&mut zombie);
+    greet(&mut zombie, &mut founder);
+    assert!(founder.is_member(node));
+}
+
+#[test]
+fn who_shows_an_older_record_is_sent_the_newer_one() {
+    let (mut founder, mut member) = pair();
+    let first = own_record(&member);
+    member.set_profile(profile(50)).expect("in bounds");
+    let second = own_record(&member);
+    give_record(&mut founder, member.node(), second.clone());
+    assert_eq!(transmits(&mut founder), [], "nobody else is to be told");
+    give(
+        &mut founder,
+        member.node(),
+        Message::Records(Records { records: vec![first; 100], removals: vec![] }),
+    );
+    let sent = transmits(&mut founder);
+    let [(to, answer)] = sent.as_slice() else { panic!("one answer to many: {sent:?}") };
+    assert_eq!(*to, member.node());
+    let message = Envelope::decode(answer).expect("our own format").message;
+    assert_eq!(message, Message::Records(Records { records: vec![second], removals: vec![] }));
+}
+
+/// What a joiner is told first fills one message. Its own removal must be in that.
+#[test]
+fn who_comes_back_to_a_large_mesh_outdoes_its_removal() {
+    const COUNT: u32 = 400;
+    let (mut founder, member) = pair();
+    let id = |number: u32| identity(number).node_id();
+    let last = (2..COUNT).max_by_key(|number| id(*number)).expect("not empty");
+    let endpoints = vec![profile(1).endpoints[0].clone(); Profile::MAX_ENDPOINTS];
+    let long = Profile { control: endpoints.clone(), endpoints, ..profile(1) };
+    for number in 2..COUNT {
+        let (mesh, node, profile) = (founder.id(), id(number), long.clone());
+        let certificate = certificate_by(&founder, &identity(0), node);
+        let record = Record { mesh, node, seq: 1, certificate, profile };
+        let raw = Signed::sign(record, &identity(number)).expect("in bounds").raw().clone();
+        give_record(&mut founder, member.node(), raw);
+    }
+    let certificate = certificate_by(&founder, &identity(0), id(last));
+    let removal = Removal { mesh: founder.id(), node: id(last), seq: 2, certificate };
+    let removal = Signed::sign(removal, &identity(last)).expect("in bounds").raw().clone();
+    give_removal(&mut founder, member.node(), removal);
+    let count = usize::try_from(COUNT).expect("small");
+    assert_eq!(founder.members().count(), count - 1, "all but the one that left");
+    transmits(&mut founder);
+    let invite = invite(&founder, 77, 1);
+    let state = join(&mut founder, &joining(last, &invite), id(last)).expect("admitted");
+    let mut back = mesh_of(last, state);
+    assert!(back.members().count() < count, "not all of them fit into one message");
+    greet(&mut back, &mut founder);
+    assert!(founder.is_member(id(last)));
 }
 
 #[test]

@@ -24,6 +24,9 @@ const HELLO_LEN: usize = 18;
 /// Later versions may say more.
 const MAX_HELLO_LEN: usize = 256;
 
+/// How many characters of the other side's reason for a close are kept.
+const MAX_REASON: usize = 200;
+
 /// Application codes of QUIC connection closes.
 pub(crate) mod code {
     use quinn::VarInt;
@@ -182,7 +185,7 @@ fn explain(
         | ConnectionError::ConnectionClosed(_)
         | ConnectionError::Reset
         | ConnectionError::LocallyClosed
-        | ConnectionError::CidsExhausted => DialError::Lost(error.to_string()),
+        | ConnectionError::CidsExhausted => DialError::Lost(printable(&error.to_string())),
     }
 }
 
@@ -191,11 +194,16 @@ fn explain_close(code: VarInt, reason: &[u8]) -> DialError {
         let (theirs, ours) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
         return DialError::Version { ours, theirs };
     }
-    let text: String = String::from_utf8_lossy(reason).chars().take(200).collect();
+    let text = printable(&String::from_utf8_lossy(reason));
     match code {
         code::PROTOCOL => DialError::Protocol(text),
         _ => DialError::Refused(text),
     }
+}
+
+/// What the other side says, fit for the operator's terminal: one line of bounded length.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect()
 }
 
 #[cfg(test)]
@@ -226,5 +234,23 @@ mod tests {
         let error = explain_close(code::VERSION, &[0, 9, 0, 1]);
         assert_eq!(error, DialError::Version { ours: 1, theirs: 9 });
         assert!(matches!(explain_close(code::VERSION, &[]), DialError::Refused(_)));
+    }
+
+    #[test]
+    fn a_close_cannot_play_with_the_terminal() {
+        let reason = [&b"\x1b[2J\r\nno\x07\xc2\x9b"[..], &[b'x'; 1000]].concat();
+        let expected = format!("[2Jno{}", "x".repeat(MAX_REASON - 5));
+        assert_eq!(explain_close(code::REFUSED, &reason), DialError::Refused(expected.clone()));
+        assert_eq!(explain_close(code::PROTOCOL, &reason), DialError::Protocol(expected));
+        // A close of QUIC itself carries a text of the other side too.
+        let close = quinn::ConnectionClose {
+            error_code: quinn::TransportErrorCode::NO_ERROR,
+            frame_type: None,
+            reason: reason.into(),
+        };
+        let error = explain(ConnectionError::ConnectionClosed(close), None);
+        let DialError::Lost(text) = error else { panic!("{error:?}") };
+        assert!(text.contains("[2Jno") && text.chars().count() == MAX_REASON, "{text:?}");
+        assert!(!text.contains(char::is_control), "{text:?}");
     }
 }

@@ -22,13 +22,17 @@ const GOODBYE: Duration = Duration::from_millis(200);
 /// How many connections there may be.
 const MAX_LINKS: usize = 1024;
 
-/// From so many unfinished handshakes on, a client must first prove that it can be reached at its
-/// address (RFC 9000, section 8.1.2); from so many on it is refused.
+/// From so many unfinished handshakes on, altogether or with one network (an IPv4 address or an
+/// IPv6 /64), a client must first prove that it can be reached at its address (RFC 9000, section
+/// 8.1.2), so that nobody can use up the share of another's network.
 const HANDSHAKES_BEFORE_RETRY: usize = 32;
-const MAX_HANDSHAKES: usize = 256;
+const HANDSHAKES_BEFORE_RETRY_PER_NETWORK: usize = 8;
 
-/// How many strangers are admitted in each window of time, altogether and from one network (an
-/// IPv4 address or an IPv6 /64).
+/// From so many unfinished handshakes on, altogether or with one network, a client is refused.
+const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES_PER_NETWORK: usize = 32;
+
+/// How many strangers are admitted in each window of time, altogether and from one network.
 const STRANGER_WINDOW: Duration = Duration::from_secs(10);
 const STRANGERS: usize = 256;
 const STRANGERS_PER_NETWORK: usize = 64;
@@ -56,7 +60,7 @@ type ConnectReply = oneshot::Sender<Result<SocketAddr, ConnectError>>;
 
 /// What the hub's tasks report.
 enum Report {
-    Accepted(Result<Established, DialError>),
+    Accepted(IpAddr, Result<Established, DialError>),
     Dialled(NodeId, Result<Established, ConnectError>),
     Closed(NodeId, usize),
 }
@@ -88,13 +92,59 @@ impl Partner {
     }
 }
 
+/// The handshakes that others began and that are under way, by network.
+#[derive(Default)]
+struct Handshakes {
+    total: usize,
+    by_network: BTreeMap<IpAddr, usize>,
+}
+
+/// What is done about a client's first packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Accept,
+    Retry,
+    Refuse,
+}
+
+impl Handshakes {
+    /// `validated` says whether the client has proved that it can be reached at its address.
+    fn verdict(&self, network: IpAddr, validated: bool) -> Verdict {
+        let same = self.by_network.get(&network).copied().unwrap_or_default();
+        let many =
+            self.total >= HANDSHAKES_BEFORE_RETRY || same >= HANDSHAKES_BEFORE_RETRY_PER_NETWORK;
+        if self.total >= MAX_HANDSHAKES || same >= MAX_HANDSHAKES_PER_NETWORK {
+            Verdict::Refuse
+        } else if many && !validated {
+            Verdict::Retry
+        } else {
+            Verdict::Accept
+        }
+    }
+
+    fn begin(&mut self, network: IpAddr) {
+        self.total += 1;
+        *self.by_network.entry(network).or_default() += 1;
+    }
+
+    fn end(&mut self, network: IpAddr) {
+        self.total -= 1;
+        if let Some(same) = self.by_network.get_mut(&network) {
+            *same -= 1;
+            if *same == 0 {
+                self.by_network.remove(&network);
+            }
+        }
+    }
+}
+
 pub(crate) struct Hub {
     endpoint: quinn::Endpoint,
     keys: Keys,
     hello: Hello,
     context: Context,
     partners: BTreeMap<NodeId, Partner>,
-    handshakes: usize,
+    handshakes: Handshakes,
     strangers: VecDeque<(Instant, IpAddr)>,
     version_warned: Option<Instant>,
     reports: mpsc::Receiver<Report>,
@@ -117,7 +167,7 @@ impl Hub {
             hello: Hello { version: PROTOCOL_VERSION, instance },
             context: Context { inbox, access, counters },
             partners: BTreeMap::new(),
-            handshakes: 0,
+            handshakes: Handshakes::default(),
             strangers: VecDeque::new(),
             version_warned: None,
             reports,
@@ -201,26 +251,25 @@ impl Hub {
     }
 
     fn answer(&mut self, incoming: quinn::Incoming) {
-        if self.handshakes >= MAX_HANDSHAKES {
-            return incoming.refuse();
-        }
-        if self.handshakes >= HANDSHAKES_BEFORE_RETRY && incoming.may_retry() {
+        let network = network(incoming.remote_address().ip());
+        match self.handshakes.verdict(network, !incoming.may_retry()) {
+            Verdict::Refuse => return incoming.refuse(),
             // Fails only for a client that did so already.
-            return incoming.retry().unwrap_or_default();
+            Verdict::Retry => return incoming.retry().unwrap_or_default(),
+            Verdict::Accept => self.handshakes.begin(network),
         }
-        self.handshakes += 1;
         let (hello, access) = (self.hello, self.context.access.clone());
         let reporter = self.reporter.clone();
         tokio::spawn(async move {
             let result = hello::accept(incoming, hello, access).await;
-            reporter.send(Report::Accepted(result)).await.unwrap_or_default();
+            reporter.send(Report::Accepted(network, result)).await.unwrap_or_default();
         });
     }
 
     fn note(&mut self, report: Report) {
         match report {
-            Report::Accepted(result) => {
-                self.handshakes -= 1;
+            Report::Accepted(network, result) => {
+                self.handshakes.end(network);
                 match result {
                     Ok(established) => self.admit(established),
                     Err(error) => self.note_rejection(&error),
@@ -415,6 +464,43 @@ mod tests {
         let network = |text: &str| network(text.parse().expect("an address")).to_string();
         assert_eq!(network("2001:db8::1:2:3:4"), "2001:db8::");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+    }
+
+    #[test]
+    fn one_network_cannot_take_all_handshakes() {
+        let network = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let mut handshakes = Handshakes::default();
+        // As many as one network can get, from whoever proves its address when asked to.
+        let fill = |handshakes: &mut Handshakes, from| {
+            let accepted = |h: &Handshakes| h.verdict(from, true) == Verdict::Accept;
+            (0..1000)
+                .take_while(|_| accepted(handshakes).then(|| handshakes.begin(from)).is_some())
+                .count()
+        };
+        assert_eq!(fill(&mut handshakes, network(1)), MAX_HANDSHAKES_PER_NETWORK);
+        assert_eq!(handshakes.verdict(network(1), true), Verdict::Refuse);
+        assert_eq!(handshakes.verdict(network(2), false), Verdict::Retry);
+        assert_eq!(handshakes.verdict(network(2), true), Verdict::Accept);
+        handshakes.end(network(1));
+        assert_eq!(handshakes.verdict(network(1), true), Verdict::Accept);
+        handshakes.begin(network(1));
+        let others: usize = (2..100).map(|n| fill(&mut handshakes, network(n))).sum();
+        assert_eq!(others, MAX_HANDSHAKES - MAX_HANDSHAKES_PER_NETWORK);
+        assert_eq!(handshakes.verdict(network(200), true), Verdict::Refuse);
+    }
+
+    #[test]
+    fn addresses_that_are_not_proved_use_up_little() {
+        let victim = IpAddr::from([192, 0, 2, 1]);
+        let mut handshakes = Handshakes::default();
+        for _ in 0..HANDSHAKES_BEFORE_RETRY_PER_NETWORK {
+            assert_eq!(handshakes.verdict(victim, false), Verdict::Accept);
+            handshakes.begin(victim);
+        }
+        assert_eq!(handshakes.verdict(victim, false), Verdict::Retry);
+        assert_eq!(handshakes.verdict(victim, true), Verdict::Accept);
+        (0..HANDSHAKES_BEFORE_RETRY_PER_NETWORK).for_each(|_| handshakes.end(victim));
+        assert!(handshakes.by_network.is_empty(), "nothing is left behind");
     }
 
     #[test]

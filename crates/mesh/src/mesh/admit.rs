@@ -18,7 +18,7 @@ impl Mesh {
     pub(super) fn receive_join(&mut self, from: NodeId, join: Join) -> Result<(), Rejection> {
         match self.redeem(from, join) {
             Ok(certificate) => {
-                let state = self.first_records();
+                let state = self.first_records(from);
                 let certificate = certificate.raw().clone();
                 self.send(from, Message::Welcome(Welcome { certificate, state }));
                 Ok(())
@@ -126,9 +126,12 @@ impl Mesh {
         Ok(signed)
     }
 
-    /// As much of the state as fits into one message.
-    fn first_records(&self) -> Records {
-        let entries = self.state.roster.map.entries().map(|(_, entry)| entry.cloned());
+    /// As much of the state as fits into one message. What is held of the joiner comes first: its
+    /// first record must outdo its earlier ones, and its removal.
+    fn first_records(&self, joiner: NodeId) -> Records {
+        let map = &self.state.roster.map;
+        let others = map.entries().filter(|(node, _)| **node != joiner).map(|(_, entry)| entry);
+        let entries = map.entries_of(&joiner).chain(others).map(|entry| entry.cloned());
         let entries: Vec<RosterEntry> = entries.collect();
         super::sync::chunks(entries.iter()).into_iter().next().unwrap_or_default()
     }

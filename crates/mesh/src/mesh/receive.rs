@@ -3,9 +3,10 @@
 use selvedge_model::{NodeId, Time};
 
 use super::Mesh;
-use crate::crdt::Versions;
+use crate::crdt::{Entry, Versions};
 use crate::event::Rejection;
 use crate::roster::RosterEntry;
+use crate::signed::Raw;
 use crate::wire::{Envelope, MAX_WANT, Message, Records, Stamps, Summary, Want};
 
 impl Mesh {
@@ -74,12 +75,11 @@ impl Mesh {
         Ok(())
     }
 
-    fn receive_introduction(
-        &mut self,
-        from: NodeId,
-        raw: crate::signed::Raw,
-    ) -> Result<(), Rejection> {
-        if !self.state.roster.holds_record(&raw) {
+    fn receive_introduction(&mut self, from: NodeId, raw: Raw) -> Result<(), Rejection> {
+        if self.state.roster.holds_record(&raw) {
+            // Held since, but perhaps removed.
+            self.tell_if_outdone(from, &raw);
+        } else {
             let (node, entry) = self.state.roster.verify_record(raw)?;
             if node != from {
                 return Err(Rejection::NotItsIntroduction { shown: node });
@@ -134,7 +134,11 @@ impl Mesh {
     /// Takes over what is new and passes it on, if it is little. Returns how much was new.
     fn merge_and_push(&mut self, from: NodeId, entries: Vec<(NodeId, RosterEntry)>) -> usize {
         let mut news = Vec::new();
+        let mut shown = None;
         for (node, entry) in entries {
+            if let (true, Entry::Add(admitted)) = (node == from, &entry) {
+                shown = Some(admitted.raw().clone());
+            }
             match self.merge(node, entry.clone()) {
                 Ok(true) => news.push(entry),
                 Ok(false) => {}
@@ -145,6 +149,21 @@ impl Mesh {
         if count <= self.config.push_limit {
             self.push(news, Some(from));
         }
+        if let Some(shown) = shown {
+            self.tell_if_outdone(from, &shown);
+        }
         count
+    }
+
+    /// Sends a node what is held of it, two entries at most, if that outdoes the record that it
+    /// has shown: it may have gone back to an older copy of its disk, and nobody else would tell
+    /// it, since who is held as removed is not heard.
+    fn tell_if_outdone(&mut self, node: NodeId, shown: &Raw) {
+        let map = &self.state.roster.map;
+        if map.get(&node).is_some_and(|held| held.raw() == shown) {
+            return;
+        }
+        let entries: Vec<RosterEntry> = map.entries_of(&node).map(|entry| entry.cloned()).collect();
+        self.send_entries(node, &entries);
     }
 }

@@ -1,6 +1,7 @@
 //! What the mesh plane keeps on disk: one file per mesh.
 //!
-//! A checksum tells damage apart from content. What is damaged is kept aside, never overwritten.
+//! A checksum tells damage apart from content. What is damaged or cannot be read is kept aside,
+//! never overwritten.
 
 use std::fs::{self, File};
 use std::io;
@@ -84,7 +85,8 @@ impl Files {
         Ok(Self { meshes })
     }
 
-    /// All meshes that can be read. A damaged file is put aside and reported.
+    /// All meshes that can be read. A file that is damaged or cannot be read is put aside and
+    /// reported.
     pub(super) fn meshes(&self) -> Result<Vec<(MeshId, MeshFile)>, FilesError> {
         let folder = fs::read_dir(&self.meshes).map_err(failed("list", &self.meshes))?;
         let mut meshes = Vec::new();
@@ -125,6 +127,23 @@ impl Files {
         sync_folder(&self.meshes)
     }
 
+    /// Before a mesh is joined: a file of it that is there, though this node is no member, could
+    /// not be used and not be put aside either. It must not be overwritten.
+    ///
+    /// # Errors
+    /// If it still cannot be put aside. Nothing was changed.
+    pub(super) fn make_room(&self, mesh: MeshId) -> Result<(), FilesError> {
+        let path = self.mesh_path(mesh);
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // What is there can perhaps be moved, even if it cannot be looked at.
+            Ok(_) | Err(_) => {}
+        }
+        let aside = disk::keep_aside(&path).map_err(failed("put aside", &path))?;
+        warn!(path = %path.display(), aside = %aside.display(), "kept aside an unused state of a mesh");
+        Ok(())
+    }
+
     /// Puts a mesh's file aside: its contents make no sense.
     pub(super) fn put_aside(&self, mesh: MeshId, reason: &dyn std::fmt::Display) {
         put_aside(&self.mesh_path(mesh), reason);
@@ -150,7 +169,7 @@ fn read_mesh(path: &Path) -> Option<MeshFile> {
             None
         }
         Err(error) => {
-            error!(path = %path.display(), %error, "cannot read the state of a mesh; going on without it");
+            put_aside(path, &error);
             None
         }
     }
@@ -179,11 +198,11 @@ fn put_aside(path: &Path, reason: &dyn std::fmt::Display) {
     match disk::keep_aside(path) {
         Ok(aside) => error!(
             path = %path.display(), aside = %aside.display(), %reason,
-            "the state of a mesh is damaged; kept aside, going on without this mesh"
+            "the state of a mesh is damaged or cannot be read; kept aside, going on without this mesh"
         ),
         Err(error) => error!(
             path = %path.display(), %reason, %error,
-            "the state of a mesh is damaged and cannot be put aside; going on without this mesh"
+            "the state of a mesh is damaged or cannot be read, and cannot be put aside; going on without this mesh"
         ),
     }
 }
@@ -249,6 +268,48 @@ mod tests {
         let [aside] = &names(&files.meshes)[..] else { panic!("one file") };
         assert!(aside.starts_with(&format!("{MESH}.state.corrupt-")), "{aside}");
         assert_eq!(fs::read(files.meshes.join(aside)).expect("kept"), bytes);
+    }
+
+    #[test]
+    fn a_mesh_that_cannot_be_read_is_kept_aside() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = Files::open(folder.path()).expect("made");
+        // Opens, but reading it is an I/O error, for root as well.
+        fs::create_dir(files.mesh_path(MESH)).expect("made");
+        assert!(files.meshes().expect("listed").is_empty());
+        let [aside] = &names(&files.meshes)[..] else { panic!("one file") };
+        assert!(aside.starts_with(&format!("{MESH}.state.corrupt-")), "{aside}");
+        files.make_room(MESH).expect("there is room");
+        files.save(MESH, &file()).expect("written");
+        assert_eq!(files.meshes().expect("listed").len(), 1);
+    }
+
+    #[test]
+    fn a_leftover_is_kept_aside_before_a_join() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = Files::open(folder.path()).expect("made");
+        fs::write(files.mesh_path(MESH), b"precious").expect("writable");
+        files.make_room(MESH).expect("there is room");
+        let [aside] = &names(&files.meshes)[..] else { panic!("one file") };
+        assert_eq!(fs::read(files.meshes.join(aside)).expect("kept"), b"precious");
+    }
+
+    #[test]
+    fn what_cannot_be_put_aside_forbids_a_join() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // The longest path there may be: it leaves no room for the name to keep it aside under.
+        let mut meshes = folder.path().to_owned();
+        let state = format!("/{MESH}.state").len();
+        while meshes.as_os_str().len() + state < 4090 {
+            let left = 4090 - state - meshes.as_os_str().len();
+            meshes.push("x".repeat(left.saturating_sub(1).clamp(1, 200)));
+        }
+        fs::create_dir_all(&meshes).expect("made");
+        let files = Files { meshes };
+        fs::write(files.mesh_path(MESH), b"precious").expect("writable");
+        let error = files.make_room(MESH).expect_err("it cannot be moved");
+        assert!(matches!(error, FilesError::Io { operation: "put aside", .. }), "{error}");
+        assert_eq!(fs::read(files.mesh_path(MESH)).expect("kept"), b"precious");
     }
 
     #[test]

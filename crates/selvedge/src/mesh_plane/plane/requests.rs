@@ -78,10 +78,11 @@ impl Plane {
         if self.leaving.contains(&mesh) {
             return Err(PlaneError::StillLeaving(mesh));
         }
-        match self.joins.contains_key(&mesh) {
-            true => Err(PlaneError::AlreadyJoining(mesh)),
-            false => Ok(invite),
+        if self.joins.contains_key(&mesh) {
+            return Err(PlaneError::AlreadyJoining(mesh));
         }
+        self.setup.files.make_room(mesh)?;
+        Ok(invite)
     }
 
     pub(super) fn show(&self, mesh: MeshId, reply: Reply<Mesh>) {
