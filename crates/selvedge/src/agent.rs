@@ -120,9 +120,7 @@ impl Agent {
 
     async fn start_mesh(&mut self, config: &Config) -> anyhow::Result<Option<MeshHandle>> {
         let Some(mesh) = config.mesh.clone() else { return Ok(None) };
-        let (handle, task) = mesh_plane::spawn(mesh, self.shutdown.clone())
-            .await
-            .context("cannot start the mesh plane")?;
+        let (handle, task) = mesh_plane::spawn(mesh, self.shutdown.clone()).await?;
         self.tasks.push(("mesh plane", task));
         Ok(Some(handle))
     }
@@ -133,9 +131,7 @@ impl Agent {
     ) -> anyhow::Result<Option<GatewayHandle>> {
         let Some(config) = config else { return Ok(None) };
         let limit = config.drain_timeout;
-        let (handle, task) = gateway_plane::spawn(config, self.shutdown.clone())
-            .await
-            .context("cannot start the gateway plane")?;
+        let (handle, task) = gateway_plane::spawn(config, self.shutdown.clone()).await?;
         self.tasks.push(("gateway plane", task));
         self.gateway = Some((handle.clone(), limit));
         Ok(Some(handle))

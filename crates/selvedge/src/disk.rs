@@ -39,7 +39,12 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     rename(&beside, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    sync_folder(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Makes what was renamed or removed in a folder outlive a crash.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Moves a damaged file out of the way, and says where to. It is never overwritten.

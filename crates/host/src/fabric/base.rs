@@ -53,6 +53,15 @@ impl Base {
         self.inventory.netlink()
     }
 
+    /// As [`select`](Self::select), with the interfaces read anew: announcements name them by their
+    /// numbers.
+    pub(super) async fn select_anew(&mut self, vnis: &[Vni]) -> (Vec<Network>, Failures) {
+        if let Err(error) = self.inventory.refresh().await {
+            tracing::warn!(%error, "announcing with the interfaces as they were");
+        }
+        self.select(vnis)
+    }
+
     /// The networks that can be served, and why the others cannot.
     pub(super) fn select(&self, vnis: &[Vni]) -> (Vec<Network>, Failures) {
         let mut failures = Failures::new();

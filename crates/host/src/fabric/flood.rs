@@ -176,10 +176,7 @@ impl Driver for Flood {
 
     /// The gateway addresses on the bridges, and the next-hop addresses that the uplink holds.
     async fn announce(&mut self, vnis: &[Vni]) -> Failures {
-        if let Err(error) = self.base.inventory.refresh().await {
-            tracing::warn!(%error, "announcing with the interfaces as they were");
-        }
-        let (networks, mut failures) = self.base.select(vnis);
+        let (networks, mut failures) = self.base.select_anew(vnis).await;
         let (index, mac, held) = match self.held().await {
             Ok(held) => held,
             Err(error) => {

@@ -153,10 +153,7 @@ impl Driver for Frr {
     }
 
     async fn announce(&mut self, vnis: &[Vni]) -> Failures {
-        if let Err(error) = self.base.inventory.refresh().await {
-            tracing::warn!(%error, "announcing with the interfaces as they were");
-        }
-        let (networks, mut failures) = self.base.select(vnis);
+        let (networks, mut failures) = self.base.select_anew(vnis).await;
         failures.extend(self.base.announce(&networks, |_| Vec::new()).await);
         failures
     }

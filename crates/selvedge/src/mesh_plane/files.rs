@@ -3,7 +3,7 @@
 //! A checksum tells damage apart from content. What is damaged or cannot be read is kept aside,
 //! never overwritten.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -124,7 +124,7 @@ impl Files {
     pub(super) fn remove(&self, mesh: MeshId) -> Result<(), FilesError> {
         let path = self.mesh_path(mesh);
         fs::remove_file(&path).map_err(failed("remove", &path))?;
-        sync_folder(&self.meshes)
+        disk::sync_folder(&self.meshes).map_err(failed("flush", &self.meshes))
     }
 
     /// Before a mesh is joined: a file of it that is there, though this node is no member, could
@@ -173,10 +173,6 @@ fn read_mesh(path: &Path) -> Option<MeshFile> {
             None
         }
     }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), FilesError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("flush", folder))
 }
 
 fn mesh_of(path: &Path) -> Option<MeshId> {
