@@ -2,14 +2,17 @@
 //! the watch. Values that make no sense are kept apart as problems, each named by its key.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use selvedge_model::{NodeName, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
+use crate::core::NodeRole;
 use crate::keys::{Field, Key};
 use crate::kv::{Event, KeyValue, LeaseId, Revision, Snapshot};
 use crate::machine::State;
 use crate::placement::Ring;
+use crate::probe::{Electorate, MAX_VOTERS};
 
 /// A node's entry on the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +53,35 @@ pub struct RosterValue {
     /// Whether an operator has drained the node.
     #[serde(default)]
     pub drained: bool,
+    /// Whether the node serves networks, or only votes.
+    #[serde(default)]
+    pub role: NodeRole,
+    /// The public half of its identity key (hexadecimal), by which its probes are authenticated.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub identity: String,
+    /// Where it is reached by probes, one address for each path; none: it does not vote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe: Vec<SocketAddr>,
+    /// Whether it has left in good order, serves nothing and does not vote until it is back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left: bool,
     /// What this version does not know.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
+}
+
+/// The value of a verdict. One that cannot be read counts all the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictValue {
+    /// Who has written it.
+    #[serde(default)]
+    pub by: String,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: String,
+    /// When, in milliseconds of Unix time, by the writer's clock.
+    #[serde(default)]
+    pub at_ms: u64,
 }
 
 /// A change of owner.
@@ -174,7 +203,11 @@ pub struct Cache {
     /// Who takes part.
     pub roster: BTreeMap<NodeName, Slot<RosterValue>>,
     /// Which incarnations count as dead.
-    pub verdicts: BTreeSet<(NodeName, Revision)>,
+    pub verdicts: BTreeMap<(NodeName, Revision), VerdictValue>,
+    /// Which incarnations are doubted by the only other voter, with the revision of the doubt.
+    pub suspicions: BTreeMap<(NodeName, Revision), Revision>,
+    /// The last revision that changed anything about the nodes.
+    pub nodes_revision: Revision,
     /// The networks that have any key.
     pub networks: BTreeMap<Vni, Network>,
     /// Those among them that are in a planned move.
@@ -212,21 +245,30 @@ impl Cache {
             Event::Delete { key, .. } => (key.as_str(), None),
         };
         self.problems.remove(text);
+        let modified = match event {
+            Event::Put(kv) => kv.modified,
+            Event::Delete { modified, .. } => *modified,
+        };
         let Some(key) = Key::parse(text) else {
             if put.is_some() {
                 self.problem(text, "not a key that Selvedge or its predecessor knows");
             }
             return Concern::Nothing;
         };
-        match key {
+        let concern = match key {
             Key::Network(vni, field) => self.apply_network(vni, field, text, put),
             Key::Node(name) => self.apply_node(name, text, put),
             Key::Live(name) => self.apply_live(name, text, put),
             Key::Roster(name) => self.apply_roster(name, text, put),
             Key::Verdict(name, incarnation) => self.apply_verdict((name, incarnation), put),
+            Key::Suspicion(name, incarnation) => self.apply_suspicion((name, incarnation), put),
             Key::History(vni) => self.apply_history(vni, text, put),
             Key::Planner => self.apply_planner(text, put),
+        };
+        if concern == Concern::Nodes {
+            self.nodes_revision = self.nodes_revision.max(modified);
         }
+        concern
     }
 
     /// Whether a key of the network makes no sense, so that nobody may act on it.
@@ -243,13 +285,39 @@ impl Cache {
     pub fn is_convicted(&self, name: &NodeName) -> bool {
         self.live
             .get(name)
-            .is_some_and(|live| self.verdicts.contains(&(name.clone(), live.incarnation)))
+            .is_some_and(|live| self.verdicts.contains_key(&(name.clone(), live.incarnation)))
     }
 
-    /// The ring of those that may be given networks: the convicted are not among them.
+    /// Whether `name` was convicted and has not registered since.
     #[must_use]
-    pub fn ring(&self) -> Ring {
-        let nodes = self.nodes.iter().filter(|(name, _)| !self.is_convicted(name));
+    pub fn is_struck(&self, name: &NodeName) -> bool {
+        match self.live.get(name) {
+            Some(_) => self.is_convicted(name),
+            None => self.verdicts_on(name).next().is_some(),
+        }
+    }
+
+    /// The incarnations of `name` that were convicted.
+    pub fn verdicts_on(&self, name: &NodeName) -> impl Iterator<Item = Revision> {
+        let all = (name.clone(), Revision(i64::MIN))..=(name.clone(), Revision(i64::MAX));
+        self.verdicts.range(all).map(|((_, incarnation), _)| *incarnation)
+    }
+
+    /// Who votes: those on the roster that can be probed, have not left, and were not convicted
+    /// since they registered last.
+    #[must_use]
+    pub fn electorate(&self) -> Electorate {
+        let votes = |(name, slot): &(&NodeName, &Slot<RosterValue>)| {
+            !slot.value.left && !slot.value.probe.is_empty() && !self.is_struck(name)
+        };
+        let voters = self.roster.iter().filter(votes).map(|(name, _)| name.clone());
+        Electorate { revision: self.nodes_revision, voters: voters.take(MAX_VOTERS).collect() }
+    }
+
+    /// The ring of those that may be given networks: the lost are not among them.
+    #[must_use]
+    pub fn ring(&self, is_lost: impl Fn(&NodeName) -> bool) -> Ring {
+        let nodes = self.nodes.iter().filter(|(name, _)| !is_lost(name));
         let limit = |live: &Live| live.value.as_ref().and_then(|value| value.networks.clone());
         let limits = self.live.iter().filter_map(|(name, live)| Some((name.clone(), limit(live)?)));
         Ring::new(nodes.map(|(name, node)| (name, node.ids.as_slice()))).with_limits(limits)
@@ -367,10 +435,21 @@ impl Cache {
 
     fn apply_verdict(&mut self, verdict: (NodeName, Revision), put: Option<&KeyValue>) -> Concern {
         match put {
-            Some(_) => self.verdicts.insert(verdict),
-            None => self.verdicts.remove(&verdict),
-        };
+            Some(kv) => {
+                let value = serde_json::from_slice(&kv.value).unwrap_or_default();
+                self.verdicts.insert(verdict, value);
+            }
+            None => drop(self.verdicts.remove(&verdict)),
+        }
         Concern::Nodes
+    }
+
+    fn apply_suspicion(&mut self, doubt: (NodeName, Revision), put: Option<&KeyValue>) -> Concern {
+        match put {
+            Some(kv) => drop(self.suspicions.insert(doubt, kv.modified)),
+            None => drop(self.suspicions.remove(&doubt)),
+        }
+        Concern::Nothing
     }
 
     fn apply_history(&mut self, vni: Vni, text: &str, put: Option<&KeyValue>) -> Concern {
@@ -487,7 +566,7 @@ mod tests {
 
     #[test]
     fn a_roster_keeps_what_a_newer_version_wrote() {
-        let text = r#"{"drained":true,"colour":"green"}"#;
+        let text = r#"{"drained":true,"role":"gateway","colour":"green"}"#;
         let value: RosterValue = serde_json::from_str(text).expect("valid");
         assert!(value.drained);
         assert_eq!(serde_json::to_string(&value).expect("json"), text);

@@ -38,6 +38,8 @@ pub enum Key {
     Live(NodeName),
     /// `/selvedge/verdict/<name>/<incarnation>`: that incarnation counts as dead.
     Verdict(NodeName, Revision),
+    /// `/selvedge/suspicion/<name>/<incarnation>`: of two voters, one does not hear the other.
+    Suspicion(NodeName, Revision),
     /// `/selvedge/history/<vni>`: who owned the network, and why.
     History(Vni),
     /// [`PLANNER`].
@@ -62,6 +64,9 @@ impl Key {
             ("selvedge", "live", Some(name), None, None) => Some(Self::Live(name.parse().ok()?)),
             ("selvedge", "verdict", Some(name), Some(incarnation), None) => {
                 Some(Self::Verdict(name.parse().ok()?, Revision(incarnation.parse().ok()?)))
+            }
+            ("selvedge", "suspicion", Some(name), Some(incarnation), None) => {
+                Some(Self::Suspicion(name.parse().ok()?, Revision(incarnation.parse().ok()?)))
             }
             ("selvedge", "history", Some(vni), None, None) => {
                 Some(Self::History(vni.parse().ok()?))
@@ -121,6 +126,12 @@ pub fn verdict(name: &NodeName, incarnation: Revision) -> String {
     format!("/selvedge/verdict/{name}/{incarnation}")
 }
 
+/// The key of [`Key::Suspicion`].
+#[must_use]
+pub fn suspicion(name: &NodeName, incarnation: Revision) -> String {
+    format!("/selvedge/suspicion/{name}/{incarnation}")
+}
+
 /// The key of [`Key::History`].
 #[must_use]
 pub fn history(vni: Vni) -> String {
@@ -151,6 +162,7 @@ mod tests {
             (roster(&name), Key::Roster(name.clone())),
             (live(&name), Key::Live(name.clone())),
             (verdict(&name, Revision(9)), Key::Verdict(name.clone(), Revision(9))),
+            (suspicion(&name, Revision(9)), Key::Suspicion(name.clone(), Revision(9))),
             (history(vni), Key::History(vni)),
             (PLANNER.to_owned(), Key::Planner),
         ];

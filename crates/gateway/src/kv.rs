@@ -94,20 +94,63 @@ pub enum Op {
         /// The key.
         key: String,
     },
+    /// Runs a transaction within the transaction, with conditions of its own. If they do not
+    /// hold, only its own changes are left out. It may not nest further ones.
+    Nested(Txn),
 }
 
 impl Op {
-    /// The key that the operation changes.
+    /// The key that the operation itself changes; a nested transaction has none of its own.
     #[must_use]
-    pub fn key(&self) -> &str {
+    pub fn key(&self) -> Option<&str> {
         match self {
-            Self::Put { key, .. } | Self::Delete { key } => key,
+            Self::Put { key, .. } | Self::Delete { key } => Some(key),
+            Self::Nested(_) => None,
+        }
+    }
+
+    /// Whether `compare` does not hold after this operation if it did before.
+    fn undoes(&self, compare: &Compare) -> bool {
+        match (self, compare) {
+            (
+                Self::Put { key, .. },
+                Compare::Absent { key: of } | Compare::Modified { key: of, .. },
+            )
+            | (
+                Self::Delete { key },
+                Compare::Exists { key: of }
+                | Compare::Modified { key: of, .. }
+                | Compare::Created { key: of, .. },
+            ) => key == of,
+            (Self::Put { .. }, Compare::Exists { .. } | Compare::Created { .. })
+            | (Self::Delete { .. }, Compare::Absent { .. })
+            | (Self::Nested(_), _) => false,
+        }
+    }
+
+    /// The operation itself, or those of the nested transaction.
+    #[must_use]
+    pub fn parts(&self) -> &[Self] {
+        match self {
+            Self::Put { .. } | Self::Delete { .. } => std::slice::from_ref(self),
+            Self::Nested(txn) => &txn.then,
         }
     }
 }
 
+/// How many conditions, and how many changes, a transaction may have (etcd's `--max-txn-ops`).
+/// What a nested transaction has of either counts on top of what surrounds it.
+pub const MAX_OPS: usize = 128;
+
+/// How many nested transactions fit into one that has nothing else, if each has at most 7
+/// conditions and 7 changes: [`MAX_OPS`] less the longer of the two lists. etcd 3.4.23 accepts as
+/// many and refuses one more.
+pub const MAX_NESTED: usize = MAX_OPS - 7;
+
 /// A transaction: if all of `compare` hold, all of `then` happen at one revision; else nothing.
-/// No key may be changed twice by one transaction.
+/// All conditions, those of nested transactions too, are about the state before the transaction.
+/// No key may be changed twice by one transaction, its nested ones included, whether their
+/// conditions hold or not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
     /// The conditions.
@@ -116,14 +159,43 @@ pub struct Txn {
     pub then: Vec<Op>,
 }
 
+impl Txn {
+    /// What the transaction may change: its own puts and deletions, and those of its nested
+    /// transactions.
+    pub fn changes(&self) -> impl Iterator<Item = &Op> {
+        self.then.iter().flat_map(Op::parts)
+    }
+
+    /// Whether the transaction may be sent again by who does not know whether it was run: its own
+    /// changes make its own conditions fail, or it does nothing but run nested transactions of
+    /// which that is true. A repetition then says that it was not committed, or that what it
+    /// nests did not hold, at a revision at which the truth can be seen.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.undoes_itself()
+            || self.then.iter().all(|op| match op {
+                Op::Nested(txn) => txn.undoes_itself(),
+                Op::Put { .. } | Op::Delete { .. } => false,
+            })
+    }
+
+    /// Whether a change makes a condition fail for whoever comes next.
+    fn undoes_itself(&self) -> bool {
+        self.then.iter().any(|op| self.compare.iter().any(|compare| op.undoes(compare)))
+    }
+}
+
 /// What became of a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TxnReply {
     /// Whether the conditions held and the changes were made.
     pub committed: bool,
     /// The store's revision after the transaction. Who watches knows all that the transaction
     /// saw and did once the watch has reached this revision.
     pub revision: Revision,
+    /// For each nested transaction, in order, whether its conditions held and its changes were
+    /// made. Empty if the transaction that surrounds them was not committed.
+    pub nested: Vec<bool>,
 }
 
 /// One change as a watch reports it.
@@ -174,4 +246,80 @@ pub enum StoreError {
     /// The store refused the request itself (permissions, size, a key changed twice).
     #[error("the store refused the request: {0}")]
     Refused(String),
+}
+
+/// How the members of the store are, as each of them was asked by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// How many members there are.
+    pub members: usize,
+    /// How many of them answered.
+    pub answering: usize,
+    /// Whether one of those names a leader that answers.
+    pub led: bool,
+}
+
+impl Health {
+    /// Whether the store is seen to have no leader: a majority of its members answers, and none
+    /// names a leader that answers.
+    #[must_use]
+    pub const fn is_leaderless(&self) -> bool {
+        self.answering > self.members / 2 && !self.led
+    }
+
+    /// Whether the store has a majority that follows a leader.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.answering > self.members / 2 && self.led
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> String {
+        "k".to_owned()
+    }
+
+    fn put() -> Op {
+        Op::Put { key: key(), value: Vec::new(), lease: None }
+    }
+
+    fn txn(compare: &[Compare], then: &[Op]) -> Txn {
+        Txn { compare: compare.to_vec(), then: then.to_vec() }
+    }
+
+    #[test]
+    fn a_guarded_transaction_makes_its_own_conditions_fail() {
+        let (absent, exists) = (Compare::Absent { key: key() }, Compare::Exists { key: key() });
+        let modified = Compare::Modified { key: key(), at: Revision(3) };
+        let created = Compare::Created { key: key(), at: Revision(3) };
+        let delete = Op::Delete { key: key() };
+        for (compare, puts, deletes) in [
+            (&absent, true, false),
+            (&exists, false, true),
+            (&modified, true, true),
+            (&created, false, true),
+        ] {
+            let compare = std::slice::from_ref(compare);
+            assert_eq!(txn(compare, &[put()]).is_guarded(), puts, "{compare:?}");
+            assert_eq!(txn(compare, std::slice::from_ref(&delete)).is_guarded(), deletes);
+        }
+        let other = Compare::Absent { key: "other".to_owned() };
+        assert!(!txn(&[other.clone()], &[put()]).is_guarded(), "of another key");
+        assert!(txn(&[other, absent], &[put()]).is_guarded(), "one is enough");
+        assert!(!txn(&[], &[put()]).is_guarded());
+    }
+
+    #[test]
+    fn nested_transactions_guard_themselves_or_all_is_guarded() {
+        let absent = || Compare::Absent { key: key() };
+        let guarded = || Op::Nested(txn(&[absent()], &[put()]));
+        let bare = || Op::Nested(txn(&[], &[Op::Delete { key: "x".to_owned() }]));
+        assert!(txn(&[], &[guarded()]).is_guarded());
+        assert!(!txn(&[], &[guarded(), bare()]).is_guarded());
+        assert!(!txn(&[absent()], &[bare()]).is_guarded());
+        assert!(txn(&[absent()], &[put(), bare()]).is_guarded());
+    }
 }

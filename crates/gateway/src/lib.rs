@@ -13,6 +13,11 @@ pub mod kv;
 pub mod machine;
 pub mod model;
 pub mod placement;
+pub mod probe;
+pub mod wire;
 
 pub use crate::core::status;
-pub use crate::core::{Config, Event, Gateway, OperatorError, Reason, StoreInput, Token};
+pub use crate::core::{
+    Config, Event, Gateway, Isolated, LeaseWork, NodeRole, OperatorError, Reason, StoreInput,
+    Timing, Token,
+};

@@ -1,13 +1,24 @@
 //! The etcd engine.
 //!
 //! **Endpoints.** Each endpoint has a connection of its own, and one of them is used until it
-//! fails; then the next one is. A single balanced channel over all of them would keep sending to
+//! fails; then another one is. A single balanced channel over all of them would keep sending to
 //! an endpoint that swallows packets. A connection counts only once the member behind it has
-//! answered something, so that a transaction, which must not be sent twice, does not try out
-//! endpoints. What is safe to repeat is repeated on the next endpoint within the call's time
-//! limit; a transaction whose answer does not come is [`StoreError::Unavailable`]: its effect is
-//! unknown. An endpoint that is given up takes its watches with it, so that they fail over as
-//! fast as the calls.
+//! answered something. A call that may be repeated is sent to the next endpoint as well when its
+//! member, asked how it is, is silent; it is sent again when there is a new leader. Grants
+//! bring their lease's id along, so that a repetition grants nothing more.
+//!
+//! A transaction may be repeated if it is guarded ([`Txn::is_guarded`]). Whether a reply that it
+//! was not committed is the answer to a repetition is not told: the truth shows at the reply's
+//! revision. A transaction that is not guarded is sent once; without an answer it is
+//! [`StoreError::Unavailable`], its effect unknown.
+//!
+//! While there is a watch, its member is asked how it is every 100 ms, and all are every second;
+//! while a call waits, all are every 20 to 60 ms. A member that is silent, has no leader or lags
+//! behind is left for a better one, and the watch goes on there without the consumer's doing.
+//!
+//! Measured with three members of etcd 3.4.23 on two cores: after the member in use was stopped
+//! (not the leader), a call is answered within 87 to 91 ms and an event arrives within 157 ms;
+//! after the election that followed the loss of the leader, both take 36 to 46 ms.
 //!
 //! **Watches.** Several prefixes are watched by one watch over the range that spans them, and
 //! the keys between are dropped here. Two watches, even on one stream, would report the parts of
@@ -21,7 +32,9 @@
 
 mod assemble;
 mod fault;
+mod lookout;
 mod pool;
+mod race;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,12 +42,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare as EtcdCompare, CompareOp, GetOptions, PutOptions, TxnOp, WatchOptions};
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, GetOptions, LeaseGrantOptions, PutOptions, TxnOp,
+    TxnOpResponse, TxnResponse, WatchOptions,
+};
 use selvedge_gateway::kv::{
-    Batch, Compare, KeyValue, LeaseId, Op, Revision, Snapshot, StoreError, Txn, TxnReply,
+    Batch, Compare, Health, KeyValue, LeaseId, Op, Revision, Snapshot, StoreError, Txn, TxnReply,
 };
 use selvedge_gateway::model;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use self::assemble::Assembler;
 use self::fault::Fault;
@@ -45,6 +62,8 @@ use crate::{DEFAULT_TIMEOUT, Store, WatchSender};
 const PAGE: i64 = 1000;
 /// How often a read begins anew because its revision was compacted meanwhile.
 const READS: usize = 4;
+/// The pause before a watch goes on elsewhere.
+const REOPENING: Duration = Duration::from_millis(5);
 /// The longest answer that is accepted, in bytes. etcd cuts watch answers at 2 MiB, and a page
 /// that is longer is read in smaller ones.
 const MAX_ANSWER: usize = 16 << 20;
@@ -222,22 +241,69 @@ impl EtcdStore {
         }
     }
 
-    /// Passes on what a watch reports until it ends; returns the reason, unless the consumer is
-    /// gone.
+    /// Opens a watch on any endpoint.
+    async fn open_anywhere(
+        &self,
+        span: &Span,
+        after: Revision,
+    ) -> Result<(etcd_client::WatchStream, Live), StoreError> {
+        let open = |live: Live| {
+            let (store, span) = (self.clone(), span.clone());
+            async move {
+                let stream = store.open(&live, &span, after).await?;
+                Ok::<_, Fault>((stream, live))
+            }
+        };
+        self.pool.repeat("opening a watch", open).await
+    }
+
+    /// Passes on what a watch reports, from one endpoint after another. Returns why that ends,
+    /// unless the consumer is gone.
+    async fn follow_anywhere(
+        &self,
+        mut opened: (etcd_client::WatchStream, Live),
+        span: Span,
+        after: Revision,
+        sender: &WatchSender,
+    ) -> Option<StoreError> {
+        let mut assembler = Assembler::new(span.prefixes.clone(), after);
+        loop {
+            let (stream, live) = opened;
+            let fault = tokio::select! {
+                () = live.down.cancelled() => Fault::again("the endpoint was given up"),
+                fault = self.follow(stream, &mut assembler, sender) => fault?,
+            };
+            tracing::debug!(?fault, "a watch goes on elsewhere");
+            match fault {
+                Fault::Final(error) => return Some(error),
+                Fault::Again { broken: true, .. } => live.down.cancel(),
+                Fault::Again { broken: false, .. } => {}
+            }
+            assembler = assembler.restarted();
+            // A watch that ends as soon as it is open must not keep everybody busy.
+            sleep(REOPENING).await;
+            opened = match self.open_anywhere(&span, assembler.seen()).await {
+                Ok(opened) => opened,
+                Err(error) => return Some(error),
+            };
+        }
+    }
+
+    /// Passes on what a watch reports until it ends; returns why, unless the consumer is gone.
     async fn follow(
         &self,
         mut stream: etcd_client::WatchStream,
-        mut assembler: Assembler,
+        assembler: &mut Assembler,
         sender: &WatchSender,
-    ) -> Option<StoreError> {
+    ) -> Option<Fault> {
         loop {
             let message = match stream.message().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return Some(unavailable("etcd ended the watch")),
-                Err(error) => return Some(Fault::from(error).into_error("watching")),
+                Ok(None) => return Some(Fault::again("etcd ended the watch")),
+                Err(error) => return Some(error.into()),
             };
             if let Some(fault) = fault::cancelled(&message) {
-                return Some(fault.into_error("watching"));
+                return Some(fault);
             }
             if message.created() {
                 continue;
@@ -260,16 +326,19 @@ impl fmt::Debug for EtcdStore {
 impl Store for EtcdStore {
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         model::check(&txn)?;
-        let leases: Vec<LeaseId> = txn.then.iter().filter_map(lease_of).collect();
+        let lease = txn.changes().find_map(lease_of);
         let request = request(&txn);
         let call = |live: Live| {
             let (mut kv, request) = (live.client.kv_client(), request.clone());
             async move { kv.txn(request).await }
         };
-        let answer = self.pool.once("a transaction", call).await;
-        let answer = answer.map_err(|error| name_lease(error, leases.first()))?;
-        let header = answer.header().ok_or_else(no_header)?;
-        Ok(TxnReply { committed: answer.succeeded(), revision: Revision(header.revision()) })
+        let answer = if txn.is_guarded() {
+            self.pool.repeat("a transaction", call).await
+        } else {
+            self.pool.once("a transaction", call).await
+        };
+        let answer = answer.map_err(|error| name_lease(error, lease.as_ref()))?;
+        reply(&answer)
     }
 
     async fn read(&self, prefixes: &[String]) -> Result<Snapshot, StoreError> {
@@ -290,22 +359,14 @@ impl Store for EtcdStore {
         after: Revision,
     ) -> Result<mpsc::Receiver<Result<Batch, StoreError>>, StoreError> {
         let span = Span::of(prefixes)?;
-        let open = |live: Live| {
-            let (store, span) = (self.clone(), span.clone());
-            async move {
-                let stream = store.open(&live, &span, after).await?;
-                Ok::<_, Fault>((stream, live))
-            }
-        };
-        let (stream, live) = self.pool.repeat("opening a watch", open).await?;
+        let opened = self.open_anywhere(&span, after).await?;
         let (sender, receiver) = WatchSender::channel();
-        let assembler = Assembler::new(span.prefixes, after);
         let store = self.clone();
         tokio::spawn(async move {
+            let _watching = store.pool.watching();
             let reason = tokio::select! {
                 () = sender.closed() => None,
-                () = live.down.cancelled() => Some(unavailable("the endpoint was given up")),
-                reason = store.follow(stream, assembler, &sender) => reason,
+                reason = store.follow_anywhere(opened, span, after, &sender) => reason,
             };
             if let Some(reason) = reason {
                 sender.end(reason);
@@ -317,13 +378,18 @@ impl Store for EtcdStore {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let whole = ttl.max(model::MIN_TTL).as_millis().div_ceil(1000);
         let seconds = i64::try_from(whole).unwrap_or(i64::MAX);
+        let id = draw_lease()?;
         let call = |live: Live| {
             let mut leases = live.client.lease_client();
-            async move { leases.grant(seconds, None).await }
+            let options = LeaseGrantOptions::new().with_id(id.0);
+            async move { leases.grant(seconds, Some(options)).await }
         };
-        // A grant whose answer was lost leaves a lease behind that nobody keeps alive.
-        let lease = self.pool.repeat("granting a lease", call).await?;
-        Ok(LeaseId(lease.id()))
+        match self.pool.repeat("granting a lease", call).await {
+            Ok(_) => Ok(id),
+            // An earlier try was granted, only its answer was lost.
+            Err(StoreError::Refused(reason)) if reason.contains("lease already exists") => Ok(id),
+            Err(error) => Err(error),
+        }
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
@@ -342,6 +408,10 @@ impl Store for EtcdStore {
         };
         let revoked = self.pool.repeat("revoking a lease", call).await;
         revoked.map(drop).map_err(|error| name_lease(error, Some(&lease)))
+    }
+
+    async fn health(&self, patience: Duration) -> Health {
+        self.pool.health(patience).await
     }
 }
 
@@ -407,7 +477,12 @@ fn translate(kv: etcd_client::KeyValue) -> Option<KeyValue> {
 
 fn request(txn: &Txn) -> etcd_client::Txn {
     let compare: Vec<EtcdCompare> = txn.compare.iter().map(compare).collect();
-    let then: Vec<TxnOp> = txn.then.iter().map(op).collect();
+    let mut then: Vec<TxnOp> = txn.then.iter().map(op).collect();
+    if then.is_empty() {
+        // etcd answers a transaction without operations from what the member knows, however old
+        // that is. One that reads is linearizable.
+        then.push(TxnOp::get("/", Some(GetOptions::new().with_count_only())));
+    }
     etcd_client::Txn::new().when(compare).and_then(then)
 }
 
@@ -426,6 +501,15 @@ fn compare(compare: &Compare) -> EtcdCompare {
     }
 }
 
+fn reply(answer: &TxnResponse) -> Result<TxnReply, StoreError> {
+    let revision = Revision(answer.header().ok_or_else(no_header)?.revision());
+    let nested = answer.op_responses().into_iter().filter_map(|part| match part {
+        TxnOpResponse::Txn(nested) => Some(nested.succeeded()),
+        TxnOpResponse::Put(_) | TxnOpResponse::Get(_) | TxnOpResponse::Delete(_) => None,
+    });
+    Ok(TxnReply { committed: answer.succeeded(), revision, nested: nested.collect() })
+}
+
 fn op(op: &Op) -> TxnOp {
     match op {
         Op::Put { key, value, lease } => {
@@ -433,14 +517,21 @@ fn op(op: &Op) -> TxnOp {
             TxnOp::put(key.as_str(), value.clone(), options)
         }
         Op::Delete { key } => TxnOp::delete(key.as_str(), None),
+        Op::Nested(txn) => TxnOp::txn(request(txn)),
     }
 }
 
 fn lease_of(op: &Op) -> Option<LeaseId> {
     match op {
         Op::Put { lease, .. } => *lease,
-        Op::Delete { .. } => None,
+        Op::Delete { .. } | Op::Nested(_) => None,
     }
+}
+
+/// An id for a new lease, so that a repeated grant does not make a second one.
+fn draw_lease() -> Result<LeaseId, StoreError> {
+    let drawn = getrandom::u64().map_err(|e| unavailable(&format!("drawing a lease's id: {e}")))?;
+    Ok(LeaseId((drawn >> 1).max(1).cast_signed()))
 }
 
 /// etcd does not say which lease it misses.

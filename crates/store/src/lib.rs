@@ -17,7 +17,7 @@ pub mod supervisor;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use selvedge_gateway::kv::{Batch, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
+use selvedge_gateway::kv::{Batch, Health, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
 use tokio::sync::mpsc;
 
 /// How long a call may take before it is given up, unless the configuration says otherwise.
@@ -54,6 +54,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends a lease and removes its keys.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// How the members are, each asked by itself at once. Takes no longer than `patience`; who
+    /// has not answered by then does not answer.
+    async fn health(&self, patience: Duration) -> Health;
 }
 
 /// The sending side of a watch. It never waits, so that a slow consumer of one watch cannot hold

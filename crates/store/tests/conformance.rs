@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use etcd_client::{CompareOp, DeleteOptions, TxnOp};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use selvedge_gateway::kv::{
-    Batch, Compare, Event, KeyValue, LeaseId, Op, Revision, StoreError, Txn,
+    Batch, Compare, Event, Health, KeyValue, LeaseId, MAX_NESTED, Op, Revision, StoreError, Txn,
+    TxnReply,
 };
 use selvedge_gateway::model::{MAX_OPS, MAX_TXN_BYTES, Model, event_key};
 use selvedge_model::Time;
@@ -53,7 +55,7 @@ impl Subject for Etcd {
 
 #[async_trait]
 impl Store for Etcd {
-    async fn txn(&self, txn: Txn) -> Result<selvedge_gateway::kv::TxnReply, StoreError> {
+    async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         self.store.txn(txn).await
     }
 
@@ -79,6 +81,10 @@ impl Store for Etcd {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.store.revoke(lease).await
     }
+
+    async fn health(&self, patience: Duration) -> Health {
+        self.store.health(patience).await
+    }
 }
 
 type Watched = mpsc::Receiver<Result<Batch, StoreError>>;
@@ -102,6 +108,12 @@ async fn etcd() {
     let cluster = Cluster::start(1).await;
     let store = EtcdStore::new(EtcdConfig::new(cluster.urls())).await.expect("one URL");
     let client = etcd_client::Client::connect(cluster.urls(), None).await.expect("a URL");
+    etcd_nests_no_more(&client).await;
+    client
+        .clone()
+        .delete("/too-many/", Some(DeleteOptions::new().with_prefix()))
+        .await
+        .expect("done");
     suite(Arc::new(Etcd { store, client }), 1 << 20).await;
 }
 
@@ -119,6 +131,9 @@ async fn suite(store: Arc<dyn Subject>, large: usize) {
     compacted_history_is_refused(&*store).await;
     conditions(&*store).await;
     refusals(&*store).await;
+    nested_transactions(&*store).await;
+    let health = store.health(Duration::from_secs(5)).await;
+    assert_eq!(health, Health { members: 1, answering: 1, led: true });
     reads_are_of_one_revision(&store).await;
     revisions_are_not_split(&store).await;
     tokio::join!(leases_end(&*store), leases_live(&*store));
@@ -243,6 +258,9 @@ async fn refusals(store: &dyn Subject) {
     assert!(refused(run((0..=MAX_OPS).map(|n| op(n, 1)).collect()).await));
     assert!(refused(run(vec![op(1, MAX_TXN_BYTES)]).await));
     assert!(refused(run(vec![Op::Delete { key: String::new() }]).await));
+    let nest = |then| Op::Nested(Txn { compare: Vec::new(), then });
+    assert!(refused(run(vec![nest(vec![op(1, 1)]), nest(vec![op(1, 1)])]).await));
+    assert!(refused(run(vec![nest(vec![nest(vec![op(1, 1)])])]).await));
     let unknown = LeaseId(77_777);
     let leased = Op::Put { key: format!("{prefix}l"), value: vec![], lease: Some(unknown) };
     assert_eq!(run(vec![op(1, 1), leased]).await, Err(StoreError::NoLease(unknown)));
@@ -251,6 +269,55 @@ async fn refusals(store: &dyn Subject) {
     assert_eq!(store.read(&under("refusals")).await.expect("answered").keys, Vec::new());
     assert!(run((0..MAX_OPS).map(|n| op(n, 1)).collect()).await.is_ok());
     assert!(run(vec![op(1, MAX_TXN_BYTES - 1000)]).await.is_ok());
+}
+
+/// As many nested transactions as there may be, one revision for all of them, and their verdicts.
+async fn nested_transactions(store: &dyn Subject) {
+    let all = under("nested");
+    let begin = put(store, &format!("{}0", all[0]), "", None).await;
+    let many = nested(&all[0], MAX_NESTED);
+    let first = store.txn(many.clone()).await.expect("they fit");
+    let held: Vec<bool> = (0..MAX_NESTED).map(|n| n != 0).collect();
+    let expected = TxnReply { committed: true, revision: Revision(begin.0 + 1), nested: held };
+    assert_eq!(first, expected);
+    let mut watch = store.watch(&all, begin).await.expect("not compacted");
+    let batch = next(&mut watch).await.expect("no error");
+    assert_eq!((batch.revision, batch.events.len()), (first.revision, 4 * (MAX_NESTED - 1)));
+    let again = store.txn(many.clone()).await.expect("they fit");
+    let nested = vec![false; MAX_NESTED];
+    assert_eq!(again, TxnReply { nested, ..first.clone() }, "nothing changes, no revision");
+    let mut outer = many;
+    outer.compare = vec![Compare::Absent { key: format!("{}0", all[0]) }];
+    let refused = store.txn(outer).await.expect("they fit");
+    assert_eq!(refused, TxnReply { committed: false, nested: Vec::new(), ..first });
+}
+
+/// Nested transactions of 7 conditions and 4 changes each, the nth for the key of that number.
+fn nested(prefix: &str, count: usize) -> Txn {
+    let absent = |n: usize| Compare::Absent { key: format!("{prefix}{n}") };
+    let op = |key: String| Op::Put { key, value: b"x".to_vec(), lease: None };
+    let one = |n: usize| {
+        let compare = vec![absent(n); 7];
+        let more = ["/a", "/b", "/c"].map(|part| op(format!("{prefix}{n}{part}")));
+        let then = [op(format!("{prefix}{n}"))].into_iter().chain(more).collect();
+        Op::Nested(Txn { compare, then })
+    };
+    Txn { compare: Vec::new(), then: (0..count).map(one).collect() }
+}
+
+/// etcd takes no more nested transactions than this library allows; the suite shows that it takes
+/// as many.
+async fn etcd_nests_no_more(client: &etcd_client::Client) {
+    let one = |n: usize| {
+        let key = format!("/too-many/{n}");
+        let absent = etcd_client::Compare::version(key.clone(), CompareOp::Equal, 0);
+        let put = TxnOp::put(key, "", None);
+        TxnOp::txn(etcd_client::Txn::new().when(vec![absent; 7]).and_then([put]))
+    };
+    for (count, accepted) in [(MAX_NESTED, true), (MAX_NESTED + 1, false)] {
+        let txn = etcd_client::Txn::new().and_then((0..count).map(one).collect::<Vec<_>>());
+        assert_eq!(client.clone().txn(txn).await.is_ok(), accepted, "{count}");
+    }
 }
 
 /// The end of a lease removes its keys, all of them at one revision, and no others.
@@ -499,8 +566,12 @@ fn random_steps() -> Vec<Step> {
             .prop_map(|(key, value, lease)| Op::Put { key, value, lease }),
         1 => key().prop_map(|key| Op::Delete { key }),
     ];
-    let txn = (prop::collection::vec(compare, 0..2), prop::collection::vec(op, 0..4))
-        .prop_map(|(compare, then)| Txn { compare, then });
+    let txn = |op: BoxedStrategy<Op>| {
+        (prop::collection::vec(compare.clone(), 0..2), prop::collection::vec(op, 0..4))
+            .prop_map(|(compare, then)| Txn { compare, then })
+    };
+    let nested = txn(op.clone().boxed()).prop_map(Op::Nested);
+    let txn = txn(prop_oneof![3 => op, 1 => nested].boxed());
     let step = prop_oneof![
         12 => txn.prop_map(Step::Txn),
         1 => Just(Step::Grant),
@@ -524,13 +595,17 @@ fn put_at_the_end() -> Txn {
 fn with_leases(
     txn: &Txn,
     leases: &[(LeaseId, LeaseId)],
-    pick: impl Fn(&(LeaseId, LeaseId)) -> LeaseId,
+    pick: fn(&(LeaseId, LeaseId)) -> LeaseId,
 ) -> Txn {
     let mut txn = txn.clone();
     for op in &mut txn.then {
-        if let Op::Put { lease: Some(lease), .. } = op {
-            let nth = usize::try_from(lease.0).ok().and_then(|n| leases.get(n));
-            *lease = nth.map_or(LeaseId(999_999), &pick);
+        match op {
+            Op::Put { lease: Some(lease), .. } => {
+                let nth = usize::try_from(lease.0).ok().and_then(|n| leases.get(n));
+                *lease = nth.map_or(LeaseId(999_999), pick);
+            }
+            Op::Nested(nested) => *nested = with_leases(nested, leases, pick),
+            Op::Put { .. } | Op::Delete { .. } => {}
         }
     }
     txn
@@ -543,6 +618,11 @@ fn shifted(txn: &Txn, offset: i64) -> Txn {
         match compare {
             Compare::Modified { at, .. } | Compare::Created { at, .. } => at.0 += offset,
             Compare::Absent { .. } | Compare::Exists { .. } => {}
+        }
+    }
+    for op in &mut txn.then {
+        if let Op::Nested(nested) = op {
+            *nested = shifted(nested, offset);
         }
     }
     txn

@@ -321,8 +321,8 @@ async fn clients_of_an_embedded_store_harm_only_themselves() {
     for nonsense in [
         vec![0xff; 100],
         frame("nonsense"),
-        frame(r#"{"selvedge_store":1}"#).into_iter().chain(frame("{}")).collect(),
-        frame(r#"{"selvedge_store":1}"#).into_iter().chain([0x7f; 9]).collect(),
+        frame(r#"{"selvedge_store":2}"#).into_iter().chain(frame("{}")).collect(),
+        frame(r#"{"selvedge_store":2}"#).into_iter().chain([0x7f; 9]).collect(),
     ] {
         let mut stream = TcpStream::connect(target).await.expect("it listens");
         stream.write_all(&nonsense).await.expect("sent");
@@ -331,10 +331,10 @@ async fn clients_of_an_embedded_store_harm_only_themselves() {
         assert!(end.is_ok(), "the connection is closed");
     }
     let mut stream = TcpStream::connect(target).await.expect("it listens");
-    stream.write_all(&frame(r#"{"selvedge_store":2,"more":[]}"#)).await.expect("sent");
+    stream.write_all(&frame(r#"{"selvedge_store":3,"more":[]}"#)).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
-    assert!(answer.contains("version 2 is unknown"), "{answer}");
+    assert!(answer.contains("version 3 is unknown"), "{answer}");
     assert_eq!(two.read(&prefixes()).await.expect("it answers").keys.len(), 1);
     sleep(Duration::from_millis(2200)).await;
     assert_eq!(two.read(&prefixes()).await.expect("it answers").keys.len(), 0);

@@ -8,29 +8,42 @@
 //!   may be given networks.
 //! - [`network`] looks at one network: what this host shall do for it, and which transaction is
 //!   this node's to write.
+//! - [`liveness`] watches over the other voters, [`verdict`] decides which of them are lost, and
+//!   [`right`] whether this node may serve.
 //! - [`planner`] starts planned moves, on the one node that holds the lease for it.
 
+mod fitness;
+mod liveness;
 mod network;
 mod planner;
 mod registration;
+mod right;
 pub mod status;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use selvedge_model::{NodeName, Time, Vni};
+use serde::{Deserialize, Serialize};
 
-use self::network::Local;
+use self::fitness::Fitness;
+use self::liveness::Liveness;
+use self::network::{Local, Outbox};
 use self::planner::Plan;
 use self::registration::Standing;
+use self::right::Title;
+use self::verdict::Court;
 use crate::cache::{Cache, Concern};
 use crate::desired::Desired;
-use crate::kv::{Batch, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
+use crate::kv::{Batch, Health, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
 use crate::machine::State;
 use crate::placement::Ring;
+use crate::probe::{Electorate, Message, Outgoing};
 
 /// What an agent is told once.
 #[derive(Clone, Debug)]
@@ -55,6 +68,77 @@ pub struct Config {
     pub hold_down: Duration,
     /// Unix time in milliseconds at [`Time::ZERO`], for the history.
     pub wall_at_zero_ms: u64,
+    /// Whether it serves networks, or only votes.
+    pub role: NodeRole,
+    /// Where others reach it by probes, one address for each path.
+    pub probe: Vec<SocketAddr>,
+    /// The times of failure detection.
+    pub timing: Timing,
+    /// What it does when it is cut off from a majority and from the store.
+    pub isolated: Isolated,
+}
+
+/// What a node is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeRole {
+    /// It serves networks, and votes.
+    #[default]
+    Gateway,
+    /// It only votes.
+    Witness,
+}
+
+/// What a gateway does that is cut off from a majority of the voters and from the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolated {
+    /// Falls silent with three voters or more, where the others may take over, and serves on with
+    /// two, where nobody can without the store.
+    #[default]
+    Auto,
+    /// Falls silent.
+    Stop,
+    /// Serves what it has, and no more.
+    Serve,
+}
+
+/// The times of failure detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often every path to every voter is probed.
+    pub probe: Duration,
+    /// How long no path may answer until a voter is suspected.
+    pub suspect: Duration,
+    /// How long a node may serve without word of a majority or of the store.
+    pub fence: Duration,
+    /// How long the store may take to confirm a verdict until a prepared takeover begins.
+    pub patience: Duration,
+    /// How long a suspicion between two voters may be refuted in the store.
+    pub refute: Duration,
+    /// How long the lease lives.
+    pub lease: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            probe: Duration::from_millis(50),
+            suspect: Duration::from_millis(200),
+            fence: Duration::from_secs(1),
+            patience: Duration::from_millis(100),
+            refute: Duration::from_millis(250),
+            lease: Duration::from_secs(3),
+        }
+    }
+}
+
+/// What is to be done with a lease. Whether it succeeds is nobody's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeaseWork {
+    /// Renew it, once.
+    KeepAlive(LeaseId),
+    /// End it.
+    Revoke(LeaseId),
 }
 
 /// What the store's supervisor reports.
@@ -151,6 +235,44 @@ pub enum Event {
     },
     /// This node plans, or no longer does.
     Planner(bool),
+    /// A voter that was heard is heard no more on any path.
+    Suspected {
+        /// Who.
+        name: NodeName,
+        /// For how long it has not answered.
+        silent_for: Duration,
+    },
+    /// A voter is heard again, or for the first time.
+    Heard(NodeName),
+    /// This node has voted that another is lost.
+    Voted(NodeName),
+    /// A verdict stands in the store.
+    Verdict {
+        /// Who counts as dead.
+        name: NodeName,
+        /// Why.
+        reason: String,
+        /// From this node's own suspicion to the verdict, if it had one.
+        after: Option<Duration>,
+    },
+    /// Networks of a lost gateway are taken over before the store has confirmed the verdict.
+    Prepared {
+        /// Who is lost.
+        name: NodeName,
+        /// How many networks this node takes over.
+        networks: usize,
+    },
+    /// This node may serve for another reason than before, or may not.
+    Right {
+        /// The reason.
+        right: status::Right,
+        /// For how long it had no word of a majority or of the store.
+        unconfirmed_for: Duration,
+    },
+    /// What keeps this host from doing its job has changed; nothing: it is fit.
+    Fitness(Vec<String>),
+    /// This node asks the others to take its networks over, because it cannot do its job.
+    AsksForRelief,
     /// This node owns nothing any more, after [`Gateway::leave`].
     Left,
 }
@@ -164,6 +286,12 @@ pub enum OperatorError {
     /// The store's contents are not known yet.
     #[error("the store has not been read yet")]
     NotSynced,
+    /// The node is alive.
+    #[error("{0} answers {1}: drain it instead, with `selvedge gateway drain {0}`")]
+    Heard(NodeName, NodeName),
+    /// The node takes part still.
+    #[error("{0} is registered: stop its agent before it is removed")]
+    Registered(NodeName),
     /// The node is the predecessor's, which knows no draining from outside.
     #[error("{0} runs the predecessor's daemon: stop that daemon to drain it")]
     Predecessor(NodeName),
@@ -172,11 +300,22 @@ pub enum OperatorError {
 /// What a transaction was for.
 #[derive(Clone, Debug)]
 enum Purpose {
-    Network(Vni),
+    /// Steps of networks, each a nested transaction.
+    Networks(Vec<Vni>),
     Registration,
     Campaign,
     Start,
     Word(NodeName),
+    /// Whether this registration stands, asked at that time.
+    Confirm(Time),
+    /// That an incarnation is lost.
+    Verdict(NodeName, Revision),
+    /// Whether it is not.
+    Acquit(NodeName, Revision),
+    /// That one of two voters does not hear the other.
+    Doubt(NodeName),
+    /// What this node clears up.
+    Chores,
 }
 
 /// Where a piece of work stands that needs the store.
@@ -217,12 +356,21 @@ impl Pending {
     }
 }
 
+/// A word of the operator about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Drain,
+    Undrain,
+    Remove,
+}
+
 /// What the store says of one node, as far as its networks depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Repute {
     incarnation: Option<Revision>,
     on_ring: bool,
     convicted: bool,
+    presumed: bool,
 }
 
 /// How long to wait after the store did not answer.
@@ -231,6 +379,8 @@ const RETRY: Duration = Duration::from_millis(200);
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// How often the announcements of a fresh owner are repeated, and the clock of all periodic ones.
 const TICK: Duration = Duration::from_secs(1);
+/// How many networks are looked at in one go, so that the other voters never wait for an answer.
+const LOOKS: usize = 256;
 
 /// One agent's share of the gateway plane.
 ///
@@ -250,11 +400,25 @@ pub struct Gateway {
     connected: bool,
     lease: Option<LeaseId>,
     standing: Standing,
+    /// The incarnation that this run of the agent registered last.
+    last_incarnation: Option<Revision>,
+    liveness: Liveness,
+    court: Court,
+    title: Title,
+    /// Who votes.
+    electorate: Electorate,
+    /// What keeps this host from doing its job.
+    unfit: Vec<String>,
+    fitness: Fitness,
+    /// Until when this agent will be away on purpose, and since when it says so.
+    away_until: Option<Time>,
+    away_since: Time,
+    looked_at: Time,
     /// When this incarnation was first seen to be convicted.
     convicted_at: Option<Time>,
     registration: Pending,
     /// Words of the operator on their way into the roster.
-    words: BTreeMap<NodeName, bool>,
+    words: BTreeMap<NodeName, Word>,
     word: Pending,
     leaving: bool,
     left: bool,
@@ -273,6 +437,10 @@ pub struct Gateway {
     purposes: BTreeMap<Token, Purpose>,
     next_token: u64,
     transactions: VecDeque<(Token, Txn)>,
+    /// Steps of networks that wait to be sent together.
+    outbox: Outbox,
+    /// Announcements of new owners that are to be repeated soon.
+    echoes: BTreeSet<(Time, Vni)>,
     desired: BTreeMap<Vni, Desired>,
     events: VecDeque<Event>,
     reported: BTreeSet<String>,
@@ -287,8 +455,7 @@ impl Gateway {
         let first_tick = Duration::from_millis(rng.random_range(0..1000));
         let locals = config.networks.iter().map(|vni| (*vni, Local::default())).collect();
         Self {
-            config,
-            rng,
+            rng: ChaCha8Rng::seed_from_u64(rng.random()),
             cache: Cache::default(),
             ring: Ring::default(),
             reputes: BTreeMap::new(),
@@ -297,6 +464,16 @@ impl Gateway {
             connected: false,
             lease: None,
             standing: Standing::Unregistered,
+            last_incarnation: None,
+            liveness: Liveness::new(config.timing, rng.random(), now),
+            court: Court::default(),
+            title: Title::new(now),
+            electorate: Electorate::default(),
+            unfit: Vec::new(),
+            fitness: Fitness::default(),
+            away_until: None,
+            away_since: now,
+            looked_at: now,
             convicted_at: None,
             registration: Pending::No,
             words: BTreeMap::new(),
@@ -314,9 +491,12 @@ impl Gateway {
             purposes: BTreeMap::new(),
             next_token: 0,
             transactions: VecDeque::new(),
+            outbox: Outbox::default(),
+            echoes: BTreeSet::new(),
             desired: BTreeMap::new(),
             events: VecDeque::new(),
             reported: BTreeSet::new(),
+            config,
         }
     }
 
@@ -341,10 +521,24 @@ impl Gateway {
             Ok(reply) => Pending::Refused(reply.revision, now + CATCH_UP),
             Err(_) => Pending::RetryAt(now + self.jittered(RETRY)),
         };
-        let vni = if let Purpose::Network(vni) = purpose { Some(vni) } else { None };
-        self.alarms.extend(pending.wakes_at().map(|at| (at, vni)));
+        if let Purpose::Networks(vnis) = purpose {
+            self.note_steps(&vnis, reply.ok(), pending);
+            return self.run(now);
+        }
+        self.alarms.extend(pending.wakes_at().map(|at| (at, None)));
+        self.note_court(&purpose, reply.as_ref().ok(), pending);
         match purpose {
-            Purpose::Network(vni) => self.set_pending(vni, pending),
+            Purpose::Networks(_)
+            | Purpose::Verdict(..)
+            | Purpose::Acquit(..)
+            | Purpose::Doubt(_)
+            | Purpose::Chores => {}
+            Purpose::Confirm(asked) => {
+                self.title.asking = pending;
+                if let Pending::Committed(_) = pending {
+                    self.title.note_confirmation(asked);
+                }
+            }
             Purpose::Registration => self.registration = pending,
             Purpose::Campaign => self.plan.campaign = pending,
             Purpose::Start => self.plan.start = pending,
@@ -369,6 +563,52 @@ impl Gateway {
         self.run(now);
     }
 
+    /// Takes in an authenticated message of another voter, which came from `addr`.
+    pub fn handle_message(
+        &mut self,
+        from: &NodeName,
+        addr: SocketAddr,
+        message: Message,
+        now: Time,
+    ) {
+        self.wake(now);
+        self.receive(from, addr, message, now);
+        self.run(now);
+    }
+
+    /// Takes in how the store's members are, after [`poll_health`](Self::poll_health).
+    pub fn handle_health(&mut self, health: Health, now: Time) {
+        self.note_health(health);
+        self.run(now);
+    }
+
+    /// Takes in what keeps this host from doing its job, for people; nothing if it can.
+    pub fn handle_problems(&mut self, problems: Vec<String>, now: Time) {
+        self.note_problems(problems, now);
+        self.run(now);
+    }
+
+    /// Takes in whether it is not known yet if this host can do its job. Meanwhile it keeps what it
+    /// has, and nothing more is placed on it while others can serve.
+    pub fn handle_starting(&mut self, starting: bool, now: Time) {
+        self.fitness.starting = starting;
+        self.run(now);
+    }
+
+    /// Takes in which networks this host can serve from now on. Those that it no longer can are
+    /// given up.
+    pub fn handle_networks(&mut self, networks: BTreeSet<Vni>, now: Time) {
+        for vni in &networks {
+            self.locals.entry(*vni).or_default().resigned = false;
+        }
+        for (vni, local) in &mut self.locals {
+            local.resigned |= !networks.contains(vni);
+        }
+        self.dirty.extend(self.locals.keys());
+        self.config.networks = networks;
+        self.run(now);
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Time) {
         while let Some((at, vni)) = self.alarms.first().copied().filter(|(at, _)| *at <= now) {
@@ -379,13 +619,23 @@ impl Gateway {
             self.tick_at = self.tick_at + TICK;
             self.tick(now);
         }
+        while let Some((at, vni)) = self.echoes.first().copied().filter(|(at, _)| *at <= now) {
+            self.echoes.remove(&(at, vni));
+            self.announce(vni);
+        }
         self.run(now);
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called. Changes with any input.
     #[must_use]
     pub fn poll_timeout(&self) -> Time {
-        self.alarms.first().map_or(self.tick_at, |(at, _)| self.tick_at.min(*at))
+        if !self.dirty.is_empty() && self.synced {
+            return self.looked_at;
+        }
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        let echo = self.echoes.first().map(|(at, _)| *at);
+        let others = [alarm, echo, self.watch_at(self.looked_at), self.right_changes_at()];
+        others.into_iter().flatten().fold(self.tick_at, Time::min)
     }
 
     /// The next transaction to run. Transactions are independent of each other and may run in
@@ -398,6 +648,74 @@ impl Gateway {
     /// to be left as it is.
     pub fn poll_desired(&mut self) -> Option<(Vni, Desired)> {
         self.desired.pop_first()
+    }
+
+    /// The next message to send.
+    pub fn poll_message(&mut self) -> Option<Outgoing> {
+        self.liveness.poll()
+    }
+
+    /// Whether the store's members are to be asked how they are, each by itself and within
+    /// [`Timing::patience`]; the answer goes to [`handle_health`](Self::handle_health).
+    pub fn poll_health(&mut self) -> bool {
+        self.court.poll_health()
+    }
+
+    /// The next piece of work on a lease.
+    pub fn poll_lease(&mut self) -> Option<LeaseWork> {
+        self.court.poll_lease()
+    }
+
+    /// Whether all networks of this host shall be silenced at once (ARP, ND, RA, forwarding), or
+    /// that be lifted; `None` if that has not changed.
+    pub fn poll_silence(&mut self) -> Option<bool> {
+        self.title.switch.take()
+    }
+
+    /// Says to the others that this agent will be away for `time` on purpose, so that nobody
+    /// takes its networks over. [`is_away_known`](Self::is_away_known) says when they know.
+    pub fn announce_absence(&mut self, time: Duration, now: Time) {
+        self.away_until = Some(now + time);
+        self.away_since = now;
+        self.tell_everybody(now);
+        self.run(now);
+    }
+
+    /// Whether all voters that this one hears know that it will be away.
+    #[must_use]
+    pub fn is_away_known(&self) -> bool {
+        let since = self.away_since;
+        self.away_until.is_some() && self.liveness.is_known_since(since, self.looked_at)
+    }
+
+    /// Takes the networks of a lost gateway over without the store: an operator's word, which
+    /// binds the voters that it reaches like a vote of theirs.
+    ///
+    /// # Errors
+    /// If there is no such node, or it is heard.
+    pub fn take_over(&mut self, name: &NodeName, now: Time) -> Result<(), OperatorError> {
+        self.force(name, now)?;
+        self.run(now);
+        Ok(())
+    }
+
+    /// Strikes a node that is gone for good from the roster, so that it counts as a voter no more.
+    ///
+    /// # Errors
+    /// If there is no such node, or it is registered.
+    pub fn remove(&mut self, name: &NodeName, now: Time) -> Result<(), OperatorError> {
+        if !self.synced {
+            return Err(OperatorError::NotSynced);
+        }
+        if !self.cache.roster.contains_key(name) {
+            return Err(OperatorError::Unknown(name.clone()));
+        }
+        if self.cache.live.contains_key(name) {
+            return Err(OperatorError::Registered(name.clone()));
+        }
+        self.words.insert(name.clone(), Word::Remove);
+        self.run(now);
+        Ok(())
     }
 
     /// The next event.
@@ -424,7 +742,8 @@ impl Gateway {
                 false => OperatorError::Unknown(name.clone()),
             });
         }
-        self.words.insert(name.clone(), drained);
+        let word = if drained { Word::Drain } else { Word::Undrain };
+        self.words.insert(name.clone(), word);
         self.run(now);
         Ok(())
     }
@@ -469,17 +788,37 @@ impl Gateway {
 
     /// Looks at everything that has changed, until nothing is left to decide.
     fn run(&mut self, now: Time) {
+        self.wake(now);
         self.report_problems();
         if !self.synced {
             return;
         }
         self.register(now);
         self.write_word(now);
-        while let Some(vni) = self.dirty.pop_first() {
-            self.look_at(vni, now);
-        }
+        self.watch_over(now);
+        self.check_right(now);
+        self.send_probes(now);
+        self.look_at_dirty(now);
         self.make_plan(now);
         self.check_left();
+    }
+
+    /// Looks at the clock. Whoever slept knows that its view of the others is old.
+    fn wake(&mut self, now: Time) {
+        self.looked_at = self.looked_at.max(now);
+        let Timing { fence, lease, .. } = self.config.timing;
+        if let Some(slept) = self.liveness.wake(now) {
+            self.title.note_sleep(slept, fence, lease, now);
+        }
+    }
+
+    /// Looks at networks that something has changed for, at a bounded number in one go.
+    fn look_at_dirty(&mut self, now: Time) {
+        for _ in 0..LOOKS {
+            let Some(vni) = self.dirty.pop_first() else { break };
+            self.look_at(vni, now);
+        }
+        self.send_steps();
     }
 
     fn report_problems(&mut self) {
@@ -498,16 +837,18 @@ impl Gateway {
     /// A node came, went or changed. Concerned are the networks that name it, and those that the
     /// placement now wants elsewhere.
     fn nodes_changed(&mut self, now: Time) {
+        self.voters_changed();
         let reputes = self.reputes_now();
         let before = std::mem::replace(&mut self.reputes, reputes);
-        for name in before.keys().chain(self.reputes.keys()) {
-            if before.get(name) != self.reputes.get(name) {
-                self.dirty.extend(self.cache.named(name));
-            }
+        let names: BTreeSet<NodeName> = before.keys().chain(self.reputes.keys()).cloned().collect();
+        for name in names.iter().filter(|name| before.get(*name) != self.reputes.get(*name)) {
+            self.dirty.extend(self.cache.named(name));
         }
-        let placeable = self.cache.nodes.keys().filter(|name| !self.cache.is_convicted(name));
+        self.report_verdicts(now);
+        let placeable = self.cache.nodes.keys().filter(|name| !self.cache.is_struck(name));
         self.plan.note_nodes(placeable, !self.synced, now);
-        let ring = std::mem::replace(&mut self.ring, self.cache.ring());
+        let ring = std::mem::take(&mut self.ring);
+        self.ring = self.cache.ring(|name| self.is_lost(name));
         if ring != self.ring {
             let moved = |vni: &&Vni| ring.owner(**vni) != self.ring.owner(**vni);
             self.dirty.extend(self.locals.keys().filter(moved));
@@ -523,7 +864,8 @@ impl Gateway {
         let repute = |name| Repute {
             incarnation: self.cache.live.get(name).map(|live| live.incarnation),
             on_ring: self.cache.nodes.contains_key(name),
-            convicted: self.cache.is_convicted(name),
+            convicted: self.cache.is_struck(name),
+            presumed: self.is_presumed(name),
         };
         let names = self.cache.live.keys().chain(self.cache.nodes.keys());
         names.map(|name| (name.clone(), repute(name))).collect()

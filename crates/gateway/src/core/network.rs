@@ -6,18 +6,35 @@ use std::time::Duration;
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::registration::put_json;
-use super::{Event, Gateway, Pending, Purpose, Reason};
+use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
 use crate::cache::Network;
 use crate::desired::{Desired, Duty, Upstream};
 use crate::keys::{self, Field};
-use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
+use crate::kv::{Compare, LeaseId, MAX_NESTED, Op, Revision, Txn, TxnReply};
 use crate::machine::{self, Presence, Role, State, Step, Wait};
 
 /// For how long the more-specific routes of a new owner stay: until the routes of the one before
 /// have aged out of any routing protocol with its usual timers.
 const HALVES: Duration = Duration::from_secs(30);
+/// The same after a planned move, where the one before has withdrawn its routes: until that has
+/// reached everybody. The shorter this is, the sooner a successor has routes that are more
+/// specific than ours, if this gateway is lost in its turn.
+const HALVES_AFTER_MOVE: Duration = Duration::from_secs(5);
 /// For how long after a takeover the announcements are repeated every second.
 const FRESH: Duration = Duration::from_secs(10);
+/// When else the announcements of a takeover are repeated.
+const ECHOES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(700)];
+/// For how long a takeover is remembered, and when it is announced again if a gateway is back.
+const MEMORY: Duration = Duration::from_secs(120);
+const REMINDERS: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(1000),
+];
+/// How many steps one transaction carries at most: the bound of the store, less what this node
+/// compares for all of them.
+const STEPS: usize = MAX_NESTED - 20;
 /// For how long a gateway that is named but not registered counts as there: it may be about to
 /// register anew.
 const ORPHAN: Duration = Duration::from_secs(3);
@@ -46,7 +63,10 @@ pub(super) struct Local {
     /// Since when a gateway is named here that is not registered.
     orphaned: Option<Time>,
     /// Whether this node has given the network up without a successor.
-    resigned: bool,
+    pub(super) resigned: bool,
+    /// Who takes it over from a gateway that is presumed to be lost. That stays until the verdict
+    /// is committed, so that no third one takes it over from the second.
+    heir: Option<NodeName>,
     pub(super) pending: Pending,
 }
 
@@ -91,6 +111,8 @@ pub(super) struct View {
     pub(super) there: Presence,
     /// Whether the store names this node, but by the word of an earlier incarnation.
     stale: bool,
+    /// Whether a gateway that the store names is presumed to be lost, without a verdict yet.
+    presumptive: bool,
 }
 
 impl Gateway {
@@ -126,7 +148,25 @@ impl Gateway {
         }
     }
 
-    pub(super) fn set_pending(&mut self, vni: Vni, pending: Pending) {
+    /// Takes in what became of steps that were sent together.
+    pub(super) fn note_steps(&mut self, vnis: &[Vni], reply: Option<TxnReply>, pending: Pending) {
+        let nested = reply.map(|reply| (reply.committed, reply.revision, reply.nested));
+        for (at, vni) in vnis.iter().enumerate() {
+            let pending = match (&nested, pending) {
+                // The step was refused although the others were taken.
+                (Some((true, revision, done)), Pending::Committed(_))
+                    if !done.get(at).copied().unwrap_or(true) =>
+                {
+                    Pending::Refused(*revision, self.looked_at + CATCH_UP)
+                }
+                (_, pending) => pending,
+            };
+            self.set_pending(*vni, pending);
+        }
+    }
+
+    fn set_pending(&mut self, vni: Vni, pending: Pending) {
+        self.alarms.extend(pending.wakes_at().map(|at| (at, Some(vni))));
         if let Pending::Refused(revision, _) = pending {
             self.waiting.insert((revision, vni));
         }
@@ -144,6 +184,64 @@ impl Gateway {
             }
             self.waiting.remove(&(revision, vni));
             self.dirty.insert(vni);
+        }
+    }
+
+    /// Names who takes a network over from a gateway that is presumed to be lost. Returns whether
+    /// it is this node.
+    pub(super) fn name_heir(&mut self, vni: Vni) -> bool {
+        let network = self.cache.networks.get(&vni).cloned().unwrap_or_default();
+        let there = |name: &&NodeName| self.is_known(name) && !self.is_lost(name);
+        let moving = network.state().is_migration() || network.state() == State::FailoverDecided;
+        let next = network.next().filter(|_| moving).filter(there);
+        let heir = next.or_else(|| self.ring.owner(vni)).cloned();
+        let mine = heir.as_ref() == Some(&self.config.name);
+        match self.locals.get_mut(&vni) {
+            Some(local) if local.heir.is_none() => local.heir = heir,
+            Some(_) | None => {}
+        }
+        mine && self.locals.contains_key(&vni)
+    }
+
+    /// Whether an owner or owner to be is presumed to be lost: there is no verdict yet.
+    fn is_presumptive(&self, network: &Network) -> bool {
+        [network.current(), network.next()].into_iter().flatten().any(|name| self.is_presumed(name))
+    }
+
+    /// Takes the network over ahead of the verdict, if it falls to this node.
+    fn inherit(&mut self, vni: Vni, now: Time) {
+        let me = &self.config.name;
+        let Some(local) = self.locals.get_mut(&vni) else { return };
+        if local.heir.as_ref() != Some(me) || local.resigned {
+            return;
+        }
+        if local.took_over.is_none() {
+            local.took_over = Some(now);
+            self.echo(vni, now);
+        }
+        self.want(vni, Duty::TAKEOVER);
+    }
+
+    /// Announces what was taken over lately: a gateway is back that may have answered for it, or
+    /// let its kernel do so.
+    pub(super) fn remind_stations(&mut self, now: Time) {
+        let recent = |local: &Local| local.took_over.is_some_and(|at| now.since(at) < MEMORY);
+        let taken = self.locals.iter().filter(|(_, local)| recent(local)).map(|(vni, _)| *vni);
+        let echoes = taken.flat_map(|vni| REMINDERS.map(|after| (now + after, vni)));
+        self.echoes.extend(echoes);
+    }
+
+    /// Attracts traffic by more-specific routes for a while, and repeats the announcement soon:
+    /// what was lost is not missed until the next second.
+    fn echo(&mut self, vni: Vni, now: Time) {
+        self.echoes.extend(ECHOES.map(|after| (now + after, vni)));
+        self.attract_by_halves(vni, now + HALVES);
+    }
+
+    fn attract_by_halves(&mut self, vni: Vni, until: Time) {
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.halves_until = local.halves_until.max(Some(until));
+            self.alarms.insert((until, Some(vni)));
         }
     }
 
@@ -186,7 +284,11 @@ impl Gateway {
                 && (current != next || state == State::FailoverDecided),
         };
         let role = self.role(network);
-        View { state, role, there, stale: self.is_stale(network, role) }
+        let (stale, presumptive) = (self.is_stale(network, role), self.is_presumptive(network));
+        if let Some(local) = self.locals.get_mut(&vni).filter(|_| !presumptive) {
+            local.heir = None;
+        }
+        View { state, role, there, stale, presumptive }
     }
 
     /// What an earlier incarnation was entitled to has to be written anew by this one.
@@ -214,9 +316,7 @@ impl Gateway {
 
     /// Whether a gateway that the store names is there: it is not convicted, and known.
     fn is_there(&self, name: Option<&NodeName>, orphans_count: bool) -> bool {
-        name.is_some_and(|name| {
-            !self.cache.is_convicted(name) && (orphans_count || self.is_known(name))
-        })
+        name.is_some_and(|name| !self.is_lost(name) && (orphans_count || self.is_known(name)))
     }
 
     /// Whether gateways that are named but not registered still count as there.
@@ -245,10 +345,10 @@ impl Gateway {
         }
         if before != Some(entered) && takes_over(before, entered) {
             local.took_over = Some(now);
+            self.echo(vni, now);
         }
-        if before != Some(entered) && (takes_over(before, entered) || arrives(before, entered)) {
-            local.halves_until = Some(now + HALVES);
-            self.alarms.insert((now + HALVES, Some(vni)));
+        if before != Some(entered) && arrives(before, entered) {
+            self.attract_by_halves(vni, now + HALVES_AFTER_MOVE);
         }
         self.note_owner(vni, view, network, before);
     }
@@ -302,8 +402,11 @@ impl Gateway {
     fn set_duty(&mut self, vni: Vni, view: &View, step: Step, now: Time) {
         let Some(local) = self.locals.get(&vni) else { return };
         let mut duty = machine::duty(view.state, view.role);
-        if local.resigned || self.is_barred() {
+        if local.resigned || self.is_barred() || !self.may_serve() {
             return self.want(vni, Duty::NONE);
+        }
+        if view.presumptive && step == Step::Claim {
+            return self.inherit(vni, now);
         }
         let unowned = !view.there.current && !view.there.next;
         let about_to_own =
@@ -372,6 +475,8 @@ impl Gateway {
             return self.write(vni, incarnation, network, vec![], then);
         }
         match step {
+            // Nothing can be committed against a gateway before the verdict is.
+            Step::Claim if view.presumptive => {}
             Step::Rest => {}
             Step::Advance(to, wait) => {
                 if self.is_done(vni, wait, now) {
@@ -442,7 +547,7 @@ impl Gateway {
         let reason = match (network.current().or(before), view.state) {
             (None, _) => Reason::First,
             (Some(from), State::MigrationEvpnWithdrawn) => Reason::Move(from.clone()),
-            (Some(from), _) if self.cache.is_convicted(from) => Reason::Verdict(from.clone()),
+            (Some(from), _) if self.cache.is_struck(from) => Reason::Verdict(from.clone()),
             (Some(from), _) => Reason::Gone(from.clone()),
         };
         let history = history.with(me.clone(), reason.to_string(), self.wall_ms(now));
@@ -472,8 +577,8 @@ impl Gateway {
         }
     }
 
-    /// Sends a transaction on a network, guarded by this node's registration and by all three
-    /// keys of the network being as they were seen.
+    /// Has a step of a network sent, guarded by this node's registration and by all three keys of
+    /// the network being as they were seen.
     fn write(
         &mut self,
         vni: Vni,
@@ -482,14 +587,39 @@ impl Gateway {
         ground: Vec<Compare>,
         then: Vec<Op>,
     ) {
-        let mut compare = Vec::from(self.own_guard(incarnation));
-        compare.extend(guard(vni, network));
+        let mut compare = Vec::from(guard(vni, network));
         compare.extend(ground);
         if let Some(local) = self.locals.get_mut(&vni) {
             local.pending = Pending::Sent;
         }
-        self.send(Purpose::Network(vni), Txn { compare, then });
+        if self.outbox.incarnation != incarnation {
+            self.send_steps();
+            self.outbox.incarnation = incarnation;
+        }
+        self.outbox.steps.push((vni, Txn { compare, then }));
+        if self.outbox.steps.len() >= STEPS {
+            self.send_steps();
+        }
     }
+
+    /// Sends the steps that wait. Each stands and falls by itself, all of them with this node's
+    /// registration.
+    pub(super) fn send_steps(&mut self) {
+        let Outbox { incarnation, steps } = std::mem::take(&mut self.outbox);
+        if steps.is_empty() {
+            return;
+        }
+        let (vnis, then) = steps.into_iter().map(|(vni, txn)| (vni, Op::Nested(txn))).unzip();
+        let compare = self.own_guard(incarnation).into();
+        self.send(Purpose::Networks(vnis), Txn { compare, then });
+    }
+}
+
+/// Steps of networks that wait to be sent together.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    incarnation: Revision,
+    steps: Vec<(Vni, Txn)>,
 }
 
 /// Whether this change means that a gateway was lost, whose routes may linger: from an owner, or

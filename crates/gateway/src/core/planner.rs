@@ -199,6 +199,12 @@ impl Gateway {
         live.or_else(|| self.cache.nodes.get(name).map(|node| node.lease))
     }
 
+    /// Whether the roster says that this node has left, as far as it can still be written.
+    fn has_told_the_roster(&self) -> bool {
+        let entry = self.cache.roster.get(&self.config.name);
+        self.incarnation().is_none() || entry.is_none_or(|entry| entry.value.left)
+    }
+
     /// Whether everything has been handed over, after the word to leave.
     pub(super) fn check_left(&mut self) {
         if !self.leaving || self.left {
@@ -207,9 +213,7 @@ impl Gateway {
         // What a host of the same name has is not this one's to hand over.
         let taken = matches!(self.standing, super::Standing::NameTaken { .. });
         // Nor is what makes no sense: nobody could take it.
-        let mut named = self.cache.named(&self.config.name);
-        if taken || named.all(|vni| self.cache.is_blocked(vni)) {
-            drop(named);
+        if taken || self.has_nothing_left() && self.has_told_the_roster() {
             self.left = true;
             self.events.push_back(Event::Left);
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use selvedge_model::{NodeName, Time, VniRanges};
 
-use super::{Event, Gateway, Pending, Purpose};
-use crate::cache::{Live, LiveValue, RosterValue};
+use super::{Event, Gateway, Pending, Purpose, Word};
+use crate::cache::{Live, LiveValue, RosterValue, Slot};
 use crate::keys;
 use crate::kv::{Compare, LeaseId, Op, Revision, Txn};
 
@@ -71,21 +71,19 @@ impl Gateway {
     /// Writes a word of the operator into the roster, until it stands there.
     pub(super) fn write_word(&mut self, now: Time) {
         let roster = &self.cache.roster;
-        let open = |name: &NodeName, drained: bool| {
-            roster.get(name).is_some_and(|entry| entry.value.drained != drained)
+        let open = |name: &NodeName, word: Word| {
+            roster.get(name).is_some_and(|entry| word.is_open(entry.value.drained))
         };
-        self.words.retain(|name, drained| open(name, *drained));
+        self.words.retain(|name, word| open(name, *word));
         if !self.word.is_free(self.cache.revision, now) {
             return;
         }
-        let Some((name, drained)) = self.words.first_key_value() else { return };
-        let (name, drained) = (name.clone(), *drained);
+        let Some((name, word)) = self.words.first_key_value() else { return };
+        let (name, word) = (name.clone(), *word);
         let Some(entry) = self.cache.roster.get(&name) else { return };
-        let key = keys::roster(&name);
-        let value = RosterValue { drained, ..entry.value.clone() };
-        let compare = vec![Compare::Modified { key: key.clone(), at: entry.modified }];
+        let txn = word_txn(&name, word, entry);
         self.word = Pending::Sent;
-        self.send(Purpose::Word(name), Txn { compare, then: vec![put_json(key, &value, None)] });
+        self.send(Purpose::Word(name), txn);
     }
 
     fn note_standing(&mut self, now: Time) {
@@ -104,6 +102,12 @@ impl Gateway {
             }
         }
         self.convicted_at = (standing == Standing::Convicted).then_some(now);
+        if let Standing::Registered(incarnation) = standing {
+            // The store has just said so.
+            self.last_incarnation = Some(incarnation);
+            self.title.note_confirmation(now);
+            self.liveness.begin(now);
+        }
         self.standing = standing;
         self.dirty.extend(self.locals.keys());
     }
@@ -125,8 +129,12 @@ impl Gateway {
     fn registration_txn(&mut self, lease: LeaseId, now: Time) -> Option<Txn> {
         let live = self.cache.live.get(&self.config.name).cloned();
         match (&self.standing, live) {
-            (Standing::Registered(incarnation), _) => {
-                self.roster_txn(*incarnation).or_else(|| self.ring_entry_txn(lease, *incarnation))
+            (Standing::Registered(incarnation), live) => {
+                let incarnation = *incarnation;
+                let roster = self.roster_txn(incarnation);
+                let live = || live.and_then(|live| self.live_txn(&live, lease, incarnation));
+                let txn = roster.or_else(live);
+                txn.or_else(|| self.ring_entry_txn(lease, incarnation, now))
             }
             (Standing::NameTaken { .. }, _) => None,
             (Standing::Convicted, Some(live)) => {
@@ -168,44 +176,80 @@ impl Gateway {
         let name = &self.config.name;
         let mut compare = vec![Compare::Absent { key: keys::live(name) }];
         let mut then = vec![self.put_live(lease)];
-        let roster = keys::roster(name);
-        if !self.cache.roster.contains_key(name) {
-            compare.push(Compare::Absent { key: roster.clone() });
-            then.push(put_json(roster, &RosterValue::default(), None));
+        if let Some((condition, put)) = self.roster_change() {
+            compare.push(condition);
+            then.push(put);
         }
         Txn { compare, then }
     }
 
     fn put_live(&self, lease: LeaseId) -> Op {
+        put_json(keys::live(&self.config.name), &self.live_value(), Some(lease))
+    }
+
+    fn live_value(&self) -> LiveValue {
         let networks: VniRanges = self.config.networks.iter().copied().collect();
-        let value = LiveValue {
+        LiveValue {
             identity: self.config.identity.clone(),
             version: self.config.version.clone(),
             networks: Some(networks).filter(|_| !self.config.networks.is_empty()),
-        };
-        put_json(keys::live(&self.config.name), &value, Some(lease))
+        }
     }
 
-    /// A roster entry that somebody has removed while this node runs.
+    /// Writes the registration anew if what it says is no longer so.
+    fn live_txn(&self, live: &Live, lease: LeaseId, incarnation: Revision) -> Option<Txn> {
+        let right = live.value.as_ref() == Some(&self.live_value());
+        let then = vec![self.put_live(lease)];
+        (!right).then(|| Txn { compare: self.own_guard(incarnation).into(), then })
+    }
+
+    /// Puts the roster entry right: somebody has removed it, or this node is reached elsewhere
+    /// now, or it leaves.
     fn roster_txn(&self, incarnation: Revision) -> Option<Txn> {
-        let name = &self.config.name;
-        if self.cache.roster.contains_key(name) {
-            return None;
-        }
-        let key = keys::roster(name);
+        let (condition, put) = self.roster_change()?;
         let mut compare = Vec::from(self.own_guard(incarnation));
-        compare.push(Compare::Absent { key: key.clone() });
-        Some(Txn { compare, then: vec![put_json(key, &RosterValue::default(), None)] })
+        compare.push(condition);
+        Some(Txn { compare, then: vec![put] })
+    }
+
+    /// What has to be written for the roster to be right, and on which condition. What operators
+    /// and newer versions have written there stays.
+    fn roster_change(&self) -> Option<(Compare, Op)> {
+        let name = &self.config.name;
+        let key = keys::roster(name);
+        let entry = self.cache.roster.get(name);
+        let known = entry.map(|entry| entry.value.clone()).unwrap_or_default();
+        let value = RosterValue {
+            role: self.config.role,
+            identity: self.config.identity.clone(),
+            probe: self.config.probe.clone(),
+            left: self.has_nothing_left(),
+            ..known
+        };
+        let condition = match entry {
+            Some(entry) if entry.value == value => return None,
+            Some(entry) => Compare::Modified { key: key.clone(), at: entry.modified },
+            None => Compare::Absent { key: key.clone() },
+        };
+        Some((condition, put_json(key, &value, None)))
+    }
+
+    /// Whether this node is on its way out and serves nothing any more.
+    pub(super) fn has_nothing_left(&self) -> bool {
+        let blocked = |vni| self.cache.is_blocked(vni);
+        self.leaving && self.cache.named(&self.config.name).all(blocked)
     }
 
     /// The entry on the ring says "place networks here", so it goes when this node drains, and a
     /// node that can serve nothing has none.
-    fn ring_entry_txn(&self, lease: LeaseId, incarnation: Revision) -> Option<Txn> {
+    fn ring_entry_txn(&mut self, lease: LeaseId, incarnation: Revision, now: Time) -> Option<Txn> {
+        let placeable = self.is_placeable(now);
         let name = &self.config.name;
         let drained = self.cache.roster.get(name).is_some_and(|entry| entry.value.drained);
         let able = !self.config.networks.is_empty();
-        let wanted = able && !self.leaving && !drained;
         let entry = self.cache.nodes.get(name);
+        let placeable = placeable.unwrap_or(entry.is_some());
+        let wanted = able && placeable && !self.leaving && !drained;
         let right = entry.is_some_and(|e| e.lease == lease && e.ids == self.config.ids);
         let key = keys::node(name);
         let op = match wanted {
@@ -215,6 +259,33 @@ impl Gateway {
         };
         Some(Txn { compare: self.own_guard(incarnation).into(), then: vec![op] })
     }
+}
+
+impl Word {
+    /// Whether there is anything to write for it.
+    const fn is_open(self, drained: bool) -> bool {
+        match self {
+            Self::Drain => !drained,
+            Self::Undrain => drained,
+            Self::Remove => true,
+        }
+    }
+}
+
+fn word_txn(name: &NodeName, word: Word, entry: &Slot<RosterValue>) -> Txn {
+    let key = keys::roster(name);
+    let mut compare = vec![Compare::Modified { key: key.clone(), at: entry.modified }];
+    let then = match word {
+        Word::Drain | Word::Undrain => {
+            let value = RosterValue { drained: word == Word::Drain, ..entry.value.clone() };
+            put_json(key, &value, None)
+        }
+        Word::Remove => {
+            compare.push(Compare::Absent { key: keys::live(name) });
+            Op::Delete { key }
+        }
+    };
+    Txn { compare, then: vec![then] }
 }
 
 /// A put of a value that is always representable as JSON.

@@ -1,13 +1,15 @@
 //! What people may ask of the core.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use selvedge_model::{NodeName, Vni};
 
-use super::Gateway;
+use super::{Gateway, NodeRole};
 use crate::cache::{Change, RosterValue, Slot};
 use crate::desired::Duty;
-use crate::kv::{LeaseId, Revision};
+use crate::kv::{Health, LeaseId, Revision};
 use crate::machine::State;
 
 /// This node and what it knows of the others.
@@ -39,6 +41,67 @@ pub struct Status {
     pub moving: usize,
     /// Keys that make no sense, each with the reason.
     pub problems: BTreeMap<String, String>,
+    /// What this node does: serve networks, or only vote.
+    pub role: NodeRole,
+    /// Who votes.
+    pub voters: Vec<NodeName>,
+    /// How many of them are a majority.
+    pub majority: usize,
+    /// The other voters as this one hears them.
+    pub partners: BTreeMap<NodeName, Partner>,
+    /// Whether this node may serve, and why.
+    pub right: Right,
+    /// Whether all networks of this host are to be silent.
+    pub silenced: bool,
+    /// The store's members, when they were last asked.
+    pub store: Option<Health>,
+    /// Why a gateway that is lost could not be replaced now; `None` if it could.
+    pub failover_impossible: Option<String>,
+    /// What keeps this host from doing its job, for people.
+    pub unfit: Vec<String>,
+}
+
+/// Whether a node may serve, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Right {
+    /// It may not: neither a majority of the voters nor the store has confirmed it in time.
+    None,
+    /// Nobody has been asked yet: it has not registered since it was started.
+    Unknown,
+    /// A majority of the voters, itself counted, hears it.
+    Majority,
+    /// The store has confirmed that no verdict stands against it.
+    Store,
+    /// It is cut off, and told to serve on.
+    Isolated,
+}
+
+/// Another voter, as this one hears it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partner {
+    /// Whether it has answered a moment ago.
+    pub heard: bool,
+    /// How long ago it last answered on any path; `None`: never.
+    pub silent_for: Option<Duration>,
+    /// Each of its addresses, with how long ago it last answered there, and how long that took.
+    pub paths: Vec<PathStatus>,
+    /// Whom it hears itself.
+    pub hears: Vec<NodeName>,
+    /// Who has voted that it is lost.
+    pub voted_by: Vec<NodeName>,
+    /// For how long it will yet be away on purpose.
+    pub away: Option<Duration>,
+}
+
+/// A path to a voter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathStatus {
+    /// Where it is probed.
+    pub addr: SocketAddr,
+    /// How long ago it last answered; `None`: never.
+    pub silent_for: Option<Duration>,
+    /// How long the last answer took.
+    pub round_trip: Option<Duration>,
 }
 
 /// One node as the store knows it.
@@ -75,6 +138,8 @@ pub struct Counts {
     pub failover: usize,
     /// Those without an owner.
     pub unassigned: usize,
+    /// Those that are left alone, because a key of theirs makes no sense.
+    pub blocked: usize,
 }
 
 /// One network.
@@ -124,6 +189,15 @@ impl Gateway {
             networks: self.counts(),
             moving: self.cache.moving.len(),
             problems: self.cache.problems.clone(),
+            role: self.config.role,
+            voters: self.electorate.voters.clone(),
+            majority: self.majority(),
+            partners: self.partner_statuses(),
+            right: self.title.right,
+            silenced: self.is_silenced(),
+            store: self.court.health.map(|(health, _)| health),
+            failover_impossible: self.failover_impossible(self.looked_at),
+            unfit: self.unfit.clone(),
         }
     }
 
@@ -131,6 +205,28 @@ impl Gateway {
     #[must_use]
     pub fn networks(&self) -> Vec<NetworkStatus> {
         self.locals.keys().map(|vni| self.network_status(*vni)).collect()
+    }
+
+    /// The last changes of a network's owner, the latest last.
+    #[must_use]
+    pub fn history(&self, vni: Vni) -> &[Change] {
+        self.cache.history.get(&vni).map_or(&[], |history| history.changes.as_slice())
+    }
+
+    /// The same for all networks that the store has a history of, by VNI.
+    pub fn histories(&self) -> impl Iterator<Item = (Vni, &[Change])> {
+        self.cache.history.iter().map(|(vni, history)| (*vni, history.changes.as_slice()))
+    }
+
+    /// The nodes of the roster with their identities, by which their probes are authenticated.
+    pub fn roster(&self) -> impl Iterator<Item = (&NodeName, &str)> {
+        self.cache.roster.iter().map(|(name, slot)| (name, slot.value.identity.as_str()))
+    }
+
+    /// The last revision at which anything about the nodes changed.
+    #[must_use]
+    pub const fn nodes_revision(&self) -> Revision {
+        self.cache.nodes_revision
     }
 
     /// Whether this node holds the planner's lease.
@@ -154,6 +250,14 @@ impl Gateway {
             last_change: history.and_then(|history| history.changes.last().cloned()),
             blocked: self.cache.is_blocked(vni),
         }
+    }
+
+    fn partner_statuses(&self) -> BTreeMap<NodeName, Partner> {
+        let mut partners = self.liveness.statuses(self.looked_at);
+        for (name, partner) in &mut partners {
+            partner.voted_by = self.voters_against(name);
+        }
+        partners
     }
 
     fn node_statuses(&self) -> BTreeMap<NodeName, NodeStatus> {
@@ -189,7 +293,9 @@ impl Gateway {
             let network = self.cache.networks.get(vni);
             let state = network.map_or(State::Unassigned, |network| network.state());
             let owned = network.is_some_and(|network| network.current().is_some());
-            let count = if state == State::FailoverDecided {
+            let count = if self.cache.is_blocked(*vni) {
+                &mut counts.blocked
+            } else if state == State::FailoverDecided {
                 &mut counts.failover
             } else if state.is_migration() {
                 &mut counts.moving

@@ -6,10 +6,12 @@ use std::time::Duration;
 use selvedge_gateway::cache::Cache;
 use selvedge_gateway::desired::{Desired, Duty};
 use selvedge_gateway::keys;
-use selvedge_gateway::kv::{Compare, LeaseId, Op, Revision, Txn};
+use selvedge_gateway::kv::{Compare, Health, LeaseId, Op, Revision, StoreError, Txn};
 use selvedge_gateway::model::Model;
 use selvedge_gateway::placement::fmix64;
-use selvedge_gateway::{Config, Event, Gateway, StoreInput, Token};
+use selvedge_gateway::{
+    Config, Event, Gateway, Isolated, LeaseWork, NodeRole, StoreInput, Timing, Token,
+};
 use selvedge_model::{NodeName, Time, Vni};
 
 pub(crate) const BUDGET: usize = 2;
@@ -31,6 +33,12 @@ pub(crate) struct Agent {
     pub(crate) hears: bool,
     /// Whether its host does at once what it is asked.
     pub(crate) applies: bool,
+    /// Whether other voters and it reach each other.
+    pub(crate) linked: bool,
+    /// Whether its process runs.
+    pub(crate) runs: bool,
+    /// Whether its host was told to be silent.
+    pub(crate) silent: bool,
     seen: Option<Revision>,
 }
 
@@ -38,7 +46,11 @@ pub(crate) struct Bench {
     pub(crate) store: Model,
     pub(crate) now: Time,
     pub(crate) agents: Vec<Agent>,
+    /// How the store's members are; without a leader nobody writes, and nobody hears.
+    pub(crate) health: Health,
 }
+
+pub(crate) const WHOLE: Health = Health { members: 3, answering: 3, led: true };
 
 pub(crate) fn vni(number: u32) -> Vni {
     number.try_into().expect("a valid vni")
@@ -65,12 +77,17 @@ pub(crate) fn config(text: &str, ids: Vec<u64>, networks: u32) -> Config {
         budget: BUDGET,
         hold_down: HOLD_DOWN,
         wall_at_zero_ms: 0,
+        role: NodeRole::Gateway,
+        probe: Vec::new(),
+        timing: Timing::default(),
+        isolated: Isolated::Auto,
     }
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        Self { store: Model::new(), now: Time::from_micros(1), agents: Vec::new() }
+        let (store, agents) = (Model::new(), Vec::new());
+        Self { store, now: Time::from_micros(1), agents, health: WHOLE }
     }
 
     /// Adds an agent and returns its index; nothing has happened yet.
@@ -86,11 +103,22 @@ impl Bench {
             held: Vec::new(),
             hears: true,
             applies: true,
+            linked: true,
+            runs: true,
+            silent: false,
             seen: None,
         });
         let index = self.agents.len() - 1;
         self.agents[index].core.handle_store(StoreInput::Lease(lease), self.now);
         index
+    }
+
+    /// Gives an agent a new lease instead of one that has ended.
+    pub(crate) fn renew(&mut self, agent: usize) {
+        let (lease, now) = (self.lease(), self.now);
+        self.agents[agent].lease = lease;
+        self.agents[agent].core.handle_store(StoreInput::LeaseLost, now);
+        self.agents[agent].core.handle_store(StoreInput::Lease(lease), now);
     }
 
     /// A lease that outlives the test unless it is revoked.
@@ -120,12 +148,14 @@ impl Bench {
     pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         self.settle();
-        while let Some(at) = self.agents.iter().map(|a| a.core.poll_timeout()).min() {
+        while let Some(at) =
+            self.agents.iter().filter(|a| a.runs).map(|a| a.core.poll_timeout()).min()
+        {
             if at > until {
                 break;
             }
             self.now = self.now.max(at);
-            for agent in &mut self.agents {
+            for agent in self.agents.iter_mut().filter(|agent| agent.runs) {
                 if agent.core.poll_timeout() <= self.now {
                     agent.core.handle_timeout(self.now);
                 }
@@ -154,13 +184,26 @@ impl Bench {
     /// The transactions that an agent wants to run, in words, with every revision checked
     /// against the store.
     pub(crate) fn held(&self, agent: usize) -> Vec<String> {
-        self.agents[agent].held.iter().map(|(_, txn)| self.words(txn)).collect()
+        self.agents[agent].held.iter().flat_map(|(_, txn)| self.words(txn)).collect()
     }
 
-    fn words(&self, txn: &Txn) -> String {
-        let compare: Vec<String> = txn.compare.iter().map(|c| self.condition(c)).collect();
-        let then: Vec<String> = txn.then.iter().map(change).collect();
-        format!("if {}; then {}", compare.join(", "), then.join(", "))
+    /// A nested transaction is told with what surrounds it, as one by itself.
+    fn words(&self, txn: &Txn) -> Vec<String> {
+        let told = |compare: Vec<Compare>, then: &[Op]| {
+            let compare: Vec<String> = compare.iter().map(|c| self.condition(c)).collect();
+            let then: Vec<String> = then.iter().map(change).collect();
+            format!("if {}; then {}", compare.join(", "), then.join(", "))
+        };
+        let own: Vec<Op> =
+            txn.then.iter().filter(|op| !matches!(op, Op::Nested(_))).cloned().collect();
+        let nested = txn.then.iter().filter_map(|op| match op {
+            Op::Nested(inner) => {
+                Some(told([txn.compare.clone(), inner.compare.clone()].concat(), &inner.then))
+            }
+            Op::Put { .. } | Op::Delete { .. } => None,
+        });
+        let plain = (!own.is_empty()).then(|| told(txn.compare.clone(), &own));
+        plain.into_iter().chain(nested).collect()
     }
 
     fn condition(&self, compare: &Compare) -> String {
@@ -180,8 +223,24 @@ impl Bench {
     }
 
     fn turn(&mut self, index: usize) -> bool {
+        let (up, health) = (self.health.led, self.health);
         let agent = &mut self.agents[index];
-        let mut busy = agent.hears && agent.hear(&self.store, self.now);
+        if !agent.runs {
+            return false;
+        }
+        let mut busy = up && agent.hears && agent.hear(&self.store, self.now);
+        if agent.core.poll_health() {
+            agent.core.handle_health(health, self.now);
+        }
+        if let Some(silent) = agent.core.poll_silence() {
+            agent.silent = silent;
+        }
+        while let Some(work) = agent.core.poll_lease() {
+            if let (true, LeaseWork::Revoke(lease)) = (up, work) {
+                // Others may have been faster.
+                drop(self.store.revoke(lease));
+            }
+        }
         while let Some(event) = agent.core.poll_event() {
             agent.events.push(event);
         }
@@ -196,12 +255,30 @@ impl Bench {
         }
         while let Some((token, txn)) = agent.core.poll_transaction() {
             if agent.writes {
-                let reply = self.store.txn(&txn);
+                let away = StoreError::Unavailable("no leader".to_owned());
+                let reply = if up { self.store.txn(&txn) } else { Err(away) };
                 agent.core.handle_reply(token, reply, self.now);
                 busy = true;
             } else {
                 agent.held.push((token, txn));
             }
+        }
+        self.deliver(index) || busy
+    }
+
+    /// Takes what an agent has to say to the others.
+    fn deliver(&mut self, from: usize) -> bool {
+        let mut busy = false;
+        while let Some(outgoing) = self.agents[from].core.poll_message() {
+            let (linked, sender) = {
+                let agent = &self.agents[from];
+                (agent.linked, agent.core.name().clone())
+            };
+            let named = |agent: &&mut Agent| *agent.core.name() == outgoing.to;
+            let to = self.agents.iter_mut().find(named).filter(|to| linked && to.linked && to.runs);
+            let Some(to) = to else { continue };
+            to.core.handle_message(&sender, outgoing.addr, outgoing.message, self.now);
+            busy = true;
         }
         busy
     }
@@ -229,6 +306,7 @@ fn change(op: &Op) -> String {
             let lease = lease.map(|lease| format!(" on lease {lease}")).unwrap_or_default();
             format!("{}={value:?}{lease}", short(key))
         }
+        Op::Nested(_) => unreachable!("told as transactions by themselves"),
     }
 }
 

@@ -5,3 +5,4 @@ mod host;
 mod planner;
 mod registration;
 mod transactions;
+mod voters;

@@ -15,7 +15,7 @@ fn first_the_registration_then_the_entry_on_the_ring() {
     bench.add(config("gw1", ids_for(&[1]), 1));
     bench.agents[0].writes = false;
     bench.settle();
-    let registration = r#"if no live/gw1, no roster/gw1; then live/gw1="{\"identity\":\"key of gw1\",\"version\":\"1\",\"networks\":\"1\"}" on lease 1, roster/gw1="{\"drained\":false}""#;
+    let registration = r#"if no live/gw1, no roster/gw1; then live/gw1="{\"identity\":\"key of gw1\",\"version\":\"1\",\"networks\":\"1\"}" on lease 1, roster/gw1="{\"drained\":false,\"role\":\"gateway\",\"identity\":\"key of gw1\"}""#;
     assert_eq!(bench.held(0), [registration]);
     let (token, txn) = bench.agents[0].held.remove(0);
     let reply = bench.store.txn(&txn);
@@ -171,7 +171,10 @@ fn fields_of_a_newer_version_survive_a_word_of_the_operator() {
     bench.agents[0].core.set_drained(&name("gw1"), true, bench.now).expect("known");
     bench.settle();
     let value = bench.store.get("/selvedge/roster/gw1").expect("kept").value.clone();
-    assert_eq!(String::from_utf8_lossy(&value), r#"{"drained":true,"colour":"green"}"#);
+    assert_eq!(
+        String::from_utf8_lossy(&value),
+        r#"{"drained":true,"role":"gateway","identity":"key of gw1","colour":"green"}"#
+    );
 }
 
 #[test]
@@ -185,7 +188,10 @@ fn a_damaged_roster_entry_is_written_over_by_the_next_word() {
     bench.agents[0].core.set_drained(&gw1, true, now).expect("known");
     bench.pass(SECOND);
     let roster = bench.store.get("/selvedge/roster/gw1").expect("there").value.clone();
-    assert_eq!(String::from_utf8_lossy(&roster), r#"{"drained":true}"#);
+    assert_eq!(
+        String::from_utf8_lossy(&roster),
+        r#"{"drained":true,"role":"gateway","identity":"key of gw1"}"#
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt, stream};
 use selvedge_gateway::kv::{
-    Batch, Event, KeyValue, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply,
+    Batch, Event, Health, KeyValue, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply,
 };
 use selvedge_gateway::model;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -181,6 +181,13 @@ impl Store for EmbeddedStore {
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.done(Request::Revoke(lease)).await
+    }
+
+    /// The only member leads if it answers.
+    async fn health(&self, patience: Duration) -> Health {
+        let answered = timeout(patience, self.read(&[])).await;
+        let led = matches!(answered, Ok(Ok(_)));
+        Health { members: 1, answering: usize::from(led), led }
     }
 }
 

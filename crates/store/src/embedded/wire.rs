@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The version of this protocol.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The longest frame. The largest transaction has 1.5 MiB, each byte of a value takes up to four
 /// bytes as a JSON number, and the rest is for what surrounds it.

@@ -29,6 +29,17 @@ impl Assembler {
         Self { prefixes, seen: after, open: after, partial: false, events: Vec::new() }
     }
 
+    /// Up to which revision everything was passed on.
+    pub(super) fn seen(&self) -> Revision {
+        self.seen
+    }
+
+    /// For a new watch of the same, begun after [`seen`](Self::seen): what was not complete comes
+    /// again.
+    pub(super) fn restarted(self) -> Self {
+        Self::new(self.prefixes, self.seen)
+    }
+
     /// Takes an answer; returns what is complete by now, if it is more than before.
     pub(super) fn take(
         &mut self,

@@ -4,7 +4,7 @@ use etcd_client::{Error, WatchResponse};
 use selvedge_gateway::kv::{LeaseId, Revision, StoreError};
 
 /// Why a try at one endpoint failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Fault {
     /// The store's answer, which another endpoint would give as well.
     Final(StoreError),

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use selvedge_gateway::kv::{Event, KeyValue, Op, Txn, TxnReply};
+use selvedge_gateway::kv::{Event, Health, KeyValue, Op, Txn, TxnReply};
 use selvedge_gateway::model::Model;
 use selvedge_model::Time;
 use tokio::sync::{Notify, watch};
@@ -145,6 +145,10 @@ impl Store for Arc<Faulty> {
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.call(|model, _| model.revoke(lease)).await
+    }
+
+    async fn health(&self, _: Duration) -> Health {
+        unreachable!("the supervisor does not ask")
     }
 }
 

@@ -167,6 +167,8 @@ pub(crate) enum Mode {
     Forward,
     /// Passes nothing on and closes nothing, like a network that drops packets.
     Swallow,
+    /// Passes on what is asked, and nothing of what is answered.
+    Deafen,
     /// Closes everything.
     Close,
 }
@@ -210,8 +212,8 @@ async fn forward(client: TcpStream, target: SocketAddr, mut modes: watch::Receiv
     let (server_read, server_write) = server.into_split();
     let gate = modes.clone();
     tokio::select! {
-        () = pump(client_read, server_write, gate.clone()) => {}
-        () = pump(server_read, client_write, gate) => {}
+        () = pump(client_read, server_write, gate.clone(), &[Mode::Forward, Mode::Deafen]) => {}
+        () = pump(server_read, client_write, gate, &[Mode::Forward]) => {}
         _ = modes.wait_for(|mode| *mode == Mode::Close) => {}
     }
 }
@@ -220,10 +222,11 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut gate: watch::Receiver<Mode>,
+    open: &[Mode],
 ) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if gate.wait_for(|mode| *mode == Mode::Forward).await.is_err()
+        if gate.wait_for(|mode| open.contains(mode)).await.is_err()
             || to.write_all(&buffer[..length]).await.is_err()
         {
             return;

@@ -1,0 +1,203 @@
+//! The right to serve, and the switch that follows it.
+//!
+//! A node may serve while a majority of the voters, itself counted, hears it, or while the store
+//! confirms that no verdict stands against it. Both must have been so within
+//! [`Timing::fence`](super::Timing::fence). Lease keep-alives do not count: an isolated leader of
+//! etcd 3.4 goes on renewing leases.
+
+use std::time::Duration;
+
+use selvedge_model::Time;
+
+use super::status::Right;
+use super::{Event, Gateway, Isolated, Pending, Purpose};
+use crate::kv::{Revision, Txn};
+
+/// How much of `fence` is left for the switch itself, as a fraction.
+const SWITCH: u32 = 5;
+/// How long a process that slept has to ask before it loses the right.
+const ASK: Duration = Duration::from_millis(50);
+
+/// What this node knows of its right to serve.
+#[derive(Debug)]
+pub(super) struct Title {
+    pub(super) right: Right,
+    /// When the store was last asked what it then confirmed.
+    confirmed: Option<Time>,
+    asked_at: Time,
+    pub(super) asking: Pending,
+    /// Until when a process that slept may ask.
+    grace_until: Time,
+    /// An incarnation of this node that others have said is convicted.
+    told: Option<Revision>,
+    /// When the last word of a majority or of the store was asked for.
+    last_word: Time,
+    /// Whether the host was told to be silent; `None` until it is known: an earlier run may have
+    /// left it silent.
+    silenced: Option<bool>,
+    pub(super) switch: Option<bool>,
+}
+
+impl Title {
+    pub(super) const fn new(now: Time) -> Self {
+        Self {
+            right: Right::Unknown,
+            confirmed: None,
+            asked_at: Time::ZERO,
+            asking: Pending::No,
+            grace_until: Time::ZERO,
+            told: None,
+            last_word: now,
+            silenced: None,
+            switch: None,
+        }
+    }
+
+    /// Takes note that another voter knows of a verdict against this incarnation.
+    pub(super) const fn note_conviction(&mut self, incarnation: Revision) {
+        self.told = Some(incarnation);
+    }
+
+    /// Takes note that the store has confirmed the registration, when asked at `asked`.
+    pub(super) fn note_confirmation(&mut self, asked: Time) {
+        self.confirmed = self.confirmed.max(Some(asked));
+    }
+
+    /// Takes note that this process slept. One that slept for less than its lease asks first.
+    pub(super) fn note_sleep(
+        &mut self,
+        slept: Duration,
+        fence: Duration,
+        lease: Duration,
+        now: Time,
+    ) {
+        if slept > fence / 2 && slept <= lease {
+            self.grace_until = now + ASK;
+        }
+    }
+}
+
+impl Gateway {
+    /// Whether this node may serve. Before anybody could be asked, what the host does stays.
+    pub(super) fn may_serve(&self) -> bool {
+        self.title.right != Right::None
+    }
+
+    /// Looks at the right to serve, and asks the store if the voters do not confirm it.
+    pub(super) fn check_right(&mut self, now: Time) {
+        self.ask_store(now);
+        let (right, word) = self.right_now(now);
+        self.title.last_word = self.title.last_word.max(word);
+        if right != Right::Unknown || self.incarnation().is_some() {
+            self.set_silence(right == Right::None);
+        }
+        if right == self.title.right {
+            return;
+        }
+        let before = std::mem::replace(&mut self.title.right, right);
+        let unconfirmed_for = now.since(self.title.last_word);
+        self.events.push_back(Event::Right { right, unconfirmed_for });
+        if (before == Right::None) != (right == Right::None) {
+            self.dirty.extend(self.locals.keys());
+        }
+    }
+
+    /// When the right may end, or the store has to be asked.
+    pub(super) fn right_changes_at(&self) -> Option<Time> {
+        let watched = self.is_watched() && self.title.right != Right::None;
+        watched.then(|| self.title.last_word + self.allowance()).filter(|at| *at > self.looked_at)
+    }
+
+    /// Whether the host was told to be silent.
+    pub(super) fn is_silenced(&self) -> bool {
+        self.title.silenced == Some(true)
+    }
+
+    fn set_silence(&mut self, silent: bool) {
+        if self.title.silenced != Some(silent) {
+            self.title.silenced = Some(silent);
+            self.title.switch = Some(silent);
+        }
+    }
+
+    /// For how long a word counts: the switch takes its time too.
+    fn allowance(&self) -> Duration {
+        let fence = self.config.timing.fence;
+        fence - fence / SWITCH
+    }
+
+    /// Whether anybody else votes, so that this node could lose its networks without knowing.
+    fn is_watched(&self) -> bool {
+        let me = &self.config.name;
+        self.electorate.voters.iter().any(|name| name != me) && !self.config.probe.is_empty()
+    }
+
+    /// The right as of now, and when the word was asked for on which it stands.
+    fn right_now(&self, now: Time) -> (Right, Time) {
+        if !self.is_watched() {
+            return (Right::Unknown, now);
+        }
+        if self.title.told.is_some() && self.title.told == self.last_incarnation {
+            return (Right::None, Time::ZERO);
+        }
+        let Some(last) = self.last_incarnation else { return (Right::Unknown, now) };
+        let allowance = self.allowance();
+        let fresh = |at: Time| now.since(at) < allowance || now < self.title.grace_until;
+        let majority = self.majority_heard_at(last, now).filter(|at| fresh(*at));
+        let store = self.title.confirmed.filter(|at| fresh(*at) && !self.is_withheld(now));
+        match (majority, store) {
+            (Some(at), _) => (Right::Majority, at),
+            (None, Some(at)) => (Right::Store, at),
+            (None, None) if self.serves_isolated() => (Right::Isolated, Time::ZERO),
+            (None, None) => (Right::None, Time::ZERO),
+        }
+    }
+
+    fn is_withheld(&self, now: Time) -> bool {
+        self.liveness.is_withheld(self.config.timing.fence, now)
+    }
+
+    fn serves_isolated(&self) -> bool {
+        let voters = &self.electorate.voters;
+        match self.config.isolated {
+            // Whom the others have struck is not one of two.
+            Isolated::Auto => voters.len() <= 2 && voters.contains(&self.config.name),
+            Isolated::Stop => false,
+            Isolated::Serve => true,
+        }
+    }
+
+    /// The latest time since which a majority of the voters, itself counted, has heard this node.
+    fn majority_heard_at(&self, last: Revision, now: Time) -> Option<Time> {
+        let me = &self.config.name;
+        let heard = |name| {
+            if name == me {
+                // Whoever has lost its registration does not hear itself.
+                (self.incarnation() == Some(last)).then_some(now)
+            } else {
+                self.liveness.confirmed(name)
+            }
+        };
+        let mut times: Vec<Time> = self.electorate.voters.iter().filter_map(heard).collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        times.get(self.majority() - 1).copied()
+    }
+
+    /// Asks the store, by a transaction that changes nothing, whether this registration stands.
+    fn ask_store(&mut self, now: Time) {
+        let Some(incarnation) = self.incarnation().filter(|_| self.is_watched()) else { return };
+        let fence = self.config.timing.fence;
+        let majority = self.majority_heard_at(incarnation, now);
+        let needed = majority.is_none_or(|at| now.since(at) >= fence / 3);
+        let lately = now.since(self.title.asked_at) < fence / 4;
+        let overdue = now.since(self.title.asked_at) >= fence / 2;
+        let free = self.title.asking.is_free(self.cache.revision, now) || overdue;
+        if !needed || !free || (lately && self.title.asked_at != Time::ZERO) {
+            return;
+        }
+        self.title.asking = Pending::Sent;
+        self.title.asked_at = now;
+        let compare = Vec::from(self.own_guard(incarnation));
+        self.send(Purpose::Confirm(now), Txn { compare, then: vec![] });
+    }
+}

@@ -1,0 +1,916 @@
+//! From silence to a verdict, and to a takeover.
+//!
+//! ```text
+//!   silent on all paths ──▶ vote ──▶ a majority has voted ──▶ verdict in the store ──▶ claims
+//!                            │             │                        ▲
+//!   asks for relief itself ──┘             └─ no answer, and no ────┘ networks taken over first
+//!   an operator's word  ─────────────────────  leader is seen
+//! ```
+//!
+//! A vote binds: who has voted acknowledges that incarnation no more until the store has decided.
+//! So a majority of votes means that the suspect loses its right to serve within `fence`. With two
+//! voters there is no majority; then the doubt is written into the store, where the one in doubt
+//! can refute it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use selvedge_model::{NodeName, Time, Vni};
+
+use super::liveness::{Hearing, Registered};
+use super::registration::put_json;
+use super::{Event, Gateway, LeaseWork, OperatorError, Pending, Purpose};
+use crate::cache::VerdictValue;
+use crate::keys;
+use crate::kv::{Compare, Health, Op, Revision, Txn, TxnReply};
+use crate::placement::fmix64;
+use crate::probe::{Answer, Body, Electorate, Message, News, Stage, Vote};
+
+/// How often the store's members are asked how they are, with and without a vote that stands.
+const HEALTH_URGENT: Duration = Duration::from_millis(50);
+const HEALTH: Duration = Duration::from_secs(1);
+/// For how long a vote is new.
+const URGENT: Duration = Duration::from_secs(5);
+/// For how long an answer about the store's members is waited for.
+const HEALTH_LIMIT: Duration = Duration::from_secs(1);
+/// The pauses between doubts of the only other voter.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A vote of this node.
+#[derive(Debug)]
+pub(super) struct Ballot {
+    incarnation: Revision,
+    at: Time,
+    stage: Stage,
+    /// Since when a majority has voted so.
+    majority_since: Option<Time>,
+    /// The transaction that writes the verdict, or asks whether there is one.
+    pending: Pending,
+}
+
+/// A doubt of the only other voter.
+#[derive(Debug, Default)]
+struct Doubt {
+    incarnation: Revision,
+    /// The revision of the key, and when it was first seen.
+    written: Option<(Revision, Time)>,
+    pause: Duration,
+    not_before: Time,
+    pending: Pending,
+}
+
+/// What this node knows of its own and others' votes.
+#[derive(Debug, Default)]
+pub(super) struct Court {
+    ballots: BTreeMap<NodeName, Ballot>,
+    doubts: BTreeMap<NodeName, Doubt>,
+    /// Incarnations whose networks are taken over before the verdict is committed.
+    pub(super) presumed: BTreeMap<NodeName, Revision>,
+    pub(super) health: Option<(Health, Time)>,
+    health_asked: Option<Time>,
+    health_due: Time,
+    health_wanted: bool,
+    renewed_at: Time,
+    lease_work: Vec<LeaseWork>,
+    /// A transaction of this node about itself: to refute a doubt, or to clear up.
+    pub(super) chores: Pending,
+    /// When suspects were first suspected, to tell how long it took.
+    suspected: BTreeMap<NodeName, Time>,
+    /// The verdicts that were reported.
+    known: BTreeSet<(NodeName, Revision)>,
+}
+
+impl Court {
+    /// Whether networks of this incarnation count as without an owner already.
+    pub(super) fn presumes(&self, name: &NodeName, incarnation: Revision) -> bool {
+        self.presumed.get(name) == Some(&incarnation)
+    }
+
+    pub(super) fn poll_health(&mut self) -> bool {
+        std::mem::take(&mut self.health_wanted)
+    }
+
+    pub(super) fn poll_lease(&mut self) -> Option<LeaseWork> {
+        self.lease_work.pop()
+    }
+
+    /// Whether this node has voted against this incarnation.
+    fn has_voted(&self, name: &NodeName, incarnation: Revision) -> bool {
+        self.ballots.get(name).is_some_and(|ballot| ballot.incarnation == incarnation)
+    }
+
+    /// Whether a vote stands that nothing has come of yet.
+    fn is_open(&self, settled: impl Fn(&NodeName, &Ballot) -> bool) -> bool {
+        self.ballots.iter().any(|(name, ballot)| !settled(name, ballot))
+    }
+}
+
+impl Gateway {
+    /// How many votes are a majority.
+    pub(super) fn majority(&self) -> usize {
+        self.electorate.voters.len() / 2 + 1
+    }
+
+    /// Whether a gateway counts as lost: by a verdict, or presumed to be.
+    pub(super) fn is_lost(&self, name: &NodeName) -> bool {
+        self.cache.is_struck(name) || self.is_presumed(name)
+    }
+
+    /// Whether a gateway counts as lost ahead of the verdict.
+    pub(super) fn is_presumed(&self, name: &NodeName) -> bool {
+        let live = self.cache.live.get(name);
+        live.is_some_and(|live| self.court.presumes(name, live.incarnation))
+            && !self.cache.is_convicted(name)
+    }
+
+    /// Takes in who votes, after something about the nodes has changed.
+    pub(super) fn voters_changed(&mut self) {
+        let me = &self.config.name;
+        let registered = |name: &NodeName| self.cache.live.get(name).map(|live| live.incarnation);
+        let others =
+            self.cache.roster.iter().filter(|(name, slot)| {
+                *name != me && !slot.value.left && !slot.value.probe.is_empty()
+            });
+        let partners = others.map(|(name, slot)| Registered {
+            name: name.clone(),
+            incarnation: registered(name),
+            addresses: slot.value.probe.clone(),
+        });
+        let partners = if self.config.probe.is_empty() { Vec::new() } else { partners.collect() };
+        self.liveness.set_partners(partners);
+        self.count_electorate();
+    }
+
+    /// Who votes: as the store says, or as others say who have read more of it; without those
+    /// whom an operator has given up.
+    fn count_electorate(&mut self) {
+        let own = self.cache.electorate();
+        let heard = self.liveness.news().map(|(_, _, news)| &news.electorate);
+        let newest = heard.filter(|theirs| theirs.revision > own.revision);
+        let mut electorate = newest.max_by_key(|it| it.revision).cloned().unwrap_or(own);
+        electorate.voters.retain(|name| !self.is_forced(name));
+        self.electorate = electorate;
+    }
+
+    fn is_forced(&self, name: &NodeName) -> bool {
+        let ballot = self.court.ballots.get(name);
+        ballot.is_some_and(|ballot| ballot.stage == Stage::Forced) && !self.cache.is_struck(name)
+    }
+
+    /// Takes in a message of another voter.
+    pub(super) fn receive(
+        &mut self,
+        from: &NodeName,
+        addr: SocketAddr,
+        message: Message,
+        now: Time,
+    ) {
+        let Message { incarnation, body, news } = message;
+        let newer = news.electorate.revision > self.electorate.revision;
+        let expected = matches!(body, Body::Ack { nonce, .. } if self.liveness.awaits(from, nonce));
+        let news = self.liveness.take_in(from, incarnation, body, news, now);
+        if news && newer {
+            self.count_electorate();
+        }
+        match body {
+            Body::Probe { nonce } => self.answer(from, addr, nonce, incarnation, now),
+            Body::Ack { answer: Answer::Convicted, .. } => {
+                // One to an earlier incarnation says nothing of this one.
+                let heard = news && expected;
+                if let (true, Some(incarnation)) = (heard, self.incarnation()) {
+                    self.title.note_conviction(incarnation);
+                }
+            }
+            Body::Ack { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, to: &NodeName, addr: SocketAddr, nonce: u64, asker: Revision, now: Time) {
+        let Some(incarnation) = self.incarnation() else { return };
+        if let Some(answer) = self.answer_to(to, asker, now) {
+            let news = self.own_news(now);
+            self.liveness.answer(to, addr, nonce, answer, incarnation, news);
+        }
+    }
+
+    /// What to say to a node; nothing if its registration may be newer than what is known here.
+    fn answer_to(&self, name: &NodeName, incarnation: Revision, now: Time) -> Option<Answer> {
+        let verdict = (name.clone(), incarnation);
+        if self.cache.verdicts.contains_key(&verdict) {
+            return Some(Answer::Convicted);
+        }
+        match self.cache.live.get(name).map(|live| live.incarnation) {
+            Some(known) if known == incarnation => {
+                let bound = self.court.has_voted(name, incarnation)
+                    || self.others_acted(name, incarnation, now);
+                Some(if bound { Answer::Withheld } else { Answer::Alive })
+            }
+            Some(known) if known < incarnation => None,
+            None if incarnation > self.cache.revision => None,
+            Some(_) | None => Some(Answer::Unregistered),
+        }
+    }
+
+    /// Whether another voter that is heard has acted on its vote.
+    fn others_acted(&self, name: &NodeName, incarnation: Revision, now: Time) -> bool {
+        let mut votes = self.liveness.votes_against(name, incarnation);
+        votes.any(|(voter, vote)| {
+            voter != name && vote.stage >= Stage::Acted && self.liveness.hears(voter, now)
+        })
+    }
+
+    pub(super) fn own_news(&mut self, now: Time) -> News {
+        let hears = self.liveness.heard(now).cloned().collect();
+        let ballots = self.court.ballots.iter();
+        let votes = ballots.map(|(suspect, ballot)| Vote {
+            suspect: suspect.clone(),
+            incarnation: ballot.incarnation,
+            networks: self.digest(suspect),
+            stage: ballot.stage,
+        });
+        let votes = votes.collect();
+        let away = self.away_until.map(|until| until.since(now)).unwrap_or_default();
+        News { sequence: 0, electorate: self.told_electorate(), hears, votes, away }
+    }
+
+    /// The electorate as the store has it: an operator's word to this node binds nobody else.
+    fn told_electorate(&self) -> Electorate {
+        let own = self.cache.electorate();
+        if own.revision >= self.electorate.revision { own } else { self.electorate.clone() }
+    }
+
+    /// A digest of the networks that name a node, with the revisions of all their keys.
+    fn digest(&self, name: &NodeName) -> u64 {
+        let revision = |modified: Option<Revision>| modified.map_or(0, |r| r.0.unsigned_abs());
+        self.cache.named(name).fold(0, |sum: u64, vni| {
+            let Some(network) = self.cache.networks.get(&vni) else { return sum };
+            let parts = [
+                revision(network.state.as_ref().map(|slot| slot.modified)),
+                revision(network.current.as_ref().map(|slot| slot.modified)),
+                revision(network.next.as_ref().map(|slot| slot.modified)),
+            ];
+            let one = parts.iter().fold(u64::from(vni.get()), |sum, part| fmix64(sum ^ part));
+            sum.wrapping_add(one)
+        })
+    }
+
+    /// Looks at the other voters, and does what follows.
+    pub(super) fn watch_over(&mut self, now: Time) {
+        if !self.liveness.is_watching() {
+            return;
+        }
+        self.note_hearing(now);
+        self.end_ballots(now);
+        if self.incarnation().is_some() {
+            self.cast_ballots(now);
+            self.weigh_ballots(now);
+            self.doubt_the_other(now);
+        }
+        self.refute(now);
+        self.ask_health(now);
+        self.tend_leases(now);
+    }
+
+    /// When [`watch_over`](Self::watch_over) has something to do at the latest.
+    pub(super) fn watch_at(&self, now: Time) -> Option<Time> {
+        let patience = self.config.timing.patience;
+        let ballots = self.court.ballots.values();
+        let majorities = ballots.filter_map(|ballot| ballot.majority_since);
+        let acts = majorities.map(|at| at + patience).filter(|at| *at > now).min();
+        [self.liveness.due_at(), self.liveness.next_suspicion(now), acts]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Sends what is due to the others.
+    pub(super) fn send_probes(&mut self, now: Time) {
+        let due = self.liveness.due_at().is_some_and(|at| now >= at);
+        match self.incarnation() {
+            Some(incarnation) if due => {
+                let news = self.own_news(now);
+                self.liveness.probe(incarnation, || news, now);
+            }
+            Some(_) | None => self.liveness.skip(now),
+        }
+    }
+
+    pub(super) fn tell_everybody(&mut self, now: Time) {
+        if let Some(incarnation) = self.incarnation() {
+            let news = self.own_news(now);
+            self.liveness.tell(incarnation, &news, now);
+        }
+    }
+
+    fn note_hearing(&mut self, now: Time) {
+        for change in self.liveness.changes(now) {
+            match change {
+                Hearing::Heard(name) => {
+                    self.court.suspected.remove(&name);
+                    self.remind_stations(now);
+                    self.events.push_back(Event::Heard(name));
+                }
+                Hearing::Silent(name, silent_for) => {
+                    self.court.suspected.insert(name.clone(), now);
+                    self.events.push_back(Event::Suspected { name, silent_for });
+                }
+            }
+        }
+    }
+
+    /// Ends the votes against incarnations that are there no more, and those that may end because
+    /// the suspect is heard again.
+    fn end_ballots(&mut self, now: Time) {
+        let registered = self.incarnation().is_some();
+        let (cache, config) = (&self.cache, &self.config);
+        self.court.ballots.retain(|name, ballot| {
+            let live = cache.live.get(name).map(|live| live.incarnation);
+            // After the verdict it stands until the node is back.
+            let gone = live.is_none() && cache.is_struck(name) && *name != config.name;
+            registered && (gone || live == Some(ballot.incarnation))
+        });
+        let court = &mut self.court;
+        let ballots = &court.ballots;
+        court.presumed.retain(|name, _| ballots.contains_key(name));
+        let names: Vec<NodeName> = self.court.ballots.keys().cloned().collect();
+        for name in names {
+            self.end_ballot(&name, now);
+        }
+    }
+
+    fn end_ballot(&mut self, name: &NodeName, now: Time) {
+        let Some(ballot) = self.court.ballots.get(name) else { return };
+        let incarnation = ballot.incarnation;
+        if self.cache.is_struck(name) {
+            return self.raise(name, Stage::Acted);
+        }
+        let heard_again = match *name == self.config.name {
+            true => self.unfit.is_empty(),
+            false => {
+                self.liveness.silence(name, now).is_none()
+                    && self.liveness.hears(name, now)
+                    && !self.asks_for_relief(name)
+            }
+        };
+        let open = ballot.stage <= Stage::Firm && !self.others_acted(name, incarnation, now);
+        if !heard_again || !open {
+            return;
+        }
+        let fresh = self.health_since(ballot.at);
+        match (ballot.stage, fresh) {
+            // Whether the store could have decided is not known yet.
+            (_, None) => {}
+            (Stage::Tentative, Some(health)) if !health.is_whole() && !health.is_leaderless() => {
+                self.court.ballots.remove(name);
+            }
+            (_, Some(_)) => self.ask_about(name, incarnation, now),
+        }
+    }
+
+    /// Asks the store whether it has decided, by a transaction that changes nothing.
+    fn ask_about(&mut self, name: &NodeName, incarnation: Revision, now: Time) {
+        let revision = self.cache.revision;
+        let Some(ballot) = self.court.ballots.get_mut(name) else { return };
+        if !ballot.pending.is_free(revision, now) {
+            return;
+        }
+        ballot.pending = Pending::Sent;
+        let compare = against(name, incarnation).into();
+        self.send(Purpose::Acquit(name.clone(), incarnation), Txn { compare, then: vec![] });
+    }
+
+    fn raise(&mut self, name: &NodeName, stage: Stage) {
+        if let Some(ballot) = self.court.ballots.get_mut(name) {
+            ballot.stage = ballot.stage.max(stage);
+        }
+    }
+
+    /// What is known of the store's members since `at`.
+    fn health_since(&self, at: Time) -> Option<Health> {
+        self.court.health.filter(|(_, asked)| *asked >= at).map(|(health, _)| health)
+    }
+
+    fn asks_for_relief(&self, name: &NodeName) -> bool {
+        let Some(live) = self.cache.live.get(name) else { return false };
+        let mut votes = self.liveness.votes_against(name, live.incarnation);
+        votes.any(|(voter, _)| voter == name)
+    }
+
+    fn cast_ballots(&mut self, now: Time) {
+        self.ask_for_relief(now);
+        let voters = self.electorate.voters.clone();
+        let others = voters.iter().filter(|name| **name != self.config.name);
+        let lost: Vec<(NodeName, Revision, Stage)> = others
+            .filter_map(|name| {
+                let (incarnation, stage) = self.charge(name, now)?;
+                Some((name.clone(), incarnation, stage))
+            })
+            .collect();
+        for (name, incarnation, stage) in lost {
+            self.cast(name, incarnation, stage, now);
+        }
+    }
+
+    /// The incarnation of a voter that this node is to vote against, and how.
+    fn charge(&self, name: &NodeName, now: Time) -> Option<(Revision, Stage)> {
+        let incarnation = self.cache.live.get(name)?.incarnation;
+        if self.court.ballots.contains_key(name) || self.cache.is_convicted(name) {
+            return None;
+        }
+        let forced = self.is_forced_by_others(name, incarnation, now);
+        if self.asks_for_relief(name) {
+            return Some((incarnation, Stage::Tentative));
+        }
+        let (silent, _) = self.liveness.silence(name, now)?;
+        match silent == incarnation {
+            true if forced => Some((incarnation, Stage::Forced)),
+            true if self.is_in_touch_without(name, now) => Some((incarnation, Stage::Tentative)),
+            true | false => None,
+        }
+    }
+
+    /// Whether an operator has told another voter that a node is lost, which this one does not
+    /// hear either.
+    fn is_forced_by_others(&self, name: &NodeName, incarnation: Revision, now: Time) -> bool {
+        let mut votes = self.liveness.votes_against(name, incarnation);
+        votes.any(|(_, vote)| vote.stage == Stage::Forced)
+            && self.liveness.silence(name, now).is_some()
+    }
+
+    /// Whether this node hears so many voters that, itself counted, they are a majority without
+    /// the suspect.
+    fn is_in_touch_without(&self, suspect: &NodeName, now: Time) -> bool {
+        let me = &self.config.name;
+        let voters = self.electorate.voters.iter();
+        let heard = voters
+            .filter(|name| *name != suspect && (*name == me || self.liveness.hears(name, now)));
+        heard.count() >= self.majority()
+    }
+
+    fn cast(&mut self, name: NodeName, incarnation: Revision, stage: Stage, now: Time) {
+        let ballot =
+            Ballot { incarnation, at: now, stage, majority_since: None, pending: Pending::No };
+        self.court.ballots.insert(name.clone(), ballot);
+        self.court.health_due = now;
+        self.events.push_back(Event::Voted(name));
+        self.tell_everybody(now);
+    }
+
+    /// A host that cannot do its job votes against itself, if another is there to do it.
+    fn ask_for_relief(&mut self, now: Time) {
+        let me = self.config.name.clone();
+        let Some(incarnation) = self.incarnation() else { return };
+        let serves = self.cache.named(&me).next().is_some();
+        if self.unfit.is_empty() || !serves || self.court.has_voted(&me, incarnation) {
+            return;
+        }
+        if self.is_replaceable(now) {
+            self.events.push_back(Event::AsksForRelief);
+            self.cast(me, incarnation, Stage::Tentative, now);
+        }
+    }
+
+    /// Whether another gateway that is heard could take networks over.
+    pub(super) fn is_replaceable(&self, now: Time) -> bool {
+        let able = |name: &NodeName| {
+            *name != self.config.name
+                && self.cache.nodes.contains_key(name)
+                && !self.is_lost(name)
+                && self.liveness.hears(name, now)
+                && !self.asks_for_relief(name)
+        };
+        self.cache.nodes.keys().any(able)
+    }
+
+    fn weigh_ballots(&mut self, now: Time) {
+        let names: Vec<NodeName> = self.court.ballots.keys().cloned().collect();
+        for name in names {
+            self.weigh(&name, now);
+        }
+    }
+
+    fn weigh(&mut self, name: &NodeName, now: Time) {
+        let Some(ballot) = self.court.ballots.get(name) else { return };
+        let (incarnation, at, stage) = (ballot.incarnation, ballot.at, ballot.stage);
+        if self.cache.is_struck(name) {
+            return;
+        }
+        self.firm_up(name, at);
+        if stage < Stage::Forced && self.is_forced_by_others(name, incarnation, now) {
+            self.raise(name, Stage::Forced);
+            self.count_electorate();
+            self.tell_everybody(now);
+        }
+        let stage = self.court.ballots.get(name).map_or(stage, |ballot| ballot.stage);
+        let votes = self.votes(name, incarnation, Stage::Tentative, None);
+        let forced = stage == Stage::Forced;
+        let enough = votes >= self.majority() || forced || stage == Stage::Acted;
+        let Some(ballot) = self.court.ballots.get_mut(name) else { return };
+        if !enough {
+            ballot.majority_since = None;
+            return;
+        }
+        let since = *ballot.majority_since.get_or_insert(now);
+        self.write_verdict(name, incarnation, vec![], now);
+        let late = now.since(since) >= self.config.timing.patience;
+        if *name != self.config.name && !self.is_presumed(name) && (forced || late) {
+            self.presume(name, incarnation, at, forced, now);
+        }
+    }
+
+    /// A vote stands firm once the store is known to have no leader.
+    fn firm_up(&mut self, name: &NodeName, at: Time) {
+        if self.health_since(at).is_some_and(|health| health.is_leaderless()) {
+            self.raise(name, Stage::Firm);
+        }
+    }
+
+    /// How many voters have voted so, at that stage at least; only those that know the same of
+    /// the suspect's networks, if a digest is given.
+    fn votes(
+        &self,
+        suspect: &NodeName,
+        incarnation: Revision,
+        stage: Stage,
+        digest: Option<u64>,
+    ) -> usize {
+        let own = self.court.ballots.get(suspect).is_some_and(|ballot| ballot.stage >= stage);
+        let counts = |(voter, vote): &(&NodeName, &Vote)| {
+            self.electorate.voters.contains(voter)
+                && vote.stage >= stage
+                && digest.is_none_or(|digest| digest == vote.networks)
+        };
+        let others = self.liveness.votes_against(suspect, incarnation).filter(counts);
+        let own = own && self.electorate.voters.contains(&self.config.name);
+        others.count() + usize::from(own)
+    }
+
+    /// Writes the verdict, if it is absent. `ground` is what else it stands on.
+    fn write_verdict(
+        &mut self,
+        name: &NodeName,
+        incarnation: Revision,
+        ground: Vec<Compare>,
+        now: Time,
+    ) {
+        let Some(own) = self.incarnation() else { return };
+        let revision = self.cache.revision;
+        let Some(ballot) = self.court.ballots.get_mut(name) else { return };
+        if !ballot.pending.is_free(revision, now) {
+            return;
+        }
+        ballot.pending = Pending::Sent;
+        let txn = self.verdict_txn(name, own, incarnation, ground, now);
+        self.send(Purpose::Verdict(name.clone(), incarnation), txn);
+    }
+
+    fn verdict_txn(
+        &self,
+        name: &NodeName,
+        own: Revision,
+        incarnation: Revision,
+        ground: Vec<Compare>,
+        now: Time,
+    ) -> Txn {
+        // A node that votes against itself is registered by the same key: no compare twice.
+        let mut compare =
+            if *name == self.config.name { vec![] } else { self.own_guard(own).into() };
+        compare.extend(against(name, incarnation));
+        compare.extend(ground);
+        let value = VerdictValue {
+            by: self.config.name.to_string(),
+            reason: self.reason_against(name),
+            at_ms: self.wall_ms(now),
+        };
+        let mut then = vec![put_json(keys::verdict(name, incarnation), &value, None)];
+        if self.cache.suspicions.contains_key(&(name.clone(), incarnation)) {
+            then.push(Op::Delete { key: keys::suspicion(name, incarnation) });
+        }
+        Txn { compare, then }
+    }
+
+    /// Who has voted that a node is lost.
+    pub(super) fn voters_against(&self, name: &NodeName) -> Vec<NodeName> {
+        let Some(live) = self.cache.live.get(name) else { return Vec::new() };
+        let others = self.liveness.votes_against(name, live.incarnation);
+        let own = self.court.has_voted(name, live.incarnation);
+        let own = own.then(|| self.config.name.clone());
+        others.map(|(voter, _)| voter.clone()).chain(own).collect()
+    }
+
+    fn reason_against(&self, name: &NodeName) -> String {
+        let ballot = self.court.ballots.get(name);
+        if *name == self.config.name {
+            return format!("it cannot do its job: {}", self.unfit.join("; "));
+        }
+        if ballot.is_none() {
+            let me = &self.config.name;
+            return format!("not heard by {me}, the only other voter, and not refuted");
+        }
+        if ballot.is_some_and(|ballot| ballot.stage == Stage::Forced) {
+            return format!("an operator's word on {}", self.config.name);
+        }
+        let relief = if self.asks_for_relief(name) { "it asks for relief; " } else { "" };
+        let mut voters: Vec<String> =
+            self.voters_against(name).iter().map(NodeName::to_string).collect();
+        voters.sort_unstable();
+        format!("{relief}voted by {}", voters.join(", "))
+    }
+
+    /// Takes the suspect's networks over ahead of the verdict, if the store has no leader that
+    /// could commit it, and a majority stands firm and agrees on what there is to take.
+    fn presume(
+        &mut self,
+        name: &NodeName,
+        incarnation: Revision,
+        at: Time,
+        forced: bool,
+        now: Time,
+    ) {
+        let leaderless = self.health_since(at).is_some_and(|health| health.is_leaderless());
+        let agreed = || {
+            let digest = Some(self.digest(name));
+            self.votes(name, incarnation, Stage::Firm, digest) >= self.majority()
+        };
+        if !(forced || leaderless && agreed()) {
+            return;
+        }
+        self.court.presumed.insert(name.clone(), incarnation);
+        self.raise(name, Stage::Acted);
+        self.nodes_changed(now);
+        let named: Vec<Vni> = self.cache.named(name).collect();
+        let heirs = named.iter().filter(|vni| self.name_heir(**vni)).count();
+        self.events.push_back(Event::Prepared { name: name.clone(), networks: heirs });
+        self.dirty.extend(named);
+        self.tell_everybody(now);
+    }
+
+    /// Of two voters, one does not hear the other: says so in the store, where it is refuted by
+    /// whoever lives.
+    fn doubt_the_other(&mut self, now: Time) {
+        let [a, b] = self.electorate.voters.as_slice() else {
+            return self.court.doubts.clear();
+        };
+        let me = &self.config.name;
+        let other = if a == me { b.clone() } else { a.clone() };
+        if a != me && b != me || self.court.ballots.contains_key(&other) {
+            return;
+        }
+        let doubted = self.liveness.silence(&other, now);
+        let mut doubt = self.court.doubts.remove(&other).unwrap_or_default();
+        let known = self.cache.live.get(&other).map(|live| live.incarnation);
+        if known != Some(doubt.incarnation) {
+            doubt = Doubt { incarnation: known.unwrap_or_default(), ..Doubt::default() };
+        }
+        let key = (other.clone(), doubt.incarnation);
+        let written = self.cache.suspicions.get(&key).copied();
+        let settled = doubt.pending.is_free(self.cache.revision, now);
+        match (doubted, written) {
+            (Some(_), None) if !settled => {}
+            (None, None) => doubt.written = None,
+            (None, Some(_)) => self.withdraw_doubt(&other, &mut doubt, now),
+            (Some(_), None) if doubt.written.is_some() => doubt.refuted(now),
+            (Some((incarnation, _)), None) if incarnation == doubt.incarnation => {
+                self.write_doubt(&other, &mut doubt, now);
+            }
+            (Some(_), Some(at)) => self.act_on_doubt(&other, &mut doubt, at, now),
+            (Some(_), None) => {}
+        }
+        self.court.doubts.insert(other, doubt);
+    }
+
+    fn write_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, now: Time) {
+        let Some(own) = self.incarnation() else { return };
+        if now < doubt.not_before {
+            self.alarms.insert((doubt.not_before, None));
+            return;
+        }
+        if !doubt.pending.is_free(self.cache.revision, now) {
+            return;
+        }
+        doubt.pending = Pending::Sent;
+        let key = keys::suspicion(name, doubt.incarnation);
+        let mut compare = Vec::from(self.own_guard(own));
+        compare.extend(against(name, doubt.incarnation));
+        compare.push(Compare::Absent { key: key.clone() });
+        let value = VerdictValue {
+            by: self.config.name.to_string(),
+            reason: "not heard by the only other voter".to_owned(),
+            at_ms: self.wall_ms(now),
+        };
+        let then = vec![put_json(key, &value, self.lease)];
+        self.send(Purpose::Doubt(name.clone()), Txn { compare, then });
+    }
+
+    /// A doubt that nobody has refuted in time becomes a verdict.
+    fn act_on_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, at: Revision, now: Time) {
+        let Some(own) = self.incarnation() else { return };
+        let (_, seen) = *doubt.written.get_or_insert((at, now));
+        let until = seen + self.config.timing.refute;
+        if now < until {
+            self.alarms.insert((until, None));
+            return;
+        }
+        if !doubt.pending.is_free(self.cache.revision, now) {
+            return;
+        }
+        doubt.pending = Pending::Sent;
+        let key = keys::suspicion(name, doubt.incarnation);
+        let ground = vec![Compare::Modified { key, at }];
+        let txn = self.verdict_txn(name, own, doubt.incarnation, ground, now);
+        self.send(Purpose::Doubt(name.clone()), txn);
+    }
+
+    fn withdraw_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, now: Time) {
+        if doubt.pending.is_free(self.cache.revision, now) {
+            doubt.pending = Pending::Sent;
+            let then = vec![Op::Delete { key: keys::suspicion(name, doubt.incarnation) }];
+            self.send(Purpose::Doubt(name.clone()), Txn { compare: vec![], then });
+        }
+    }
+
+    /// Refutes a doubt of this node: whoever can write is alive. And clears up what verdicts on
+    /// earlier incarnations are left.
+    fn refute(&mut self, now: Time) {
+        let Some(own) = self.incarnation() else { return };
+        if !self.court.chores.is_free(self.cache.revision, now) {
+            return;
+        }
+        let me = &self.config.name;
+        let doubted = self.cache.suspicions.contains_key(&(me.clone(), own));
+        let old = self.cache.verdicts_on(me).filter(|incarnation| *incarnation < own);
+        let mut then: Vec<Op> =
+            old.take(16).map(|at| Op::Delete { key: keys::verdict(me, at) }).collect();
+        if doubted && self.unfit.is_empty() {
+            then.push(Op::Delete { key: keys::suspicion(me, own) });
+        }
+        if !then.is_empty() {
+            self.court.chores = Pending::Sent;
+            let compare = self.own_guard(own).into();
+            self.send(Purpose::Chores, Txn { compare, then });
+        }
+    }
+
+    fn ask_health(&mut self, now: Time) {
+        let recent = |ballot: &Ballot| now.since(ballot.at) < URGENT;
+        let open = self.court.is_open(|name, ballot| self.cache.is_struck(name) || !recent(ballot));
+        let interval = if open { HEALTH_URGENT } else { HEALTH };
+        let court = &mut self.court;
+        if open {
+            court.health_due = court.health_due.min(now + interval);
+        }
+        let waiting = court.health_asked.is_some_and(|at| now.since(at) < HEALTH_LIMIT);
+        if now >= court.health_due && !waiting {
+            court.health_due = now + interval;
+            court.health_asked = Some(now);
+            court.health_wanted = true;
+        }
+    }
+
+    pub(super) fn note_health(&mut self, health: Health) {
+        if let Some(asked) = self.court.health_asked.take() {
+            self.court.health = Some((health, asked));
+        }
+    }
+
+    /// Keeps the leases of those alive that are heard, so that nobody loses it who is cut off from
+    /// the store alone; ends those of the dead that have nothing left.
+    fn tend_leases(&mut self, now: Time) {
+        if now.since(self.court.renewed_at) < self.config.timing.lease / 3 {
+            return;
+        }
+        self.court.renewed_at = now;
+        let lease = |name: &NodeName| self.cache.live.get(name).and_then(|live| live.lease);
+        let struck = |name: &&NodeName| self.cache.is_struck(name);
+        let expected = self.liveness.expected(now).filter(|name| !struck(name));
+        let kept = expected.filter_map(lease).map(LeaseWork::KeepAlive);
+        let dead = self.cache.live.keys().filter(struck);
+        let done = dead.filter(|name| self.cache.named(name).next().is_none());
+        let ended = done.filter_map(lease).map(LeaseWork::Revoke);
+        let work = kept.chain(ended).collect();
+        self.court.lease_work = work;
+    }
+
+    /// Takes in the answer to a transaction about another node.
+    pub(super) fn note_court(
+        &mut self,
+        purpose: &Purpose,
+        reply: Option<&TxnReply>,
+        pending: Pending,
+    ) {
+        match purpose {
+            Purpose::Verdict(name, incarnation) => self.set_ballot(name, *incarnation, pending),
+            Purpose::Acquit(name, incarnation) => {
+                self.set_ballot(name, *incarnation, pending);
+                let open = self.court.ballots.get(name).is_some_and(|b| b.stage <= Stage::Firm);
+                if reply.is_some_and(|reply| reply.committed) && open {
+                    self.court.ballots.remove(name);
+                }
+            }
+            Purpose::Doubt(name) => {
+                let at = self.looked_at;
+                if let Some(doubt) = self.court.doubts.get_mut(name) {
+                    doubt.pending = pending;
+                    let written = reply.filter(|reply| reply.committed);
+                    doubt.written = doubt.written.or(written.map(|reply| (reply.revision, at)));
+                }
+            }
+            Purpose::Chores => self.court.chores = pending,
+            Purpose::Networks(_)
+            | Purpose::Registration
+            | Purpose::Campaign
+            | Purpose::Start
+            | Purpose::Confirm(_)
+            | Purpose::Word(_) => {}
+        }
+    }
+
+    fn set_ballot(&mut self, name: &NodeName, incarnation: Revision, pending: Pending) {
+        let ballot = self.court.ballots.get_mut(name);
+        if let Some(ballot) = ballot.filter(|ballot| ballot.incarnation == incarnation) {
+            ballot.pending = pending;
+        }
+    }
+
+    /// Reports verdicts that are new.
+    pub(super) fn report_verdicts(&mut self, now: Time) {
+        let known = &self.court.known;
+        let registered = |name: &NodeName, incarnation: Revision| {
+            self.cache.live.get(name).is_some_and(|live| live.incarnation == incarnation)
+        };
+        let verdicts = self.cache.verdicts.iter();
+        let new: Vec<_> = verdicts
+            .filter(|(key, _)| !known.contains(key) && registered(&key.0, key.1))
+            .map(|(key, value)| (key.clone(), value.reason.clone()))
+            .collect();
+        for ((name, incarnation), reason) in new {
+            let after = self.court.suspected.get(&name).map(|at| now.since(*at));
+            self.court.known.insert((name.clone(), incarnation));
+            self.events.push_back(Event::Verdict { name, reason, after });
+        }
+        let verdicts = &self.cache.verdicts;
+        self.court.known.retain(|key| verdicts.contains_key(key));
+    }
+
+    /// An operator's word that a gateway is lost.
+    pub(super) fn force(&mut self, name: &NodeName, now: Time) -> Result<(), OperatorError> {
+        let live = self.cache.live.get(name);
+        let Some(incarnation) = live.map(|live| live.incarnation) else {
+            return Err(OperatorError::Unknown(name.clone()));
+        };
+        let me = &self.config.name;
+        if name == me || self.liveness.hears(name, now) {
+            return Err(OperatorError::Heard(name.clone(), me.clone()));
+        }
+        self.cast(name.clone(), incarnation, Stage::Forced, now);
+        self.count_electorate();
+        self.tell_everybody(now);
+        Ok(())
+    }
+
+    /// Why a gateway that is lost could not be replaced now.
+    pub(super) fn failover_impossible(&self, now: Time) -> Option<String> {
+        if self.config.probe.is_empty() {
+            return None;
+        }
+        let me = &self.config.name;
+        let heard = |name: &&NodeName| *name == me || self.liveness.hears(name, now);
+        let (voters, touched) = {
+            let all = &self.electorate.voters;
+            (all.len(), all.iter().filter(heard).count())
+        };
+        let health = self.court.health.map(|(health, _)| health);
+        let whole = health.is_some_and(|health| health.is_whole());
+        if !whole && !self.connected || health.is_some_and(|health| !health.is_whole()) {
+            let answering = health.map_or(0, |health| health.answering);
+            let members = health.map_or(0, |health| health.members);
+            return Some(format!(
+                "the store has no majority that follows a leader ({answering} of {members} members answer)"
+            ));
+        }
+        if voters > 2 && touched < self.majority() {
+            return Some(format!("only {touched} of {voters} voters are heard"));
+        }
+        let others = self.cache.nodes.keys().filter(|name| *name != me && !self.is_lost(name));
+        (others.count() == 0).then(|| "there is no other gateway".to_owned())
+    }
+}
+
+impl Doubt {
+    /// The other lives: only the paths between the two are broken.
+    fn refuted(&mut self, now: Time) {
+        self.written = None;
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.not_before = now + self.pause;
+    }
+}
+
+/// What each verdict compares: that the incarnation is registered, and not convicted yet.
+fn against(name: &NodeName, incarnation: Revision) -> [Compare; 2] {
+    [
+        Compare::Created { key: keys::live(name), at: incarnation },
+        Compare::Absent { key: keys::verdict(name, incarnation) },
+    ]
+}
