@@ -5,7 +5,8 @@
 //! connected route to the whole network hides the routes that fabric drivers come and go with;
 //! the network's prefix is kept here. An IPv4 address stays on the bridge all the time, as
 //! `arp_ignore` can silence it. An IPv6 address cannot be silenced and is there only while the
-//! host answers for it.
+//! host answers for it. That goes for the link-local address too that all gateways of the network
+//! share, and that router advertisements come from.
 //!
 //! The order of use: [`Inventory::new`] with what an earlier run has saved, [`survey`], save
 //! [`found`] on disk, [`adopt`]; when a network is given up for good, [`release`].
@@ -15,9 +16,11 @@
 //! [`adopt`]: Inventory::adopt
 //! [`release`]: Inventory::release
 
+mod changes;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -26,7 +29,10 @@ use selvedge_model::{Prefix, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::netlink::{self, Address, AddressOptions, Link, LinkKind, Mac, Netlink};
+use crate::packet::RaConfig;
 use crate::sysctl::{self, Family};
+
+use changes::Changes;
 
 /// The value of `arp_ignore` that answers no ARP request at all.
 pub const SILENT: i32 = 8;
@@ -205,6 +211,8 @@ pub struct Declared {
     /// The addresses on the uplink to which the upstream router sends the network's packets
     /// (fabric `flood` only).
     pub next_hops: Vec<IpAddr>,
+    /// What the owner advertises to the stations, if the network has an IPv6 address.
+    pub ra: RaConfig,
 }
 
 /// What a network's bridge was like before Selvedge changed it.
@@ -212,7 +220,7 @@ pub struct Declared {
 pub struct Found {
     /// The network.
     pub vni: Vni,
-    /// The global addresses that the bridge carried.
+    /// The global addresses that the bridge carried, and the shared link-local one if it did.
     pub addresses: Vec<Prefix>,
     /// `net.ipv4.conf.<bridge>.arp_ignore`.
     pub arp_ignore: i32,
@@ -250,6 +258,27 @@ pub struct Network {
     pub gateways: Vec<Prefix>,
     /// The next-hop addresses of [`Declared`].
     pub next_hops: Vec<IpAddr>,
+    /// What the owner advertises to the stations, if there is an IPv6 address.
+    pub ra: RaConfig,
+}
+
+impl Network {
+    /// The link-local address that all gateways of the network share, if it has IPv6 at all.
+    #[must_use]
+    pub fn link_local(&self) -> Option<IpAddr> {
+        let is_used = self.gateways.iter().any(|gateway| gateway.addr().is_ipv6());
+        is_used.then_some(IpAddr::V6(self.ra.link_local))
+    }
+
+    /// All addresses that the owner answers for.
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.gateways.iter().map(Prefix::addr).chain(self.link_local()).collect()
+    }
+
+    /// The addresses that the bridge carries only while this host answers for them.
+    pub fn fleeting(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses().into_iter().filter(IpAddr::is_ipv6)
+    }
 }
 
 /// The networks of this gateway.
@@ -263,6 +292,8 @@ pub struct Inventory {
     unable: BTreeMap<Vni, Problem>,
     /// The networks whose bridges are prepared, each with its bridge's number.
     adopted: BTreeMap<Vni, u32>,
+    /// Since when the interfaces were last read.
+    changes: Option<Changes>,
 }
 
 impl Inventory {
@@ -276,8 +307,8 @@ impl Inventory {
         found: impl IntoIterator<Item = Found>,
     ) -> Self {
         let found = found.into_iter().map(|found| (found.vni, found)).collect();
-        let (networks, unable, adopted) = Default::default();
-        Self { netlink, names, wanted, found, networks, unable, adopted }
+        let (networks, unable, adopted, changes) = Default::default();
+        Self { netlink, names, wanted, found, networks, unable, adopted, changes }
     }
 
     /// Reads the interfaces and addresses of all wanted networks. Changes nothing.
@@ -288,12 +319,13 @@ impl Inventory {
     /// # Errors
     /// If the kernel cannot be read.
     pub async fn survey(&mut self) -> Result<(), Error> {
-        let links = self.netlink.links().await?;
+        let links = self.read_links().await?;
         let carried = self.netlink.addresses().await?;
         for (vni, declared) in &self.wanted {
             let name = self.names.bridge.name(*vni);
             if let Some(bridge) = links.iter().find(|link| link.name == name) {
-                let mut found = note(self.found.get(vni), *vni, bridge, &carried)?;
+                let here = on_interface(&carried, bridge.index, declared.ra.link_local);
+                let mut found = note(self.found.get(vni), *vni, bridge, here.collect())?;
                 found.next_hops.clone_from(&declared.next_hops);
                 self.found.insert(*vni, found);
             }
@@ -307,9 +339,28 @@ impl Inventory {
     /// # Errors
     /// If the kernel cannot be read.
     pub async fn refresh(&mut self) -> Result<(), Error> {
-        let links = self.netlink.links().await?;
+        let links = self.read_links().await?;
         self.place(&links);
         Ok(())
+    }
+
+    /// Reads the interfaces anew if any has changed since they were last read. Changes nothing.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read.
+    pub async fn refresh_if_changed(&mut self) -> Result<(), Error> {
+        let changed = self.changes.as_ref().is_none_or(Changes::any);
+        if changed { self.refresh().await } else { Ok(()) }
+    }
+
+    /// From before they are read on, changes are watched for. Where that cannot be done they are
+    /// read whenever it matters.
+    async fn read_links(&mut self) -> Result<Vec<Link>, Error> {
+        match &self.changes {
+            Some(changes) => drop(changes.any()),
+            None => self.changes = Changes::watch().ok(),
+        }
+        Ok(self.netlink.links().await?)
     }
 
     /// The networks that this host can serve, as of the last survey or refresh.
@@ -428,12 +479,13 @@ impl Inventory {
     async fn adopt_one(&self, vni: Vni, carried: &[Address]) -> Result<(), Error> {
         let unable = || self.unable.get(&vni).cloned().unwrap_or(Problem::Unknown(vni));
         let network = self.networks.get(&vni).ok_or_else(unable)?;
-        let bridge = &network.bridge;
-        let carried: Vec<Prefix> = on_interface(carried, bridge.index).collect();
+        let (bridge, addresses) = (&network.bridge, network.addresses());
+        let carried: Vec<Prefix> =
+            on_interface(carried, bridge.index, network.ra.link_local).collect();
         if sysctl::effective(&bridge.name, "rp_filter")? == STRICT {
             sysctl::set(Family::V4, &bridge.name, "rp_filter", LOOSE)?;
         }
-        if is_prepared(&network.gateways, &carried) {
+        if is_prepared(&addresses, &carried) {
             return Ok(());
         }
         sysctl::set(Family::V4, &bridge.name, "arp_ignore", SILENT)?;
@@ -441,7 +493,7 @@ impl Inventory {
             let host = Prefix::host(gateway.addr());
             self.netlink.add_address(bridge.index, host, AddressOptions::default()).await?;
         }
-        for old in carried.iter().filter(|old| is_replaced(old, &network.gateways)) {
+        for old in carried.iter().filter(|old| is_replaced(old, &addresses)) {
             self.netlink.del_address(bridge.index, *old).await?;
         }
         Ok(())
@@ -452,8 +504,9 @@ impl Inventory {
             return Ok(());
         };
         let bridge = &network.bridge;
-        let carried: Vec<Prefix> = on_interface(carried, bridge.index).collect();
-        self.put_back(bridge, found, &carried, &network.gateways).await?;
+        let carried: Vec<Prefix> =
+            on_interface(carried, bridge.index, network.ra.link_local).collect();
+        self.put_back(bridge, found, &carried, &network.addresses()).await?;
         sysctl::set(Family::V4, &bridge.name, "rp_filter", found.rp_filter)?;
         sysctl::set(Family::V4, &bridge.name, "arp_ignore", found.arp_ignore)?;
         Ok(())
@@ -466,12 +519,10 @@ impl Inventory {
         bridge: &Port,
         found: &Found,
         carried: &[Prefix],
-        gateways: &[Prefix],
+        addresses: &[IpAddr],
     ) -> Result<(), Error> {
         let ours = |held: &&Prefix| {
-            held.is_host()
-                && !found.addresses.contains(held)
-                && gateways.iter().any(|gateway| gateway.addr() == held.addr())
+            held.is_host() && !found.addresses.contains(held) && names(held, addresses)
         };
         let (v4, v6): (Vec<Prefix>, Vec<Prefix>) =
             carried.iter().filter(ours).partition(|held| held.addr().is_ipv4());
@@ -488,19 +539,24 @@ impl Inventory {
     }
 }
 
-/// The global addresses of an interface.
-fn on_interface(carried: &[Address], index: u32) -> impl Iterator<Item = Prefix> {
-    let here = carried.iter().filter(move |address| address.index == index && address.scope == 0);
-    here.map(|address| address.prefix)
+/// The global addresses of an interface, and the link-local one that the gateways share.
+fn on_interface(
+    carried: &[Address],
+    index: u32,
+    link_local: Ipv6Addr,
+) -> impl Iterator<Item = Prefix> {
+    let counts =
+        move |address: &&Address| address.scope == 0 || address.prefix.addr() == link_local;
+    let here = carried.iter().filter(move |address| address.index == index);
+    here.filter(counts).map(|address| address.prefix)
 }
 
 fn note(
     saved: Option<&Found>,
     vni: Vni,
     bridge: &Link,
-    carried: &[Address],
+    carried: Vec<Prefix>,
 ) -> Result<Found, Error> {
-    let carried: Vec<Prefix> = on_interface(carried, bridge.index).collect();
     if let Some(saved) = saved {
         return Ok(Found { addresses: merged(&saved.addresses, &carried), ..saved.clone() });
     }
@@ -541,8 +597,8 @@ fn examine(
         return Err(Problem::NoAddress { vni, bridge: bridge.name });
     }
     let tunnel = link.vxlan.and_then(|tunnel| tunnel.local);
-    let next_hops = declared.next_hops.clone();
-    Ok(Network { vni, bridge, vxlan, tunnel, gateways, next_hops })
+    let (next_hops, ra) = (declared.next_hops.clone(), declared.ra.clone());
+    Ok(Network { vni, bridge, vxlan, tunnel, gateways, next_hops, ra })
 }
 
 fn port<'a>(
@@ -558,11 +614,19 @@ fn port<'a>(
     }
 }
 
-/// A single address does not tell the network's prefix.
+/// A single address does not tell the network's prefix, and a link-local one is in no network.
 fn gateways(declared: &Declared, found: Option<&Found>) -> Vec<Prefix> {
     let carried = found.map_or(&[][..], |found| &found.addresses);
     let source = if declared.addresses.is_empty() { carried } else { &declared.addresses };
-    source.iter().filter(|address| !address.is_host()).copied().collect()
+    let tells = |address: &&Prefix| !address.is_host() && !is_link_local(address.addr());
+    source.iter().filter(tells).copied().collect()
+}
+
+const fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(addr) => addr.is_unicast_link_local(),
+    }
 }
 
 fn forwarding_problem(network: &Network) -> Result<Option<Problem>, Error> {
@@ -580,22 +644,22 @@ fn forwarding_problem(network: &Network) -> Result<Option<Problem>, Error> {
 }
 
 /// Whether the bridge is as adoption leaves it.
-fn is_prepared(gateways: &[Prefix], carried: &[Prefix]) -> bool {
-    let v4_present = gateways
+fn is_prepared(addresses: &[IpAddr], carried: &[Prefix]) -> bool {
+    let v4_present = addresses
         .iter()
-        .filter(|gateway| gateway.addr().is_ipv4())
-        .all(|gateway| carried.contains(&Prefix::host(gateway.addr())));
-    v4_present && !carried.iter().any(|old| !old.is_host() && names(old, gateways))
+        .filter(|addr| addr.is_ipv4())
+        .all(|addr| carried.contains(&Prefix::host(*addr)));
+    v4_present && !carried.iter().any(|old| !old.is_host() && names(old, addresses))
 }
 
 /// Whether adoption takes the address away: one with the network's length, which brings a
 /// connected route, and any IPv6 one, as the host must not answer for it yet.
-fn is_replaced(old: &Prefix, gateways: &[Prefix]) -> bool {
-    names(old, gateways) && (!old.is_host() || old.addr().is_ipv6())
+fn is_replaced(old: &Prefix, addresses: &[IpAddr]) -> bool {
+    names(old, addresses) && (!old.is_host() || old.addr().is_ipv6())
 }
 
-fn names(carried: &Prefix, gateways: &[Prefix]) -> bool {
-    gateways.iter().any(|gateway| gateway.addr() == carried.addr())
+fn names(carried: &Prefix, addresses: &[IpAddr]) -> bool {
+    addresses.contains(&carried.addr())
 }
 
 fn failures(vnis: &[Vni], outcomes: Vec<Result<(), Error>>) -> BTreeMap<Vni, Error> {

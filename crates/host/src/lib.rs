@@ -2,16 +2,22 @@
 //!
 //! The only crate of the workspace with unsafe code: the few system calls that have no safe form.
 
+pub mod check;
+pub mod events;
 pub mod fabric;
 pub mod frr;
+pub mod health;
 pub mod inventory;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod priority;
 pub mod sysctl;
 pub mod wireguard;
 
+#[cfg(test)]
+mod test_frr;
 #[cfg(test)]
 mod test_support;

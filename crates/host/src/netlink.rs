@@ -177,6 +177,17 @@ pub struct FdbEntry {
     pub permanent: bool,
 }
 
+/// A table of neighbours: the stations' Ethernet addresses by their IP addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeighbourTable {
+    /// Whether it is that of ARP, and not that of ND.
+    pub is_v4: bool,
+    /// How many entries it may hold (`gc_thresh3`).
+    pub limit: u32,
+    /// How many it holds.
+    pub entries: u32,
+}
+
 /// A connection to the kernel's routing netlink. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Netlink {
@@ -300,8 +311,21 @@ impl Netlink {
         prefix: Prefix,
         options: AddressOptions,
     ) -> Result<(), Error> {
-        let message = codec::new_address(index, prefix, options);
-        self.change_one(&ADD_ADDRESS, &format!("{prefix} on #{index}"), message).await
+        self.add_addresses(index, &[prefix], options).await
+    }
+
+    /// Gives the interface many addresses as [`Netlink::add_address`] does. All are tried.
+    ///
+    /// # Errors
+    /// The first refusal. All addresses that were not refused are there.
+    pub async fn add_addresses(
+        &self,
+        index: u32,
+        addresses: &[Prefix],
+        options: AddressOptions,
+    ) -> Result<(), Error> {
+        let items: Vec<OnInterface> = addresses.iter().map(|it| OnInterface(*it, index)).collect();
+        self.change(&ADD_ADDRESS, &items, |it| codec::new_address(index, it.0, options)).await
     }
 
     /// Takes an address from the interface.
@@ -309,8 +333,16 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses; then nothing is changed.
     pub async fn del_address(&self, index: u32, prefix: Prefix) -> Result<(), Error> {
-        let message = codec::del_address(index, prefix);
-        self.change_one(&DEL_ADDRESS, &format!("{prefix} on #{index}"), message).await
+        self.del_addresses(index, &[prefix]).await
+    }
+
+    /// Takes many addresses from the interface. All are tried.
+    ///
+    /// # Errors
+    /// The first refusal. All addresses that were not refused are gone.
+    pub async fn del_addresses(&self, index: u32, addresses: &[Prefix]) -> Result<(), Error> {
+        let items: Vec<OnInterface> = addresses.iter().map(|it| OnInterface(*it, index)).collect();
+        self.change(&DEL_ADDRESS, &items, |it| codec::del_address(index, it.0)).await
     }
 
     /// The unicast routes of both families that pass the filter.
@@ -363,6 +395,16 @@ impl Netlink {
         self.change(&DEL_ROUTE, routes, codec::del_route).await
     }
 
+    /// The tables of neighbours (ARP and ND), which all namespaces of the machine share.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub async fn neighbour_tables(&self) -> Result<Vec<NeighbourTable>, Error> {
+        let request = codec::get_neighbour_tables();
+        let messages = self.dump("list the tables of neighbours", request).await?;
+        Ok(messages.iter().filter_map(codec::neighbour_table).collect())
+    }
+
     /// The forwarding entries of a VXLAN interface that name a tunnel endpoint.
     ///
     /// # Errors
@@ -371,6 +413,15 @@ impl Netlink {
         let messages = self.dump("list the forwarding entries", codec::get_fdb(index)).await?;
         let entries = messages.iter().filter_map(codec::fdb_entry);
         Ok(entries.filter(|entry| entry.index == index).collect())
+    }
+
+    /// The same of all VXLAN interfaces at once.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub async fn all_fdbs(&self) -> Result<Vec<FdbEntry>, Error> {
+        let messages = self.dump("list the forwarding entries", codec::get_fdb(0)).await?;
+        Ok(messages.iter().filter_map(codec::fdb_entry).collect())
     }
 
     /// Adds a permanent forwarding entry to a VXLAN interface: one more endpoint for [`FLOOD`],
@@ -417,6 +468,20 @@ impl fmt::Display for FdbEntry {
             write!(f, "{colon}{byte:02x}")?;
         }
         write!(f, " to {} on #{}", self.dst, self.index)
+    }
+}
+
+/// The interface that a message of the kernel's describes.
+pub(crate) fn link_of(message: &RouteNetlinkMessage) -> Option<Link> {
+    codec::link(message)
+}
+
+/// An address and the interface that it is on, for people.
+struct OnInterface(Prefix, u32);
+
+impl fmt::Display for OnInterface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on #{}", self.0, self.1)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Announcements of an address: gratuitous ARP and unsolicited neighbour advertisements.
+//! What is said to the stations of a network: that an address is here now (gratuitous ARP,
+//! unsolicited neighbour advertisements), and who their router is (router advertisements).
 //!
 //! For IPv4 this is the announcement of RFC 5227, section 2.3: a broadcast ARP *request* whose
 //! sender and target are the announced address. A receiver of any ARP packet merges the sender
@@ -8,29 +9,25 @@
 //! which makes hosts give up the old link-layer address, and the router flag, without which they
 //! would drop the sender from their default routers.
 
+mod advertisement;
+mod announcer;
+mod beacon;
+mod schedule;
+mod solicitation;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use etherparse::icmpv6::NeighborAdvertisementHeader;
 use etherparse::{
     ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Icmpv6Type, PacketBuilder,
 };
-use nix::libc;
-use socket2::{Domain, Socket, Type};
 
 use crate::netlink::Mac;
 
-/// How many frames are sent in one go. More would overrun the receivers' backlog, whose default
-/// (`netdev_max_backlog`) is 1000 frames, once each frame is flooded into several tunnels.
-const BURST: usize = 50;
-
-/// The pause after a burst.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// How often a frame is offered to a full queue, with a pause each time, before it is given up.
-const OFFERS: usize = 20;
+pub use advertisement::{DEFAULT_LINK_LOCAL, RaConfig, RaError, router_advertisement};
+pub use announcer::{Announcer, Frame, Mute};
+pub use beacon::{Advert, Beacon};
 
 const BROADCAST: Mac = [0xff; 6];
 
@@ -51,6 +48,9 @@ pub enum Error {
     /// There is no packet socket.
     #[error("cannot open a packet socket (this needs CAP_NET_RAW): {0}")]
     Open(#[source] io::Error),
+    /// There is no socket for router solicitations.
+    #[error("cannot listen for router solicitations (this needs CAP_NET_RAW): {0}")]
+    Listen(#[source] io::Error),
     /// The frame was not sent.
     #[error("cannot announce {addr} on interface #{index}: {source}")]
     Send {
@@ -77,80 +77,12 @@ pub struct Announcement {
 impl Announcement {
     /// The frame as it goes over the wire.
     #[must_use]
-    pub fn frame(&self) -> Vec<u8> {
-        match self.addr {
+    pub fn frame(&self) -> Frame {
+        let bytes = match self.addr {
             IpAddr::V4(addr) => gratuitous_arp(self.mac, addr),
             IpAddr::V6(addr) => unsolicited_advertisement(self.mac, addr),
-        }
-    }
-}
-
-/// Sends announcements by any interface of one network namespace.
-///
-/// It holds a single packet socket: opening and closing one per interface costs milliseconds
-/// each, because closing waits for all CPUs to let go of it.
-#[derive(Debug)]
-pub struct Announcer {
-    socket: Socket,
-}
-
-impl Announcer {
-    /// Opens the socket in the network namespace of the calling thread.
-    ///
-    /// # Errors
-    /// If this process may not open packet sockets.
-    pub fn new() -> Result<Self, Error> {
-        // Protocol 0: the socket sends and receives nothing.
-        let socket = Socket::new(Domain::PACKET, Type::RAW, None).map_err(Error::Open)?;
-        socket.set_nonblocking(true).map_err(Error::Open)?;
-        Ok(Self { socket })
-    }
-
-    /// Sends every announcement once, with a pause of 5 ms after each 50, and returns those that
-    /// could not be sent by their position. All are tried.
-    pub async fn send(&self, announcements: &[Announcement]) -> Vec<(usize, Error)> {
-        let mut failed = Vec::new();
-        for (position, announcement) in announcements.iter().enumerate() {
-            if position > 0 && position % BURST == 0 {
-                tokio::time::sleep(PAUSE).await;
-            }
-            if let Err(source) = self.offer(announcement).await {
-                let &Announcement { addr, index, .. } = announcement;
-                failed.push((position, Error::Send { addr, index, source }));
-            }
-        }
-        failed
-    }
-
-    async fn offer(&self, announcement: &Announcement) -> io::Result<()> {
-        let frame = announcement.frame();
-        let mut result = self.send_frame(announcement.index, &frame);
-        for _ in 1..OFFERS {
-            match &result {
-                Err(error) if is_full(error) => tokio::time::sleep(PAUSE).await,
-                Ok(()) | Err(_) => break,
-            }
-            result = self.send_frame(announcement.index, &frame);
-        }
-        result
-    }
-
-    #[allow(unsafe_code, reason = "no safe wrapper makes a link-layer address from an index")]
-    fn send_frame(&self, index: u32, frame: &[u8]) -> io::Result<()> {
-        let address = link_layer_address(index);
-        // SAFETY: the frame is readable for its length and the address, a plain value that lives
-        // until the call returns, for the length given. The kernel keeps neither.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const address).cast(),
-                ADDRESS_LENGTH,
-            )
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        Frame { index: self.index, bytes: bytes.into() }
     }
 }
 
@@ -180,27 +112,6 @@ pub fn unsolicited_advertisement(mac: Mac, addr: Ipv6Addr) -> Vec<u8> {
     let mut frame = Vec::with_capacity(packet.size(body.len()));
     packet.write(&mut frame, &body).expect("a vector takes all, and 24 bytes are not too long");
     frame
-}
-
-/// Whether the interface's queue or the socket's buffer has no room at the moment.
-fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
-}
-
-const ADDRESS_LENGTH: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-
-/// Where a raw frame goes: the frame itself names everything but the interface.
-fn link_layer_address(index: u32) -> libc::sockaddr_ll {
-    libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: 0,
-        // An index that is out of range names no interface, and the kernel says so.
-        sll_ifindex: i32::try_from(index).unwrap_or(i32::MAX),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    }
 }
 
 #[cfg(test)]
@@ -241,14 +152,14 @@ mod tests {
     #[test]
     fn announcements_parse_back() {
         let addr: Ipv6Addr = "fd00:1::1".parse().expect("address");
-        let frame = Announcement { index: 1, mac: MAC, addr: addr.into() }.frame();
+        let frame = Announcement { index: 1, mac: MAC, addr: addr.into() }.frame().bytes;
         let packet = SlicedPacket::from_ethernet(&frame).expect("valid");
         let Some(TransportSlice::Icmpv6(icmp)) = packet.transport else { panic!("ICMPv6") };
         assert!(icmp.is_checksum_valid(addr.octets(), ALL_NODES.octets()));
         let Icmpv6Type::NeighborAdvertisement(header) = icmp.icmp_type() else { panic!("NA") };
         assert!(header.router && header.r#override && !header.solicited);
 
-        let frame = Announcement { index: 1, mac: MAC, addr: [10, 0, 1, 1].into() }.frame();
+        let frame = Announcement { index: 1, mac: MAC, addr: [10, 0, 1, 1].into() }.frame().bytes;
         let packet = SlicedPacket::from_ethernet(&frame).expect("valid");
         let Some(NetSlice::Arp(arp)) = packet.net else { panic!("ARP") };
         assert_eq!(arp.sender_protocol_addr(), [10, 0, 1, 1]);

@@ -2,12 +2,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use selvedge_gateway::desired::{Duty, Upstream};
 use selvedge_model::{Prefix, Vni};
 
 use super::base::{Base, Reading, for_all, for_each, read_back, read_back_upstream};
-use super::{Driver, Error, Failures};
+use super::{Driver, Error, Failures, Silencer};
 use crate::inventory::{Inventory, Network};
 use crate::netlink::{AddressOptions, FLOOD, FdbEntry, Link, Mac, Netlink};
 use crate::packet::Announcement;
@@ -58,7 +57,7 @@ impl Flood {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn new(inventory: Inventory, config: FloodConfig) -> Result<Self, Error> {
-        Ok(Self { base: Base::new(inventory)?, config })
+        Ok(Self { base: Base::new(inventory, Some(config.uplink.clone()))?, config })
     }
 
     /// The networks, to adopt or release some.
@@ -118,13 +117,17 @@ impl Flood {
         Ok((uplink.index, uplink.mac.unwrap_or_default(), held))
     }
 
-    async fn duty(&self, network: &Network, reading: &Reading, uplink: u32) -> Result<Duty, Error> {
+    fn duty(
+        &self,
+        network: &Network,
+        reading: &Reading,
+        uplink: u32,
+        floods: &BTreeSet<(u32, IpAddr)>,
+    ) -> Result<Duty, Error> {
         let told = self.base.told(network.vni);
-        let there = self.netlink().fdb(network.vxlan.index).await?;
-        let floods = |entry: &FdbEntry| {
-            there.iter().any(|held| (held.mac, held.dst) == (entry.mac, entry.dst))
-        };
-        let mut fabric: Vec<bool> = self.entries(network).iter().map(floods).collect();
+        let entries = self.entries(network);
+        let there = entries.iter().map(|entry| floods.contains(&(entry.index, entry.dst)));
+        let mut fabric: Vec<bool> = there.collect();
         fabric.extend(reading.local_routes(network));
         let next_hops = network.next_hops.iter().map(|addr| reading.carries(uplink, *addr));
         Ok(Duty {
@@ -195,16 +198,23 @@ impl Driver for Flood {
     async fn observe(&mut self) -> Result<BTreeMap<Vni, Duty>, Error> {
         let reading = self.base.read().await?;
         let uplink = self.uplink().await?.index;
-        let networks: Vec<&Network> = self.base.inventory.adopted().collect();
-        let duties = networks.iter().map(|network| self.duty(network, &reading, uplink));
-        let duties = join_all(duties).await;
-        let pairs = networks.iter().zip(duties);
-        pairs.map(|(network, duty)| Ok((network.vni, duty?))).collect()
+        let all = self.netlink().all_fdbs().await?;
+        let flooding = all.iter().filter(|entry| entry.mac == FLOOD);
+        let floods = flooding.map(|entry| (entry.index, entry.dst)).collect();
+        let networks = self.base.inventory.adopted();
+        let observed = networks
+            .map(|network| Ok((network.vni, self.duty(network, &reading, uplink, &floods)?)))
+            .collect::<Result<_, Error>>()?;
+        self.base.advertise_as_observed(&observed);
+        Ok(observed)
     }
 
     async fn silence(&mut self, on: bool) -> Result<(), Error> {
-        let uplink = self.config.uplink.clone();
-        self.base.silence(on, Some(&uplink)).await
+        Ok(self.base.silencer().silence(on).await?)
+    }
+
+    fn silencer(&self) -> Option<Silencer> {
+        Some(self.base.silencer().clone())
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::base::{
     Base, Reading, RouteKey, change_routes, for_all, for_each, index_routes, present, read_back,
 };
-use super::{Driver, Error, Failures};
+use super::{Driver, Error, Failures, Silencer};
 use crate::frr::{self, Vty};
 use crate::inventory::{Inventory, Network};
 use crate::netlink::{MAIN_TABLE, Netlink, Route, RouteFilter};
@@ -48,8 +48,7 @@ pub struct FrrConfig {
 #[derive(Debug)]
 pub struct Frr {
     base: Base,
-    bgpd: Vty,
-    router: String,
+    bgp: Bgp,
 }
 
 impl Frr {
@@ -65,7 +64,7 @@ impl Frr {
         let bgpd = Vty::new(&config.vty_dir, config.pathspace.as_deref(), "bgpd");
         let router =
             config.asn.map_or_else(|| "router bgp".into(), |asn| format!("router bgp {asn}"));
-        Ok(Self { base: Base::new(inventory)?, bgpd, router })
+        Ok(Self { base: Base::new(inventory, None)?, bgp: Bgp { bgpd, router } })
     }
 
     /// The networks, to adopt or release some.
@@ -76,10 +75,26 @@ impl Frr {
     const fn netlink(&self) -> &Netlink {
         self.base.netlink()
     }
+}
+
+/// The BGP instance that knows the networks.
+#[derive(Debug)]
+struct Bgp {
+    bgpd: Vty,
+    /// The command that leads to its configuration.
+    router: String,
+}
+
+impl Bgp {
+    /// As [`tell`](Self::tell); if bgpd cannot be reached, all networks fail.
+    async fn advertise(&mut self, networks: &[Network], on: bool) -> Failures {
+        let told = self.tell(networks, on).await;
+        told.unwrap_or_else(|error| for_all(networks, error))
+    }
 
     /// Tells bgpd what it does not do yet. Nothing is sent if nothing changes, so that a network
     /// which bgpd has never heard of gets no entry in its configuration by being withdrawn.
-    async fn advertise(&mut self, networks: &[Network], on: bool) -> Result<Failures, frr::Error> {
+    async fn tell(&mut self, networks: &[Network], on: bool) -> Result<Failures, frr::Error> {
         let present = self.advertised().await?;
         let differing: Vec<&Network> = networks
             .iter()
@@ -106,21 +121,22 @@ impl Frr {
             .filter_map(|(key, value)| Some((key.parse().ok()?, evpn(value)?)))
             .collect())
     }
+}
 
-    async fn routes(&self, networks: &[Network], to: Upstream) -> Failures {
-        for_each(networks, |network| async move {
-            let (kept, mut gone): (Vec<_>, Vec<_>) =
-                routes(network).into_iter().partition(|(_, least)| *least <= to);
-            // The whole comes before its halves and goes after them. So there is no gap; and the
-            // lower half, which has the same network address, never gets the link state id of
-            // the whole (RFC 2328, appendix E): ospfd keeps advertising such a half for ever,
-            // if the whole comes back while the half's withdrawal still lingers.
-            gone.reverse();
-            change_routes(self.netlink(), strip(kept), true).await?;
-            change_routes(self.netlink(), strip(gone), false).await
-        })
-        .await
-    }
+/// Has exactly the routes that attract traffic in this way.
+async fn attract(netlink: &Netlink, networks: &[Network], to: Upstream) -> Failures {
+    for_each(networks, |network| async move {
+        let (kept, mut gone): (Vec<_>, Vec<_>) =
+            routes(network).into_iter().partition(|(_, least)| *least <= to);
+        // The whole comes before its halves and goes after them. So there is no gap; and the
+        // lower half, which has the same network address, never gets the link state id of
+        // the whole (RFC 2328, appendix E): ospfd keeps advertising such a half for ever,
+        // if the whole comes back while the half's withdrawal still lingers.
+        gone.reverse();
+        change_routes(netlink, strip(kept), true).await?;
+        change_routes(netlink, strip(gone), false).await
+    })
+    .await
 }
 
 #[async_trait]
@@ -133,8 +149,7 @@ impl Driver for Frr {
         if on {
             failures.extend(self.base.local_routes(&networks, true).await);
         }
-        let advertised = self.advertise(&networks, on).await;
-        failures.extend(advertised.unwrap_or_else(|error| for_all(&networks, error)));
+        failures.extend(self.bgp.advertise(&networks, on).await);
         if !on {
             failures.extend(self.base.local_routes(&networks, false).await);
         }
@@ -144,12 +159,29 @@ impl Driver for Frr {
     async fn upstream(&mut self, vnis: &[Vni], to: Upstream) -> Failures {
         let (networks, mut failures) = self.base.select(vnis);
         self.base.tell(&networks, |duty| duty.upstream = to);
-        failures.extend(self.routes(&networks, to).await);
+        failures.extend(attract(self.netlink(), &networks, to).await);
         failures
     }
 
     async fn answering(&mut self, vnis: &[Vni], on: bool) -> Failures {
         self.base.answering(vnis, on).await
+    }
+
+    /// bgpd, which takes the longest, is told while the kernel is.
+    async fn take_over(&mut self, vnis: &[Vni], to: Upstream) -> Failures {
+        let (networks, mut failures) = self.base.select(vnis);
+        self.base.tell(&networks, |duty| {
+            *duty = Duty { fabric: true, upstream: to, answering: true };
+        });
+        let Self { base, bgp } = self;
+        let (local, advertised, attracted, answered) = tokio::join!(
+            base.local_routes(&networks, true),
+            bgp.advertise(&networks, true),
+            attract(base.netlink(), &networks, to),
+            base.answer(&networks, true),
+        );
+        failures.extend([local, advertised, attracted, answered].into_iter().flatten());
+        failures
     }
 
     async fn announce(&mut self, vnis: &[Vni]) -> Failures {
@@ -163,7 +195,7 @@ impl Driver for Frr {
         let reading = self.base.read().await?;
         let filter = RouteFilter { protocol: Some(ROUTE_PROTOCOL), table: Some(MAIN_TABLE) };
         let routes = index_routes(&self.netlink().routes(filter).await?);
-        let advertised = self.advertised().await.unwrap_or_else(|error| {
+        let advertised = self.bgp.advertised().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "bgpd does not tell what it advertises");
             BTreeMap::new()
         });
@@ -173,11 +205,17 @@ impl Driver for Frr {
             let told = self.base.told(network.vni);
             Ok((network.vni, duty(network, told, &reading, &routes, evpn)?))
         });
-        observed.collect()
+        let observed = observed.collect::<Result<_, Error>>()?;
+        self.base.advertise_as_observed(&observed);
+        Ok(observed)
     }
 
     async fn silence(&mut self, on: bool) -> Result<(), Error> {
-        self.base.silence(on, None).await
+        Ok(self.base.silencer().silence(on).await?)
+    }
+
+    fn silencer(&self) -> Option<Silencer> {
+        Some(self.base.silencer().clone())
     }
 }
 

@@ -6,7 +6,11 @@ mod base;
 mod dry;
 mod flood;
 mod frr;
+#[cfg(test)]
+mod ipv6;
 mod neighbours;
+#[cfg(test)]
+mod scale;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -23,6 +27,8 @@ pub use base::{LOCAL_METRIC, LOCAL_PROTOCOL};
 pub use dry::Dry;
 pub use flood::{Flood, FloodConfig};
 pub use frr::{Frr, FrrConfig, ROUTE_METRIC, ROUTE_PROTOCOL};
+
+pub use crate::nft::Silencer;
 
 /// The networks for which an operation failed, each with the reason. Empty: all done.
 pub type Failures = BTreeMap<Vni, Error>;
@@ -87,7 +93,19 @@ pub trait Driver: Send {
     /// Answers ARP and neighbour solicitations for the gateway's addresses, or is silent.
     async fn answering(&mut self, vnis: &[Vni], on: bool) -> Failures;
 
-    /// Announces the gateway's addresses once (gratuitous ARP, unsolicited NA), paced.
+    /// All three at once: what a new owner does when there is nobody to take turns with. In a
+    /// planned move the order matters, and this is not for it. Of a network that fails, parts may
+    /// have been done; [`observe`](Self::observe) tells.
+    async fn take_over(&mut self, vnis: &[Vni], to: Upstream) -> Failures {
+        let mut failures = self.fabric(vnis, true).await;
+        failures.extend(self.upstream(vnis, to).await);
+        failures.extend(self.answering(vnis, true).await);
+        failures
+    }
+
+    /// Announces the gateway's addresses once (gratuitous ARP, unsolicited NA), paced. One frame
+    /// may be lost: whoever takes a network over announces it again. Router advertisements follow
+    /// at their own times.
     async fn announce(&mut self, vnis: &[Vni]) -> Failures;
 
     /// Reads what the host really does for every network of this gateway.
@@ -96,4 +114,10 @@ pub trait Driver: Send {
     /// Silences all networks of this gateway in one transaction (ARP, ND, RA, forwarding), or
     /// lifts that again.
     async fn silence(&mut self, on: bool) -> Result<(), Error>;
+
+    /// A handle that does the same from elsewhere, while this driver is at work. `None` if there
+    /// is nothing to silence.
+    fn silencer(&self) -> Option<Silencer> {
+        None
+    }
 }

@@ -1,10 +1,14 @@
 //! What the tests of drivers and inventory share: networks in a namespace, raw frames.
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use etherparse::{ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header};
+use etherparse::icmpv6::RouterAdvertisementHeader;
+use etherparse::{
+    ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Icmpv6Type, NetSlice,
+    PacketBuilder, SlicedPacket, TransportSlice,
+};
 use nix::libc;
 use selvedge_model::{Prefix, Vni};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -130,6 +134,91 @@ impl Wire {
             (arp.sender_ipv4 == addr.octets()).then_some(arp.sender_mac)
         })
     }
+}
+
+impl Wire {
+    /// Asks for `addr` as a station does that has never heard of it.
+    pub(crate) fn solicit(&self, addr: Ipv6Addr) {
+        let [.., a, b, c] = addr.octets();
+        let group = Ipv6Addr::new(
+            0xff02,
+            0,
+            0,
+            0,
+            0,
+            1,
+            0xff00 | u16::from(a),
+            u16::from(b) << 8 | u16::from(c),
+        );
+        let body = [addr.octets().as_slice(), &[1, 1], &self.mac].concat();
+        self.send_icmpv6(([0x33, 0x33, 0xff, a, b, c], group), 255, 135, &body);
+    }
+
+    /// Asks who the router is.
+    pub(crate) fn solicit_router(&self, hop_limit: u8) {
+        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+        let body = [[1, 1].as_slice(), &self.mac].concat();
+        self.send_icmpv6(([0x33, 0x33, 0, 0, 0, 2], group), hop_limit, 133, &body);
+    }
+
+    fn send_icmpv6(&self, to: (Mac, Ipv6Addr), hop_limit: u8, kind: u8, body: &[u8]) {
+        let station = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
+        let packet = PacketBuilder::ethernet2(self.mac, to.0)
+            .ipv6(station.octets(), to.1.octets(), hop_limit)
+            .icmpv6_raw(kind, 0, [0; 4]);
+        let mut frame = Vec::new();
+        packet.write(&mut frame, body).expect("written");
+        self.send(&frame);
+    }
+
+    /// Who answers for `addr` within `patience`, asked every 100 ms: the kernel listens for the
+    /// questions a moment after it has the address, once it gets hold of a lock that others hold.
+    pub(crate) fn answer(&self, addr: Ipv6Addr, patience: Duration) -> Option<Advertised> {
+        let end = Instant::now() + patience;
+        loop {
+            self.solicit(addr);
+            let wanted =
+                |frame: &[u8]| advertised(frame).filter(|na| na.solicited && na.target == addr);
+            let heard = self.receive(Duration::from_millis(100), wanted);
+            if heard.is_some() || Instant::now() >= end {
+                return heard;
+            }
+        }
+    }
+}
+
+/// A neighbour advertisement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Advertised {
+    pub(crate) target: Ipv6Addr,
+    pub(crate) mac: Mac,
+    pub(crate) router: bool,
+    pub(crate) solicited: bool,
+    pub(crate) overrides: bool,
+}
+
+/// The neighbour advertisement in a frame.
+pub(crate) fn advertised(frame: &[u8]) -> Option<Advertised> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let TransportSlice::Icmpv6(icmp) = packet.transport? else { return None };
+    let Icmpv6Type::NeighborAdvertisement(header) = icmp.icmp_type() else { return None };
+    let target: [u8; 16] = icmp.payload().get(..16)?.try_into().ok()?;
+    Some(Advertised {
+        target: target.into(),
+        mac: icmp.payload().get(18..24)?.try_into().ok()?,
+        router: header.router,
+        solicited: header.solicited,
+        overrides: header.r#override,
+    })
+}
+
+/// The router advertisement in a frame, and where it comes from.
+pub(crate) fn router(frame: &[u8]) -> Option<(Ipv6Addr, RouterAdvertisementHeader)> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let Some(NetSlice::Ipv6(ip)) = packet.net else { return None };
+    let TransportSlice::Icmpv6(icmp) = packet.transport? else { return None };
+    let Icmpv6Type::RouterAdvertisement(header) = icmp.icmp_type() else { return None };
+    Some((ip.header().source_addr(), header))
 }
 
 /// The ARP packet in a frame.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::packet::DEFAULT_LINK_LOCAL;
 use crate::test_support;
 
 fn prefix(text: &str) -> Prefix {
@@ -48,7 +49,7 @@ fn a_single_address_tells_no_network() {
         next_hops: Vec::new(),
     };
     assert_eq!(gateways(&Declared::default(), Some(&found)), []);
-    let declared = Declared { addresses: prefixes(&["10.0.1.1/24"]), next_hops: vec![] };
+    let declared = Declared { addresses: prefixes(&["10.0.1.1/24"]), ..Declared::default() };
     assert_eq!(gateways(&declared, Some(&found)), prefixes(&["10.0.1.1/24"]));
 }
 
@@ -73,7 +74,7 @@ async fn build(netlink: &Netlink, number: u32, addresses: &[&str]) {
 async fn carried(netlink: &Netlink, name: &str) -> Vec<Prefix> {
     let bridge = netlink.link(name).await.expect("readable").expect("there");
     let all = netlink.addresses().await.expect("readable");
-    let mut here: Vec<Prefix> = on_interface(&all, bridge.index).collect();
+    let mut here: Vec<Prefix> = on_interface(&all, bridge.index, DEFAULT_LINK_LOCAL).collect();
     here.sort();
     here
 }
@@ -127,4 +128,32 @@ async fn adopt_and_release() {
     assert_eq!(sysctl::get(Family::V4, "br1", "arp_ignore").expect("read"), 1);
     assert_eq!(sysctl::get(Family::V4, "br1", "rp_filter").expect("read"), 1);
     assert!(inventory.found().iter().all(|found| found.vni != vni(1)));
+}
+
+#[test]
+fn interfaces_are_read_anew_only_if_one_has_changed() {
+    let Some(namespace) = test_support::namespace("refresh if changed") else { return };
+    let body = async || {
+        crate::fabric::testing::forward();
+        let netlink = Netlink::new().expect("netlink");
+        build(&netlink, 1, &["10.0.1.1/24"]).await;
+        let mut inventory = Inventory::new(netlink.clone(), Names::default(), wanted(&[1, 2]), []);
+        inventory.survey().await.expect("surveyed");
+        // What is not there tells that nothing was read.
+        inventory.networks.clear();
+        inventory.refresh_if_changed().await.expect("read");
+        assert!(inventory.networks().is_empty());
+        let bridge = netlink.link("br1").await.expect("readable").expect("there").index;
+        netlink.set_up(bridge, false, None).await.expect("down");
+        inventory.refresh_if_changed().await.expect("read");
+        assert_eq!(inventory.networks().keys().copied().collect::<Vec<_>>(), [vni(1)]);
+        inventory.networks.clear();
+        inventory.refresh_if_changed().await.expect("read");
+        assert!(inventory.networks().is_empty(), "once is enough");
+        build(&netlink, 2, &[]).await;
+        netlink.del_link(bridge).await.expect("removed");
+        inventory.refresh_if_changed().await.expect("read");
+        assert_eq!(inventory.unable()[&vni(1)], Problem::NoInterface("br1".into()));
+    };
+    namespace.run(|| test_support::runtime().block_on(body())).expect("entered");
 }

@@ -21,6 +21,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use rtnetlink::packet_route::neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
     RouteType,
@@ -30,7 +31,8 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 use selvedge_model::{Prefix, Vni};
 
 use super::{
-    Address, AddressOptions, FdbEntry, Link, LinkKind, Mac, NewLink, Route, RouteFilter, Vxlan,
+    Address, AddressOptions, FdbEntry, Link, LinkKind, Mac, NeighbourTable, NewLink, Route,
+    RouteFilter, Vxlan,
 };
 
 pub(super) fn get_links() -> RouteNetlinkMessage {
@@ -274,6 +276,29 @@ pub(super) fn route(message: &RouteNetlinkMessage) -> Option<Route> {
         }
     }
     Some(route)
+}
+
+pub(super) fn get_neighbour_tables() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetNeighbourTable(NeighbourTableMessage::default())
+}
+
+/// Messages about single interfaces have no limit.
+pub(super) fn neighbour_table(message: &RouteNetlinkMessage) -> Option<NeighbourTable> {
+    let RouteNetlinkMessage::NewNeighbourTable(message) = message else { return None };
+    let is_v4 = match message.header.family {
+        AddressFamily::Inet => true,
+        AddressFamily::Inet6 => false,
+        _ => return None,
+    };
+    let (mut limit, mut entries) = (None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourTableAttribute::Threshold3(number) => limit = Some(*number),
+            NeighbourTableAttribute::Config(config) => entries = config.entries,
+            _ => {}
+        }
+    }
+    Some(NeighbourTable { is_v4, limit: limit?, entries })
 }
 
 pub(super) fn get_fdb(index: u32) -> RouteNetlinkMessage {
