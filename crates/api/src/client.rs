@@ -1,13 +1,17 @@
+mod watch;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use selvedge_model::NodeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Error, agent, gateway, mesh};
+
+pub use watch::Watch;
 
 /// How long an answer may take unless [`Client::with_timeout`] says otherwise. Joining a mesh
 /// tries several addresses, so this is generous.
@@ -118,6 +122,18 @@ impl Client {
         self.get(&["agent"]).await
     }
 
+    /// Has the agent start again: the program at its path, with the same arguments. Returns before
+    /// that happens; [`info`](Self::info) tells the runs apart.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also if the program could not be started. Nothing was changed then.
+    pub async fn restart(
+        &self,
+        request: &agent::RestartRequest,
+    ) -> Result<agent::Restarting, ClientError> {
+        self.post(&["agent", "restart"], request).await
+    }
+
     /// The agent's metrics in the OpenMetrics text format.
     ///
     /// # Errors
@@ -215,6 +231,58 @@ impl Client {
         self.post(&["gateway", "undrain"], &gateway::DrainRequest { name }).await
     }
 
+    /// Takes the networks of a lost gateway over without asking the store. Returns as soon as that
+    /// has begun; [`watch`](Self::watch) shows what follows.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn take_over(&self, name: NodeName) -> Result<gateway::Takeover, ClientError> {
+        self.post(&["gateway", "takeover"], &gateway::TakeoverRequest { name }).await
+    }
+
+    /// Strikes a node that is gone for good from the roster.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn remove(&self, name: &NodeName) -> Result<gateway::Removed, ClientError> {
+        let path = ["gateway", "nodes", name.as_str()];
+        self.call(Request::new(Method::DELETE, &path), None::<&()>).await
+    }
+
+    /// The latest changes of owners, in the order in which they happened.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn history(
+        &self,
+        query: gateway::HistoryQuery,
+    ) -> Result<Vec<gateway::ChangeRow>, ClientError> {
+        let mut request = Request::new(Method::GET, &["gateway", "history"]);
+        let vni = query.vni.map(|vni| ("vni", vni.to_string()));
+        let last = query.last.map(|last| ("last", last.to_string()));
+        request.query.extend(vni.into_iter().chain(last));
+        self.call(request, None::<&()>).await
+    }
+
+    /// What is right and wrong with this host and its FRRouting, for a gateway.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn check(&self) -> Result<Vec<gateway::Finding>, ClientError> {
+        self.get(&["gateway", "check"]).await
+    }
+
+    /// What happens at the gateway from now on.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch(&self) -> Result<Watch, ClientError> {
+        let request = Request::new(Method::GET, &["gateway", "watch"]);
+        let builder = self.http.request(request.method.clone(), request.url());
+        let response = self.checked(&request, builder).await?;
+        Ok(Watch::new(response))
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ClientError> {
         self.call(Request::new(Method::GET, path), None::<&()>).await
     }
@@ -246,6 +314,15 @@ impl Client {
         if let Some(body) = body {
             builder = builder.json(body);
         }
+        self.checked(request, builder).await
+    }
+
+    /// The answer, if it is a success.
+    async fn checked(
+        &self,
+        request: &Request,
+        builder: RequestBuilder,
+    ) -> Result<Response, ClientError> {
         let response = builder.send().await.map_err(|error| self.explain(request, error))?;
         match response.status() {
             status if status.is_success() => Ok(response),
@@ -291,17 +368,22 @@ impl Client {
 struct Request {
     method: Method,
     path: Vec<String>,
+    query: Vec<(&'static str, String)>,
 }
 
 impl Request {
     fn new(method: Method, path: &[&str]) -> Self {
-        Self { method, path: path.iter().map(|&segment| segment.to_owned()).collect() }
+        let path = path.iter().map(|&segment| segment.to_owned()).collect();
+        Self { method, path, query: Vec::new() }
     }
 
     /// The host is of no meaning on a Unix socket; HTTP wants one all the same.
     fn url(&self) -> Url {
         let mut url = Url::parse("http://agent/v1").expect("a constant that is a URL");
         url.path_segments_mut().expect("http URLs have paths").extend(&self.path);
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
         url
     }
 }
@@ -387,6 +469,45 @@ mod tests {
         let error = client.gateway().await.expect_err("not JSON");
         assert!(error.to_string().starts_with("GET /v1/gateway: "), "{error}");
         server.await.expect("served");
+    }
+
+    #[tokio::test]
+    async fn events_come_one_by_one_however_they_were_cut() {
+        let (_dir, path) = socket();
+        let listener = UnixListener::bind(&path).expect("binds");
+        let (first, second) =
+            ("{\"at_ms\":1,\"event\":\"conv", "icted\"}\n{\"at_ms\":2,\"event\":\"left\"}\n");
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let mut buffer = vec![0; 4096];
+            let read = stream.read(&mut buffer).await.expect("reads");
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.expect("writes");
+            for part in [first, second, ""] {
+                let chunk = format!("{:x}\r\n{part}\r\n", part.len());
+                stream.write_all(chunk.as_bytes()).await.expect("writes");
+            }
+            String::from_utf8_lossy(&buffer[..read]).into_owned()
+        });
+        let mut watch = Client::new(&path).expect("client").watch().await.expect("watches");
+        let mut next = async || watch.next().await.expect("an event").map(|event| event.what);
+        assert_eq!(next().await, Some(gateway::What::Convicted));
+        assert_eq!(next().await, Some(gateway::What::Left));
+        assert_eq!(next().await, None, "the agent has ended");
+        let request = server.await.expect("served");
+        assert!(request.starts_with("GET /v1/gateway/watch HTTP/1.1\r\n"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_is_in_the_query() {
+        let (_dir, path) = socket();
+        let listener = UnixListener::bind(&path).expect("binds");
+        let server = tokio::spawn(once(listener, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"));
+        let client = Client::new(&path).expect("client");
+        let query = gateway::HistoryQuery { vni: 7.try_into().ok(), last: Some(3) };
+        assert_eq!(client.history(query).await.expect("answers"), []);
+        let request = server.await.expect("served");
+        assert!(request.starts_with("GET /v1/gateway/history?vni=7&last=3 HTTP"), "{request}");
     }
 
     #[tokio::test]

@@ -1,7 +1,17 @@
 //! The gateway plane.
 
+mod check;
+mod event;
+mod health;
+mod times;
+
 use selvedge_model::{NodeName, Vni};
 use serde::{Deserialize, Serialize};
+
+pub use check::{Finding, Place, Severity};
+pub use event::{Event, What};
+pub use health::{Cause, Failover, Members, Partner, Path, Right};
+pub use times::{Bucket, Distribution, Times};
 
 /// What a gateway knows of itself and of the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +27,35 @@ pub struct Status {
     pub fabric: String,
     /// Whether the store holds its registration.
     pub registered: bool,
+    /// Why it does not, if it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unregistered: Option<String>,
     /// Whether it is drained: no network is placed here.
     pub drained: bool,
+    /// Whether it serves networks or only votes.
+    #[serde(default)]
+    pub kind: NodeKind,
+    /// Whether a gateway that is lost now would be replaced.
+    #[serde(default)]
+    pub failover: Failover,
+    /// Whether this gateway may serve, and why.
+    #[serde(default)]
+    pub right: Right,
+    /// Whether all networks of this host are silenced now, because it may not serve.
+    #[serde(default)]
+    pub silenced: bool,
+    /// What keeps this host from doing its job, each a sentence. Empty: it is fit.
+    #[serde(default)]
+    pub unfit: Vec<String>,
+    /// Who votes, this node included.
+    #[serde(default)]
+    pub voters: Vec<NodeName>,
+    /// How many voters are a majority.
+    #[serde(default)]
+    pub majority: usize,
+    /// The other voters as this gateway hears them.
+    #[serde(default)]
+    pub partners: Vec<Partner>,
     /// Who starts planned moves now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planner: Option<NodeName>,
@@ -29,6 +66,9 @@ pub struct Status {
     /// What this gateway has done since its agent started.
     #[serde(default)]
     pub counters: Counters,
+    /// How long things took since then.
+    #[serde(default)]
+    pub times: Times,
     /// What an operator should know, each a sentence. Empty if all is well.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -41,11 +81,36 @@ pub struct Store {
     pub engine: String,
     /// Whether it answers.
     pub connected: bool,
+    /// Its members, when they were last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<Members>,
     /// The last revision seen.
     pub revision: i64,
     /// This gateway's lease, in hexadecimal as etcdctl prints it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<String>,
+}
+
+/// What a node is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeKind {
+    /// It serves networks, and votes.
+    #[default]
+    Gateway,
+    /// It only votes.
+    Witness,
+}
+
+impl NodeKind {
+    /// As it stands in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Witness => "witness",
+        }
+    }
 }
 
 /// A gateway as the store describes it.
@@ -57,6 +122,18 @@ pub struct NodeRow {
     pub registered: bool,
     /// Whether it is drained: no network is placed there.
     pub drained: bool,
+    /// Whether networks may be placed there.
+    #[serde(default)]
+    pub on_ring: bool,
+    /// Whether a verdict stands against it: it counts as dead.
+    #[serde(default)]
+    pub convicted: bool,
+    /// Whether it votes.
+    #[serde(default)]
+    pub votes: bool,
+    /// Its agent's version, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// Whether it is the predecessor's daemon.
     #[serde(default)]
     pub legacy: bool,
@@ -77,6 +154,10 @@ pub struct Counts {
     pub moving: usize,
     /// Served by nobody.
     pub unassigned: usize,
+    /// Left alone, because a key of theirs in the store makes no sense. Whether anybody serves
+    /// them is not known.
+    #[serde(default)]
+    pub blocked: usize,
 }
 
 /// What a gateway has done since its agent started.
@@ -93,6 +174,28 @@ pub struct Counters {
     pub store_losses: u64,
     /// Operations on the host that failed.
     pub host_failures: u64,
+    /// How often another voter was suspected: no path to it answered.
+    pub suspicions: u64,
+    /// How often this node voted that another is lost.
+    pub votes: u64,
+    /// Verdicts that were seen in the store, against whomever.
+    pub verdicts: u64,
+    /// Takeovers that began before the store had confirmed the verdict.
+    pub prepared: u64,
+    /// How often all networks of this host were silenced, because it might not serve.
+    pub fences: u64,
+    /// Networks that were kept over a restart of the agent.
+    pub kept: u64,
+    /// Commands of `[gateway.hooks]` that ended well.
+    pub hooks: u64,
+    /// Commands of `[gateway.hooks]` that failed, took too long or could not be started.
+    pub hook_failures: u64,
+    /// Probes and answers to probes that were sent.
+    pub probes_sent: u64,
+    /// Probes and answers to probes that were received and were authentic.
+    pub probes_received: u64,
+    /// Datagrams that were refused: of unknown senders, damaged, or not authentic.
+    pub probes_refused: u64,
 }
 
 /// One overlay network.
@@ -272,6 +375,57 @@ pub struct Drain {
     pub drained: bool,
     /// How many networks it is still `current` of.
     pub serving: usize,
+}
+
+/// Take the networks of a lost gateway over without asking the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeoverRequest {
+    /// The lost gateway.
+    pub name: NodeName,
+}
+
+/// What a forced takeover has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Takeover {
+    /// The lost gateway.
+    pub name: NodeName,
+    /// How many networks it owned, by what this gateway last read in the store.
+    pub owned: usize,
+    /// The voters that this gateway hears, and that the takeover binds.
+    pub heard: Vec<NodeName>,
+}
+
+/// A node that is struck from the roster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The node.
+    pub name: NodeName,
+}
+
+/// Which changes of owners are asked for: query parameters of the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryQuery {
+    /// Of one network; `None`: of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<Vni>,
+    /// At most so many, the latest; `None`: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<usize>,
+}
+
+/// A change of a network's owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRow {
+    /// The network.
+    pub vni: Vni,
+    /// Counts the owners of this network.
+    pub epoch: u64,
+    /// The owner from here on.
+    pub owner: NodeName,
+    /// Why it changed.
+    pub reason: String,
+    /// When, in milliseconds since 1970 (UTC), by the clock of the new owner.
+    pub at_ms: u64,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/agent` | | [`agent::Info`] |
+//! | `POST /v1/agent/restart` | [`agent::RestartRequest`] | [`agent::Restarting`] |
 //! | `GET /v1/metrics` | | text in the OpenMetrics format |
 //! | `GET /v1/meshes` | | list of [`mesh::Summary`] |
 //! | `POST /v1/meshes` | [`mesh::CreateRequest`] | [`mesh::Mesh`] |
@@ -18,6 +19,11 @@
 //! | `GET /v1/gateway/networks` | | list of [`gateway::NetworkRow`] |
 //! | `POST /v1/gateway/drain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
 //! | `POST /v1/gateway/undrain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
+//! | `POST /v1/gateway/takeover` | [`gateway::TakeoverRequest`] | [`gateway::Takeover`] |
+//! | `DELETE /v1/gateway/nodes/{name}` | | [`gateway::Removed`] |
+//! | `GET /v1/gateway/history` | query: [`gateway::HistoryQuery`] | list of [`gateway::ChangeRow`] |
+//! | `GET /v1/gateway/check` | | list of [`gateway::Finding`] |
+//! | `GET /v1/gateway/watch` | | a line with a [`gateway::Event`] for each that happens, without end |
 //!
 //! `{mesh}` is the mesh's name, its id, or the beginning of its id if that is unique.
 
@@ -27,7 +33,7 @@ mod error;
 pub mod gateway;
 pub mod mesh;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Watch};
 pub use error::{Code, Error};
 
 /// Where this version of the API begins in every path.

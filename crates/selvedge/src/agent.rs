@@ -2,18 +2,22 @@
 
 mod lock;
 mod logs;
+mod restart;
 mod socket;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use sd_notify::NotifyState;
-use selvedge_api::agent::{Info, Planes};
+use selvedge_api::Error;
+use selvedge_api::agent::{Info, Planes, RestartRequest, Restarting};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::restart::Program;
 use crate::config::{Config, GatewayConfig};
 use crate::gateway_plane::{self, GatewayHandle};
 use crate::http;
@@ -21,14 +25,39 @@ use crate::mesh_plane::{self, MeshHandle};
 
 /// How long the planes and the API may take to end once they are told to.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the other gateways wait for an agent that starts again, unless another time is asked
+/// for, and what may be asked for.
+const AWAY: Duration = Duration::from_secs(10);
+const AWAY_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Runs an agent until it is told to stop (SIGINT, SIGTERM) or cannot go on.
+/// Runs an agent until it is told to stop (SIGINT, SIGTERM) or cannot go on. Told to start again
+/// (SIGHUP, or by its API), it becomes the program that is at its path then.
 ///
 /// # Errors
 /// If the agent cannot start, or a plane ends by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
     selvedge_host::memory::use_one_arena();
     logs::init(&config.log);
+    let program = Program::of_this_process()?;
+    while run_once(config.clone(), &program)? == End::Restart {
+        let error = program.exec();
+        // Somebody is expected back by the other gateways.
+        warn!(
+            program = %program.path().display(), %error,
+            "the program cannot be started again; going on with the one that runs"
+        );
+    }
+    Ok(())
+}
+
+/// How a run of the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stop,
+    Restart,
+}
+
+fn run_once(config: Config, program: &Program) -> anyhow::Result<End> {
     // An agent mostly waits. Yet a netlink request blocks its thread while anybody on the host
     // holds the kernel's RTNL lock, for seconds at times. The gateway plane's applier has a
     // thread of its own for that; of these two, the mesh plane's may block one.
@@ -37,7 +66,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(Agent::run(config));
+    let result = runtime.block_on(Agent::run(config, program));
     // Nothing blocking is worth waiting for by now: what must end in order has ended.
     runtime.shutdown_background();
     result
@@ -65,26 +94,42 @@ struct Agent {
     tasks: Vec<(&'static str, JoinHandle<()>)>,
     gateway: Option<(GatewayHandle, Duration)>,
     signals: Signals,
+    started_ms: u64,
+    restarts: (mpsc::Sender<RestartAsk>, mpsc::Receiver<RestartAsk>),
 }
 
+/// Somebody asks by the API that the agent start again.
+pub(crate) type RestartAsk = (RestartRequest, oneshot::Sender<Result<Restarting, Error>>);
+
 impl Agent {
-    async fn run(config: Config) -> anyhow::Result<()> {
+    async fn run(config: Config, program: &Program) -> anyhow::Result<End> {
+        let signals = Signals::new()?;
         let _lock = lock::take(&config.state)?;
         let listener = socket::bind(&config.socket, config.socket_group.as_deref()).await?;
         let mut agent = Self {
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
             gateway: None,
-            signals: Signals::new()?,
+            signals,
+            started_ms: unix_ms(),
+            restarts: mpsc::channel(1),
         };
         let served = agent.start(&config, listener).await;
         let result = match served {
-            Ok(()) => agent.until_end().await,
+            Ok(()) => agent.until_end(program).await,
             Err(error) => Err(error),
         };
+        let restarts = result.as_ref().is_ok_and(|end| *end == End::Restart);
+        if !restarts {
+            notify(&[NotifyState::Stopping]);
+        }
         agent.stop().await;
-        socket::remove(&config.socket);
-        info!("stopped");
+        if restarts {
+            info!(program = %program.path().display(), "starting again");
+        } else {
+            socket::remove(&config.socket);
+            info!("stopped");
+        }
         result
     }
 
@@ -102,10 +147,16 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: 0,
+            started_ms: self.started_ms,
             planes,
         };
-        let app = http::App::new(info, started, mesh, gateway);
-        let serving = http::serve(listener, app, self.shutdown.clone());
+        let parts = http::Parts {
+            mesh,
+            gateway,
+            restarts: self.restarts.0.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let serving = http::serve(listener, http::App::new(info, started, parts));
         self.tasks.push(("API", tokio::spawn(serving)));
         info!(
             name = %config.name,
@@ -137,21 +188,62 @@ impl Agent {
         Ok(Some(handle))
     }
 
-    /// Waits for a signal, which is a good end, or for a part that ends by itself, which is not.
-    async fn until_end(&mut self) -> anyhow::Result<()> {
-        let Self { tasks, signals, .. } = self;
-        tokio::select! {
-            name = signals.next() => {
-                info!(signal = name, "stopping");
-                self.drain().await;
-                Ok(())
-            }
-            (index, reason) = first_end(tasks) => {
-                let (name, _) = tasks.swap_remove(index);
-                error!(part = name, reason, "a part of the agent ended by itself; stopping");
-                anyhow::bail!("the {name} ended by itself: {reason}")
+    /// Waits until the agent is told to end or to start again, or until a part ends by itself,
+    /// which is no good end.
+    async fn until_end(&mut self, program: &Program) -> anyhow::Result<End> {
+        loop {
+            let Self { tasks, signals, restarts, .. } = self;
+            let asked = tokio::select! {
+                signal = signals.next() => match signal {
+                    Told::Restart => None,
+                    Told::Stop(name) => {
+                        info!(signal = name, "stopping");
+                        self.drain().await;
+                        return Ok(End::Stop);
+                    }
+                },
+                // This struct holds a sender too.
+                Some(asked) = restarts.1.recv() => Some(asked),
+                (index, reason) = first_end(tasks) => {
+                    let (name, _) = tasks.swap_remove(index);
+                    error!(part = name, reason, "a part of the agent ended by itself; stopping");
+                    anyhow::bail!("the {name} ended by itself: {reason}")
+                }
+            };
+            if self.restart(asked, program).await {
+                return Ok(End::Restart);
             }
         }
+    }
+
+    /// Prepares the restart: the program can start, and the other gateways wait for it. Returns
+    /// whether it may begin; if not, nothing has changed.
+    async fn restart(&mut self, asked: Option<RestartAsk>, program: &Program) -> bool {
+        let (request, reply) = asked.unzip();
+        let away = match away(request.and_then(|request| request.for_ms)) {
+            Ok(away) => away,
+            Err(error) => return refuse(reply, error),
+        };
+        if let Err(error) = program.check().await {
+            warn!(error = format!("{error:#}"), "not restarted: the agent goes on as it is");
+            let error = Error::conflict(format!("not restarted: {error:#}"));
+            return refuse(reply, error.hint("put that right; the agent goes on as it is"));
+        }
+        if let Some(reply) = reply {
+            // Whoever asked may have gone away.
+            drop(reply.send(Ok(Restarting {
+                program: program.path().display().to_string(),
+                for_ms: u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
+                started_ms: self.started_ms,
+            })));
+        }
+        reloading();
+        if let Some((gateway, _)) = self.gateway.take()
+            && let Err(error) = gateway.detach(away).await
+        {
+            warn!(%error, "the other gateways were not told");
+        }
+        true
     }
 
     /// Hands the gateway's networks over, within its time limit and unless a second signal comes.
@@ -164,12 +256,11 @@ impl Agent {
                 Ok(Err(error)) => warn!(%error, "not drained; networks are taken over after us"),
                 Err(_) => warn!(limit_s = limit.as_secs(), "not drained in time; stopping"),
             },
-            name = self.signals.next() => warn!(signal = name, "second signal: stopping at once"),
+            name = self.signals.stop() => warn!(signal = name, "second signal: stopping at once"),
         }
     }
 
     async fn stop(self) {
-        notify(&[NotifyState::Stopping]);
         self.shutdown.cancel();
         for (name, task) in self.tasks {
             match tokio::time::timeout(STOP_LIMIT, task).await {
@@ -198,6 +289,13 @@ async fn first_end(tasks: &mut [(&'static str, JoinHandle<()>)]) -> (usize, Stri
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
+}
+
+/// What a signal says.
+enum Told {
+    Stop(&'static str),
+    Restart,
 }
 
 impl Signals {
@@ -206,10 +304,20 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.hangup.recv() => Told::Restart,
+        }
+    }
+
+    /// Waits for a signal to stop. One to start again is too late by then.
+    async fn stop(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
@@ -217,20 +325,60 @@ impl Signals {
     }
 }
 
+/// How long the others shall wait, if that makes sense.
+fn away(for_ms: Option<u64>) -> Result<Duration, Error> {
+    let away = for_ms.map_or(AWAY, Duration::from_millis);
+    let (least, most) = AWAY_BOUNDS;
+    if (least..=most).contains(&away) {
+        return Ok(away);
+    }
+    let (least, most) = (least.as_secs(), most.as_secs());
+    Err(Error::invalid(format!(
+        "the other gateways can be asked to wait for {least} s to {most} s, not for {} s",
+        away.as_secs_f64()
+    )))
+}
+
+/// Answers whoever asked, and says that nothing begins.
+fn refuse(reply: Option<oneshot::Sender<Result<Restarting, Error>>>, error: Error) -> bool {
+    if let Some(reply) = reply {
+        drop(reply.send(Err(error)));
+    }
+    false
+}
+
 /// Completes when this process is told to stop (SIGINT, SIGTERM).
 ///
 /// # Errors
 /// If the signals cannot be listened for.
 pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut signals = Signals::new()?;
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
     Ok(async move {
-        signals.next().await;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     })
 }
 
 /// What systemd should grant us for the drain, in microseconds, with some room.
 fn extend(limit: Duration) -> u32 {
     u32::try_from((limit + STOP_LIMIT).as_micros()).unwrap_or(u32::MAX)
+}
+
+/// Tells the service manager that the agent starts again; the next run says when it is ready.
+fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "the service manager was not told"),
+    }
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tells the service manager, if there is one. That it does not listen is no failure of ours.

@@ -5,7 +5,11 @@
 //! describes every key for those who write the file.
 
 mod check;
+mod detection;
 mod file;
+mod health;
+mod hooks;
+mod ra;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,14 +17,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use selvedge_gateway::{Isolated, NodeRole, Timing};
+use selvedge_host::health::Checks;
 use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use selvedge_store::embedded;
 use zeroize::Zeroizing;
 
+pub use detection::{Isolation, ProbeConfig, ProbeFile};
 pub use file::{
     EmbeddedFile, EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, MeshFile,
     NetworkFile, RingId, WireGuard,
 };
+pub use health::{HealthFile, Session};
+pub use hooks::{Command, HooksFile};
+pub use ra::{RaFile, RaSettings};
+
+use crate::gateway_plane::HooksConfig;
 
 /// Where the agent keeps its state unless the configuration says otherwise.
 pub const STATE: &str = "/var/lib/selvedge";
@@ -78,7 +90,9 @@ pub struct GatewayConfig {
     pub name: NodeName,
     /// The agent's state folder; it exists, with mode 0700.
     pub state: PathBuf,
-    /// The networks that the gateways share.
+    /// Whether it serves networks, or only votes.
+    pub role: NodeRole,
+    /// The networks that the gateways share; none for a witness.
     pub networks: VniRanges,
     /// What is known beforehand of single networks.
     pub known: BTreeMap<Vni, NetworkConfig>,
@@ -100,6 +114,18 @@ pub struct GatewayConfig {
     pub hold_down: Duration,
     /// How long a stopping agent waits for its networks to be taken over.
     pub drain_timeout: Duration,
+    /// Where probes are sent and received.
+    pub probe: ProbeConfig,
+    /// The times of failure detection, the lease's among them.
+    pub timing: Timing,
+    /// What it does when it is cut off from a majority and from the store.
+    pub isolated: Isolated,
+    /// What it checks while it serves.
+    pub health: Checks,
+    /// What it advertises to stations as their IPv6 router.
+    pub ra: RaSettings,
+    /// The operator's commands.
+    pub hooks: HooksConfig,
     /// Names of the bridges: `{vni}` stands for the network.
     pub bridge: String,
     /// Names of the VXLAN interfaces: `{vni}` stands for the network.

@@ -2,45 +2,63 @@
 
 mod metrics;
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::body::Body as Bytes;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use selvedge_api::agent::Info;
-use selvedge_api::gateway::{Drain, DrainRequest, NetworkRow, Status};
+use futures_util::{Stream, stream};
+use selvedge_api::agent::{Info, RestartRequest, Restarting};
+use selvedge_api::gateway::{
+    ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Removed, Status,
+    Takeover, TakeoverRequest,
+};
 use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary};
 use selvedge_api::{Code, Error};
+use selvedge_model::NodeName;
 use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::gateway_plane::GatewayHandle;
+use crate::agent::RestartAsk;
+use crate::gateway_plane::{GatewayHandle, Subscriber};
 use crate::mesh_plane::MeshHandle;
 
 /// The greatest body of a request, in bytes. An invite with all its addresses fits many times.
 const BODY_MAX: usize = 64 * 1024;
 
+/// How long the agent may take to say whether it can start again. It has the program check its
+/// configuration, within a time limit of its own.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the handlers ask.
+pub(crate) struct Parts {
+    pub(crate) mesh: Option<MeshHandle>,
+    pub(crate) gateway: Option<GatewayHandle>,
+    /// Where the agent is asked to start again.
+    pub(crate) restarts: mpsc::Sender<RestartAsk>,
+    /// Ends the API.
+    pub(crate) shutdown: CancellationToken,
+}
+
 /// What the handlers need.
 pub(crate) struct App {
     info: Info,
     started: Instant,
-    mesh: Option<MeshHandle>,
-    gateway: Option<GatewayHandle>,
+    parts: Parts,
 }
 
 impl App {
-    pub(crate) fn new(
-        info: Info,
-        started: Instant,
-        mesh: Option<MeshHandle>,
-        gateway: Option<GatewayHandle>,
-    ) -> Self {
-        Self { info, started, mesh, gateway }
+    pub(crate) const fn new(info: Info, started: Instant, parts: Parts) -> Self {
+        Self { info, started, parts }
     }
 
     fn info(&self) -> Info {
@@ -48,16 +66,17 @@ impl App {
     }
 
     fn mesh(&self) -> Result<&MeshHandle, Failure> {
-        self.mesh.as_ref().ok_or_else(|| disabled("mesh"))
+        self.parts.mesh.as_ref().ok_or_else(|| disabled("mesh"))
     }
 
     fn gateway(&self) -> Result<&GatewayHandle, Failure> {
-        self.gateway.as_ref().ok_or_else(|| disabled("gateway"))
+        self.parts.gateway.as_ref().ok_or_else(|| disabled("gateway"))
     }
 }
 
-/// Serves the API until `shutdown` is cancelled and the requests under way are answered.
-pub(crate) async fn serve(listener: UnixListener, app: App, shutdown: CancellationToken) {
+/// Serves the API until its `shutdown` is cancelled and the requests under way are answered.
+pub(crate) async fn serve(listener: UnixListener, app: App) {
+    let shutdown = app.parts.shutdown.clone();
     let served =
         axum::serve(listener, router(app)).with_graceful_shutdown(shutdown.cancelled_owned()).await;
     if let Err(error) = served {
@@ -68,6 +87,7 @@ pub(crate) async fn serve(listener: UnixListener, app: App, shutdown: Cancellati
 fn router(app: App) -> Router {
     let v1 = Router::new()
         .route("/agent", get(agent))
+        .route("/agent/restart", post(restart))
         .route("/metrics", get(metrics))
         .route("/meshes", get(meshes).post(create))
         .route("/meshes/join", post(join))
@@ -76,7 +96,12 @@ fn router(app: App) -> Router {
         .route("/gateway", get(status))
         .route("/gateway/networks", get(networks))
         .route("/gateway/drain", post(drain))
-        .route("/gateway/undrain", post(undrain));
+        .route("/gateway/undrain", post(undrain))
+        .route("/gateway/takeover", post(take_over))
+        .route("/gateway/nodes/{name}", delete(remove))
+        .route("/gateway/history", get(history))
+        .route("/gateway/check", get(check))
+        .route("/gateway/watch", get(watch));
     Router::new()
         .nest(selvedge_api::PREFIX, v1)
         .fallback(unknown)
@@ -93,12 +118,22 @@ async fn agent(State(app): Shared) -> Json<Info> {
     Json(app.info())
 }
 
+async fn restart(State(app): Shared, body: Body<RestartRequest>) -> Answer<Restarting> {
+    let (reply, answer) = oneshot::channel();
+    let ended = || Error::unavailable("the agent is stopping");
+    app.parts.restarts.try_send((body?.0, reply)).map_err(|_| {
+        Error::conflict("the agent is about to start again, or to stop").hint("wait a moment")
+    })?;
+    let late = |_| Error::internal("the agent does not say whether it starts again");
+    Ok(Json(timeout(RESTART_LIMIT, answer).await.map_err(late)?.map_err(|_| ended())??))
+}
+
 async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
-    let status = match &app.gateway {
+    let status = match &app.parts.gateway {
         Some(gateway) => gateway.status().await.ok(),
         None => None,
     };
-    let meshes = match &app.mesh {
+    let meshes = match &app.parts.mesh {
         Some(mesh) => mesh.list().await.ok(),
         None => None,
     };
@@ -150,6 +185,61 @@ async fn drain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
 
 async fn undrain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
     Ok(Json(app.gateway()?.undrain(body?.0.name).await?))
+}
+
+async fn take_over(State(app): Shared, body: Body<TakeoverRequest>) -> Answer<Takeover> {
+    Ok(Json(app.gateway()?.take_over(body?.0.name).await?))
+}
+
+async fn remove(State(app): Shared, Path(name): Path<String>) -> Answer<Removed> {
+    let name: NodeName = name.parse().map_err(Error::invalid)?;
+    Ok(Json(app.gateway()?.remove(name).await?))
+}
+
+async fn history(
+    State(app): Shared,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Answer<Vec<ChangeRow>> {
+    let Query(query) = query.map_err(|rejection| Error::invalid(rejection.body_text()))?;
+    Ok(Json(app.gateway()?.history(query).await?))
+}
+
+async fn check(State(app): Shared) -> Answer<Vec<Finding>> {
+    Ok(Json(app.gateway()?.check().await))
+}
+
+/// A line of JSON for each event (<https://github.com/ndjson/ndjson-spec>).
+async fn watch(State(app): Shared) -> Result<impl IntoResponse, Failure> {
+    let events = app.gateway()?.watch();
+    let body = Bytes::from_stream(lines(events, app.parts.shutdown.clone()));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body))
+}
+
+fn lines(
+    events: Subscriber,
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Result<Vec<u8>, Infallible>> {
+    stream::unfold((events, shutdown), async |(mut events, shutdown)| {
+        let event = tokio::select! {
+            // What has happened is told before the end.
+            biased;
+            event = events.next() => event,
+            () = shutdown.cancelled() => return None,
+        };
+        Some((Ok(line(&event)?), (events, shutdown)))
+    })
+}
+
+fn line(event: &Event) -> Option<Vec<u8>> {
+    let mut line = match serde_json::to_vec(event) {
+        Ok(line) => line,
+        Err(error) => {
+            error!(%error, "an event cannot be written as JSON");
+            return None;
+        }
+    };
+    line.push(b'\n');
+    Some(line)
 }
 
 async fn unknown(uri: Uri) -> Failure {
@@ -206,23 +296,26 @@ mod tests {
         dir: tempfile::TempDir,
         shutdown: CancellationToken,
         task: tokio::task::JoinHandle<()>,
+        asked: mpsc::Receiver<RestartAsk>,
     }
 
     impl Served {
         fn start() -> Self {
             let dir = tempfile::tempdir().expect("temporary folder");
             let listener = UnixListener::bind(dir.path().join("s")).expect("binds");
-            let shutdown = CancellationToken::new();
             let info = Info {
                 name: "gw1".to_owned(),
                 version: "0".to_owned(),
                 pid: 7,
                 uptime_s: 0,
+                started_ms: 0,
                 planes: Planes::default(),
             };
-            let app = App::new(info, Instant::now(), None, None);
-            let task = tokio::spawn(serve(listener, app, shutdown.clone()));
-            Self { dir, shutdown, task }
+            let (restarts, asked) = mpsc::channel(1);
+            let shutdown = CancellationToken::new();
+            let parts = Parts { mesh: None, gateway: None, restarts, shutdown: shutdown.clone() };
+            let task = tokio::spawn(serve(listener, App::new(info, Instant::now(), parts)));
+            Self { dir, shutdown, task, asked }
         }
 
         fn client(&self) -> Client {
@@ -258,6 +351,19 @@ mod tests {
         assert!(error.hint().is_some_and(|hint| hint.contains("[mesh]")));
         let error = served.client().drain(None).await.expect_err("disabled");
         assert!(matches!(error, ClientError::Api(e) if e.code == Code::Disabled));
+    }
+
+    #[tokio::test]
+    async fn a_restart_is_the_agents_to_decide() {
+        let mut served = Served::start();
+        let client = served.client();
+        let request = RestartRequest { for_ms: Some(5000) };
+        let asking = tokio::spawn(async move { client.restart(&request).await });
+        let (request, reply) = served.asked.recv().await.expect("asked");
+        assert_eq!(request.for_ms, Some(5000));
+        reply.send(Err(Error::conflict("no"))).expect("waits");
+        let error = asking.await.expect("ends").expect_err("refused");
+        assert!(matches!(error, ClientError::Api(e) if e.code == Code::Conflict));
     }
 
     #[tokio::test]

@@ -4,8 +4,14 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+
+/// How long a lock is tried for, and the pause between two tries.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Creates the state folder (0700) if need be and locks it. The lock lasts as long as the file
 /// is open, and ends with the process however that ends.
@@ -21,7 +27,7 @@ pub(super) fn take(state: &Path) -> anyhow::Result<File> {
     options.create(true).truncate(false).read(true).write(true).mode(0o600);
     let mut file =
         options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
+    match lock(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => bail!(
             "another agent{} uses the state folder {}; stop it, or give this one a folder of \
@@ -36,6 +42,19 @@ pub(super) fn take(state: &Path) -> anyhow::Result<File> {
     // For the message above only; the lock does not depend on it.
     let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
+}
+
+/// Locks the file, which may take a moment: a process that is just being started has a copy of
+/// all that its parent has open, this lock of an agent that has ended included, until it becomes
+/// the program that it shall be.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }
 
 fn holder(file: &mut File) -> String {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use clap::Args;
 use selvedge_model::{NodeName, ParseVniError, Vni, VniRanges};
 
+use super::output::line;
 use crate::config::{
     Config, ConfigError, EmbeddedFile, EtcdFile, FabricName, File, GatewayFile, LOG, MeshFile,
     RingId, WireGuard,
@@ -94,12 +95,18 @@ pub(super) struct AgentArgs {
     /// Put the bridges back as the first agent found them, for good, and exit; no agent may run
     #[arg(long, help_heading = "Gateway plane")]
     release: bool,
+    /// Check the configuration and exit; nothing is started or changed
+    #[arg(long, conflicts_with = "release")]
+    check: bool,
 }
 
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     let path = args.config.clone();
-    let release = args.release;
+    let (release, check) = (args.release, args.check);
     let config = Config::load(path.as_deref(), |file| args.apply(file))?;
+    if check {
+        return line("the configuration is complete and makes sense");
+    }
     if release { crate::agent::release(&config) } else { crate::agent::run(config) }
 }
 

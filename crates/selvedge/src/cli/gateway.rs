@@ -1,16 +1,20 @@
-use std::time::{Duration, Instant};
+mod page;
+mod work;
 
-use anyhow::bail;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use selvedge_api::Client;
-use selvedge_api::gateway::{Drain, Duty, NetworkRow, NodeRow, Status, Upstream};
-use selvedge_model::{NodeName, VniRanges};
+use selvedge_api::gateway::{
+    ChangeRow, Duty, Finding, HistoryQuery, NetworkRow, Place, Severity, Upstream,
+};
+use selvedge_model::{NodeName, Vni, VniRanges};
 
 use super::ClientArgs;
-use super::output::{duration, or_dash, print, spinner, table, yes};
-
-/// How often a drain is looked at while somebody waits for its end.
-const LOOK: Duration = Duration::from_millis(250);
+use super::output::{duration, or_dash, print, table, utc};
+use crate::config::{Config, GatewayConfig};
+use crate::gateway_plane;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -18,7 +22,10 @@ Examples:
   selvedge gateway status
   selvedge gateway networks --only 1-20
   selvedge gateway drain                 before maintenance of this host
-  selvedge gateway undrain")]
+  selvedge gateway undrain
+  selvedge gateway restart               after an upgrade; no packet is lost
+  selvedge gateway watch                 what happens, as it happens
+  selvedge gateway check                 what this host and its FRR lack")]
 pub(super) struct GatewayArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
@@ -52,13 +59,50 @@ enum GatewayCommand {
         /// The gateway [default: the one that is asked]
         name: Option<NodeName>,
     },
+    /// Take the networks of a lost gateway over although nobody can be sure that it is lost
+    Takeover {
+        /// The lost gateway
+        name: NodeName,
+        /// Do it; without this, say what it means
+        #[arg(long)]
+        force: bool,
+    },
+    /// Strike a node that is gone for good from the roster: it votes no more
+    Remove {
+        /// The node; its agent must not run
+        name: NodeName,
+    },
+    /// Start the agent again, as it is installed now, without moving a network or losing a packet
+    Restart {
+        /// How long the other gateways wait for it, 1s to 60s
+        #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = duration)]
+        away: Duration,
+    },
+    /// List the changes of owners, the latest last
+    History {
+        /// Of this network only
+        vni: Option<Vni>,
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        last: usize,
+    },
+    /// Print what happens at this gateway, until interrupted
+    Watch,
+    /// Look at this host and its FRRouting, and print the lines that put right what is wrong
+    ///
+    /// Asks the agent. With --config it looks by itself, as root, and no agent need run.
+    Check {
+        /// The configuration of an agent that does not run
+        #[arg(long, short, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let client = args.client.client()?;
     let json = args.client.json;
     match args.command {
-        GatewayCommand::Status => print(json, &client.gateway().await?, status),
+        GatewayCommand::Status => print(json, &client.gateway().await?, page::page),
         GatewayCommand::Networks { only } => {
             let mut rows = client.networks().await?;
             rows.retain(|row| only.as_ref().is_none_or(|only| only.contains(row.vni)));
@@ -67,7 +111,7 @@ pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         GatewayCommand::Drain { name, no_wait, timeout } => {
             let mut drain = client.drain(name).await?;
             if !no_wait {
-                drain = drained(&client, drain, timeout).await?;
+                drain = work::drained(&client, drain, timeout).await?;
             }
             print(json, &drain, |drain| match drain.serving {
                 0 => format!("{} is drained", drain.name),
@@ -78,71 +122,75 @@ pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
             let drain = client.undrain(name).await?;
             print(json, &drain, |drain| format!("{} takes networks again", drain.name))
         }
-    }
-}
-
-/// Waits until the gateway serves nothing any more.
-async fn drained(client: &Client, mut drain: Drain, limit: Duration) -> anyhow::Result<Drain> {
-    let end = Instant::now() + limit;
-    let bar = spinner();
-    while drain.serving > 0 {
-        bar.set_message(format!("{}: {} networks left", drain.name, drain.serving));
-        if Instant::now() >= end {
-            bar.finish_and_clear();
-            bail!(
-                "{} still serves {} networks after {} s; it stays drained (see `selvedge \
-                 gateway status`; `selvedge gateway undrain` takes it back)",
-                drain.name,
-                drain.serving,
-                limit.as_secs()
-            );
+        GatewayCommand::Takeover { name, force: false } => Err(work::explain_takeover(&name)),
+        GatewayCommand::Takeover { name, force: true } => {
+            print(json, &work::take_over(&client, name).await?, work::TakenOver::text)
         }
-        tokio::time::sleep(LOOK).await;
-        let status = client.gateway().await?;
-        // Whoever is not listed any more serves nothing.
-        let row = status.nodes.into_iter().find(|node| node.name == drain.name);
-        drain.serving = row.map_or(0, |row| row.serving);
+        GatewayCommand::Remove { name } => {
+            let removed = client.remove(&name).await?;
+            print(json, &removed, |removed| format!("{} is being removed", removed.name))
+        }
+        GatewayCommand::Restart { away } => {
+            print(json, &work::restart(&client, away).await?, work::Restarted::text)
+        }
+        GatewayCommand::History { vni, last } => {
+            let query = HistoryQuery { vni, last: Some(last) };
+            print(json, &client.history(query).await?, |rows| history(rows))
+        }
+        GatewayCommand::Watch => work::watch(&client, json).await,
+        GatewayCommand::Check { config } => {
+            let findings = match config {
+                Some(file) => gateway_plane::check(&gateway_of(&file)?).await,
+                None => client.check().await.context("with --config FILE no agent is needed")?,
+            };
+            print(json, &findings, |findings| checked(findings))?;
+            verdict(&findings)
+        }
     }
-    bar.finish_and_clear();
-    Ok(drain)
 }
 
-fn status(status: &Status) -> String {
-    let Status { name, fabric, store, networks, .. } = status;
-    let connected = if store.connected { "connected" } else { "NOT connected" };
-    let registered = if status.registered { "registered" } else { "NOT registered" };
-    let drained = if status.drained { ", drained" } else { "" };
-    let mut text = format!(
-        "gateway {name}: {registered}{drained}, fabric {fabric}\n\
-         store {}: {connected}, revision {}, lease {}\n\
-         networks {}: {} served, {} moving, {} unassigned\n\
-         planner {}\n\n",
-        store.engine,
-        store.revision,
-        or_dash(store.lease.as_deref()),
-        networks.total,
-        networks.serving,
-        networks.moving,
-        networks.unassigned,
-        or_dash(status.planner.as_ref()),
-    );
-    let header = ["NODE", "REGISTERED", "DRAINED", "IDS", "SERVING"];
-    text.push_str(&table(&header, status.nodes.iter().map(node)));
-    for warning in &status.warnings {
-        text.push_str(&format!("\n\nwarning: {warning}"));
-    }
-    text
+fn gateway_of(file: &Path) -> anyhow::Result<GatewayConfig> {
+    let config = Config::load(Some(file), |_| Ok(()))?;
+    config.gateway.with_context(|| {
+        format!("{} has no section [gateway]: there is nothing to check", file.display())
+    })
 }
 
-fn node(node: &NodeRow) -> Vec<String> {
-    let legacy = if node.legacy { " (predecessor)" } else { "" };
-    vec![
-        format!("{}{legacy}", node.name),
-        yes(node.registered),
-        yes(node.drained),
-        node.ids.to_string(),
-        node.serving.to_string(),
-    ]
+fn history(rows: &[ChangeRow]) -> String {
+    let header = ["TIME (UTC)", "VNI", "EPOCH", "OWNER", "REASON"];
+    let row = |row: &ChangeRow| {
+        let ChangeRow { vni, epoch, owner, reason, at_ms } = row;
+        vec![utc(*at_ms), vni.to_string(), epoch.to_string(), owner.to_string(), reason.clone()]
+    };
+    table(&header, rows.iter().map(row))
+}
+
+/// The findings, what is wrong last: that is where people look. What puts it right stands below.
+fn checked(findings: &[Finding]) -> String {
+    let mut findings: Vec<&Finding> = findings.iter().collect();
+    findings.sort_by_key(|finding| finding.severity);
+    let text = |finding: &&Finding| {
+        let Finding { severity, subject, text, place, fix } = finding;
+        let lines = fix.iter().map(|line| format!("\n    {line}"));
+        let place = match place {
+            Place::Vtysh if !fix.is_empty() => {
+                Some("\n    vtysh\n    configure terminal".to_owned())
+            }
+            Place::Vtysh | Place::Shell => None,
+        };
+        let fix: String = place.into_iter().chain(lines).collect();
+        format!("{:<8} {subject}: {text}{fix}\n", severity.as_str())
+    };
+    findings.iter().map(text).collect()
+}
+
+fn verdict(findings: &[Finding]) -> anyhow::Result<()> {
+    let problem = |finding: &&Finding| finding.severity == Severity::Problem;
+    match findings.iter().filter(problem).count() {
+        0 => Ok(()),
+        1 => bail!("1 problem was found"),
+        problems => bail!("{problems} problems were found"),
+    }
 }
 
 fn networks(rows: &[NetworkRow]) -> String {
@@ -187,8 +235,7 @@ fn duty(desired: Duty, observed: Option<Duty>) -> [String; 3] {
 
 #[cfg(test)]
 mod tests {
-    use selvedge_api::gateway::{Counters, Counts, Role, State, Store};
-    use selvedge_model::Vni;
+    use selvedge_api::gateway::{Role, State};
 
     use super::*;
 
@@ -197,45 +244,38 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_a_page() {
-        let row = |text: &str, registered, drained, serving| NodeRow {
-            name: name(text),
-            registered,
-            drained,
-            legacy: text == "old",
-            ids: 100,
-            serving,
+    fn what_is_wrong_comes_last_with_what_puts_it_right() {
+        let finding = |severity, text: &str, fix: &[&str]| Finding {
+            severity,
+            subject: "bgpd".to_owned(),
+            text: text.to_owned(),
+            place: Place::Vtysh,
+            fix: fix.iter().map(|&line| line.to_owned()).collect(),
         };
-        let value = Status {
-            name: name("gw1"),
-            incarnation: Some(5),
-            store: Store {
-                engine: "etcd".to_owned(),
-                connected: true,
-                revision: 812,
-                lease: Some("694d".to_owned()),
-            },
-            fabric: "frr".to_owned(),
-            registered: true,
-            drained: false,
-            planner: Some(name("gw2")),
-            nodes: vec![row("gw1", true, false, 12), row("old", true, true, 0)],
-            networks: Counts { total: 20, serving: 19, moving: 1, unassigned: 0 },
-            counters: Counters::default(),
-            warnings: vec!["only one gateway takes networks".to_owned()],
+        let findings = [
+            finding(Severity::Problem, "no EVPN", &["router bgp 65000", " advertise-all-vni"]),
+            finding(Severity::Ok, "it answers", &[]),
+        ];
+        let expected = "ok       bgpd: it answers\n\
+                        problem  bgpd: no EVPN\n    vtysh\n    configure terminal\n    router bgp 65000\n     advertise-all-vni\n";
+        assert_eq!(checked(&findings), expected);
+        assert!(verdict(&findings).is_err());
+        verdict(&findings[1..]).expect("nothing is wrong");
+    }
+
+    #[test]
+    fn the_history_is_a_table() {
+        let row = ChangeRow {
+            vni: Vni::try_from(7).expect("valid"),
+            epoch: 3,
+            owner: name("gw1"),
+            reason: "gw2 was convicted".to_owned(),
+            at_ms: 1_709_164_800_250,
         };
         let expected = "\
-gateway gw1: registered, fabric frr
-store etcd: connected, revision 812, lease 694d
-networks 20: 19 served, 1 moving, 0 unassigned
-planner gw2
-
-NODE               REGISTERED  DRAINED  IDS  SERVING
-gw1                yes         no       100  12
-old (predecessor)  yes         yes      100  0
-
-warning: only one gateway takes networks";
-        assert_eq!(status(&value), expected);
+TIME (UTC)               VNI  EPOCH  OWNER  REASON
+2024-02-29 00:00:00.250  7    3      gw1    gw2 was convicted";
+        assert_eq!(history(&[row]), expected);
     }
 
     #[test]

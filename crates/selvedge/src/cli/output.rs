@@ -107,6 +107,31 @@ pub(super) fn seconds(number: u64) -> String {
     }
 }
 
+/// A time in milliseconds since 1970 as date and time of day, UTC.
+pub(super) fn utc(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let (year, month, day) = civil(days);
+    let (hours, minutes) = (ms / 3_600_000, ms / 60_000 % 60);
+    let (seconds, millis) = (ms / 1000 % 60, ms % 1000);
+    format!("{year:04}-{month:02}-{day:02} {hours:02}:{minutes:02}:{seconds:02}.{millis:03}")
+}
+
+/// Year, month and day of a number of days since 1970, by the Gregorian calendar. Years are
+/// counted from March, so that the leap day is their last
+/// (<https://howardhinnant.github.io/date_algorithms.html>).
+const fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let leaps = day_of_era / 1460 + day_of_era / 146_096 - day_of_era / 36_524;
+    let year_of_era = (day_of_era - leaps) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year_of_era + era * 400;
+    (if month <= 2 { year + 1 } else { year }, month, day)
+}
+
 /// Reads a duration: a number of seconds, or one with `s`, `m`, `h` or `d` behind it.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -141,6 +166,18 @@ mod tests {
         assert_eq!(printed, ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "16384.0 PiB"]);
         let printed = [5, 200, 18_120, 270_000].map(seconds);
         assert_eq!(printed, ["5s", "3m20s", "5h02m", "3d3h"]);
+    }
+
+    #[test]
+    fn times_are_dates() {
+        let printed = [0, 951_782_400_001, 1_735_689_599_999, 4_107_542_400_000].map(utc);
+        let expected = [
+            "1970-01-01 00:00:00.000",
+            "2000-02-29 00:00:00.001",
+            "2024-12-31 23:59:59.999",
+            "2100-03-01 00:00:00.000",
+        ];
+        assert_eq!(printed, expected);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use selvedge_gateway::NodeRole;
+use selvedge_host::inventory::{NamePattern, Names, ParsePatternError};
 use selvedge_model::{NodeName, Vni, VniRanges};
 use selvedge_store::embedded::{Address, AddressError};
 use zeroize::Zeroizing;
@@ -13,7 +15,7 @@ use super::file::{
 };
 use super::{
     Config, ConfigError, EtcdConfig, EtcdTls, FabricConfig, GatewayConfig, Ids, LOG, MeshConfig,
-    NetworkConfig, SOCKET, STATE, Secret, StoreConfig,
+    NetworkConfig, SOCKET, STATE, Secret, StoreConfig, detection, health, hooks, ra,
 };
 
 /// The longest name of an interface (IFNAMSIZ less the closing zero).
@@ -25,7 +27,7 @@ const ID_COUNT: usize = 100;
 /// The smallest MTU on which IPv6 works (RFC 8200, section 5).
 const MTU_MIN: u16 = 1280;
 
-type Result<T, E = ConfigError> = std::result::Result<T, E>;
+pub(super) type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
 impl TryFrom<File> for Config {
     type Error = ConfigError;
@@ -73,23 +75,36 @@ fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConf
 }
 
 fn gateway_config(file: GatewayFile, name: &NodeName, state: &Path) -> Result<GatewayConfig> {
-    let networks = file.networks.clone().ok_or_else(|| {
-        missing("gateway.networks", "the networks that the gateways share, such as \"1-100\"")
-    })?;
+    let role = file.role.unwrap_or_default();
+    let networks = networks(&file, role)?;
+    let fabric = match role {
+        NodeRole::Gateway => fabric(&file)?,
+        NodeRole::Witness => FabricConfig::Dry,
+    };
     let (bridge, vxlan) = interfaces(&file, &networks)?;
-    let timing = Timing::of(&file)?;
+    let times = Times::of(&file)?;
+    let probe = file.probe.clone().unwrap_or_default();
+    let health = file.health.clone().unwrap_or_default();
+    let own = file.network.iter().filter_map(|network| Some((network.vni, network.ra.as_ref()?)));
     Ok(GatewayConfig {
         name: name.clone(),
         state: state.to_owned(),
+        role,
         store: store(&file)?,
-        fabric: fabric(&file)?,
-        ids: ids(file.ids, file.id_count)?,
-        lease: timing.lease,
+        ids: ids(file.ids.clone(), file.id_count)?,
+        lease: times.lease,
         budget: positive("gateway.budget", file.budget.unwrap_or(10))?,
-        settle: timing.settle,
-        announce: timing.announce,
-        hold_down: timing.hold_down,
-        drain_timeout: timing.drain,
+        settle: times.settle,
+        announce: times.announce,
+        hold_down: times.hold_down,
+        drain_timeout: times.drain,
+        probe: detection::probe(&probe, file.dry == Some(true))?,
+        timing: detection::timing(&probe, times.lease)?,
+        isolated: file.isolated.unwrap_or_default().into(),
+        health: health::checks(&health, &fabric, names(&bridge, &vxlan)?)?,
+        ra: ra::settings(&file.ra.clone().unwrap_or_default(), own)?,
+        hooks: hooks::hooks(&file.hooks.clone().unwrap_or_default())?,
+        fabric,
         known: known(file.network, &networks)?,
         networks,
         bridge,
@@ -97,7 +112,44 @@ fn gateway_config(file: GatewayFile, name: &NodeName, state: &Path) -> Result<Ga
     })
 }
 
-struct Timing {
+/// The networks; a witness has none, nor anything else that only who serves has.
+fn networks(file: &GatewayFile, role: NodeRole) -> Result<VniRanges> {
+    if role == NodeRole::Gateway {
+        return file.networks.clone().ok_or_else(|| {
+            missing("gateway.networks", "the networks that the gateways share, such as \"1-100\"")
+        });
+    }
+    let given = [
+        ("networks", file.networks.is_some()),
+        ("fabric", file.fabric.is_some()),
+        ("flood", file.flood.is_some()),
+        ("frr", file.frr.is_some()),
+        ("ids", file.ids.is_some()),
+        ("id_count", file.id_count.is_some()),
+        ("health", file.health.is_some()),
+        ("ra", file.ra.is_some()),
+        ("hooks", file.hooks.is_some()),
+        ("network", !file.network.is_empty()),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) => Err(value(
+            "gateway.role",
+            "\"witness\"",
+            format!("a witness serves no networks; leave gateway.{key} out"),
+        )),
+        None => Ok(VniRanges::from_iter([])),
+    }
+}
+
+fn names(bridge: &str, vxlan: &str) -> Result<Names> {
+    let pattern = |key: &str, text: &str| -> Result<NamePattern> {
+        text.parse().map_err(|error: ParsePatternError| value(key, format!("{text:?}"), error))
+    };
+    let (bridge, vxlan) = (pattern("gateway.bridge", bridge)?, pattern("gateway.vxlan", vxlan)?);
+    Ok(Names { bridge, vxlan })
+}
+
+struct Times {
     lease: Duration,
     settle: Duration,
     announce: Duration,
@@ -105,17 +157,9 @@ struct Timing {
     drain: Duration,
 }
 
-impl Timing {
+impl Times {
     fn of(file: &GatewayFile) -> Result<Self> {
         let day = 24 * 3600;
-        let within = |key: &str, given: Option<u64>, default: u64, range: (u64, u64)| {
-            let number = given.unwrap_or(default);
-            let (min, max) = range;
-            match (min..=max).contains(&number) {
-                true => Ok(number),
-                false => Err(value(key, number, format!("expected {min} to {max}"))),
-            }
-        };
         let lease = within("gateway.lease_s", file.lease_s, 3, (2, 3600))?;
         let settle = within("gateway.settle_ms", file.settle_ms, 400, (0, 600_000))?;
         let announce = within("gateway.announce_s", file.announce_s, 10, (1, 3600))?;
@@ -172,7 +216,7 @@ fn ids(given: Option<Vec<RingId>>, count: Option<usize>) -> Result<Ids> {
 
 fn known(files: Vec<NetworkFile>, networks: &VniRanges) -> Result<BTreeMap<Vni, NetworkConfig>> {
     let mut known = BTreeMap::new();
-    for NetworkFile { vni, addresses, next_hops } in files {
+    for NetworkFile { vni, addresses, next_hops, ra: _ } in files {
         if !networks.contains(vni) {
             let reason = format!("it is not among gateway.networks = \"{networks}\"");
             return Err(value("gateway.network.vni", vni, reason));
@@ -315,7 +359,7 @@ fn fabric(file: &GatewayFile) -> Result<FabricConfig> {
     }
 }
 
-fn interface(key: &str, name: &str) -> Result<()> {
+pub(super) fn interface(key: &str, name: &str) -> Result<()> {
     let short = (1..=INTERFACE_MAX).contains(&name.len());
     match short && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
         true => Ok(()),
@@ -347,6 +391,20 @@ fn own_name() -> Result<NodeName> {
         .map_err(|error| missing("name", format!("and the name of this host does not do: {error}")))
 }
 
+/// The number that was given, or else `default`; an error unless it lies within `range`.
+pub(super) fn within(
+    key: &str,
+    given: Option<u64>,
+    default: u64,
+    (min, max): (u64, u64),
+) -> Result<u64> {
+    let number = given.unwrap_or(default);
+    match (min..=max).contains(&number) {
+        true => Ok(number),
+        false => Err(value(key, number, format!("expected {min} to {max}"))),
+    }
+}
+
 fn positive(key: &str, number: usize) -> Result<usize> {
     match number {
         0 => Err(value(key, 0, "expected 1 or more")),
@@ -354,7 +412,7 @@ fn positive(key: &str, number: usize) -> Result<usize> {
     }
 }
 
-fn value(key: &str, value: impl fmt::Display, reason: impl fmt::Display) -> ConfigError {
+pub(super) fn value(key: &str, value: impl fmt::Display, reason: impl fmt::Display) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), value: value.to_string(), reason: reason.to_string() }
 }
 
@@ -433,6 +491,48 @@ mod tests {
         for (keys, expected) in cases {
             assert_eq!(gateway(keys), expected, "{keys}");
         }
+    }
+
+    #[test]
+    fn a_witness_needs_a_store_and_no_more() {
+        let witness = format!("name = 'w'\n[gateway]\nrole = 'witness'\n{ETCD}");
+        let config = load(&witness).expect("complete").gateway.expect("enabled");
+        assert_eq!((config.role, config.fabric), (NodeRole::Witness, FabricConfig::Dry));
+        assert!(config.networks.to_set().is_empty() && !config.health.bridges);
+        for (key, given) in [
+            ("networks", "networks = '1'"),
+            ("id_count", "id_count = 3"),
+            ("ra", "[gateway.ra]"),
+            ("network", "[[gateway.network]]\nvni = 1"),
+        ] {
+            let text = format!("name = 'w'\n[gateway]\nrole = 'witness'\n{given}\n{ETCD}");
+            let expected = format!(
+                "gateway.role = \"witness\": a witness serves no networks; leave gateway.{key} out"
+            );
+            assert_eq!(refused(&text), expected);
+        }
+    }
+
+    #[test]
+    fn all_sections_arrive() {
+        let text = format!(
+            "{GATEWAY}isolated = 'serve'\n{ETCD}\
+             [gateway.probe]\nlisten = '[::]:9'\nfence_ms = 900\n\
+             [gateway.health]\nroutes = false\n\
+             [gateway.ra]\nlifetime_s = 900\n\
+             [gateway.hooks]\ntake_over = '/x'\n\
+             [[gateway.network]]\nvni = 2\nra = {{ send = false }}\n"
+        );
+        let config = load(&text).expect("complete").gateway.expect("enabled");
+        assert_eq!(config.isolated, selvedge_gateway::Isolated::Serve);
+        assert_eq!((config.role, config.probe.listen.port()), (NodeRole::Gateway, 9));
+        assert_eq!(config.timing.fence, Duration::from_millis(900));
+        assert_eq!(config.timing.lease, config.lease);
+        assert!(config.health.adverts && !config.health.routes);
+        let [one, two] = [1, 2].map(|vni: u32| config.ra.of(vni.try_into().expect("a VNI")));
+        assert_eq!((one.lifetime, one.send, two.send), (Duration::from_secs(900), true, false));
+        assert_eq!(two.lifetime, one.lifetime);
+        assert_eq!(config.hooks.take_over, Some(vec!["/x".to_owned()]));
     }
 
     #[test]

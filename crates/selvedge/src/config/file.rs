@@ -2,10 +2,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use selvedge_gateway::NodeRole;
 use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{ConfigError, HealthFile, HooksFile, Isolation, ProbeFile, RaFile};
 
 /// What may be written in a configuration file. Everything is optional here.
 ///
@@ -41,6 +42,7 @@ pub struct MeshFile {
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "described in `GatewayConfig`")]
 pub struct GatewayFile {
+    pub role: Option<NodeRole>,
     pub networks: Option<VniRanges>,
     pub fabric: Option<FabricName>,
     pub dry: Option<bool>,
@@ -52,12 +54,17 @@ pub struct GatewayFile {
     pub announce_s: Option<u64>,
     pub hold_down_s: Option<u64>,
     pub drain_timeout_s: Option<u64>,
+    pub isolated: Option<Isolation>,
     pub bridge: Option<String>,
     pub vxlan: Option<String>,
     pub etcd: Option<EtcdFile>,
     pub embedded: Option<EmbeddedFile>,
     pub flood: Option<FloodFile>,
     pub frr: Option<FrrFile>,
+    pub probe: Option<ProbeFile>,
+    pub health: Option<HealthFile>,
+    pub ra: Option<RaFile>,
+    pub hooks: Option<HooksFile>,
     pub network: Vec<NetworkFile>,
 }
 
@@ -111,6 +118,8 @@ pub struct NetworkFile {
     pub addresses: Vec<Prefix>,
     #[serde(default)]
     pub next_hops: Vec<IpAddr>,
+    #[serde(default)]
+    pub ra: Option<RaFile>,
 }
 
 /// The names of the fabrics.
@@ -235,6 +244,7 @@ fn distance(from: &str, to: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Command;
 
     fn refused(text: &str) -> String {
         File::parse(text, "agent.toml").expect_err("refused").to_string()
@@ -245,9 +255,10 @@ mod tests {
         assert_eq!(
             refused("[gateway]\nnetwroks = \"1-3\"\n"),
             "agent.toml: TOML parse error at line 2, column 1\n  |\n2 | netwroks = \"1-3\"\n  | \
-             ^^^^^^^^\nunknown field `netwroks`, expected one of `networks`, `fabric`, `dry`, \
-             `ids`, `id_count`, `lease_s`, `budget`, `settle_ms`, `announce_s`, `hold_down_s`, \
-             `drain_timeout_s`, `bridge`, `vxlan`, `etcd`, `embedded`, `flood`, `frr`, `network`\n\
+             ^^^^^^^^\nunknown field `netwroks`, expected one of `role`, `networks`, `fabric`, \
+             `dry`, `ids`, `id_count`, `lease_s`, `budget`, `settle_ms`, `announce_s`, \
+             `hold_down_s`, `drain_timeout_s`, `isolated`, `bridge`, `vxlan`, `etcd`, `embedded`, \
+             `flood`, `frr`, `probe`, `health`, `ra`, `hooks`, `network`\n\
              did you mean `networks`?"
         );
         let far = refused("colour = 1");
@@ -278,7 +289,14 @@ mod tests {
                     vni: Vni::try_from(7).expect("valid"),
                     addresses: vec!["10.0.7.1/24".parse().expect("valid")],
                     next_hops: vec![],
+                    ra: Some(RaFile { send: Some(false), ..RaFile::default() }),
                 }],
+                role: Some(NodeRole::Witness),
+                isolated: Some(Isolation::Serve),
+                hooks: Some(HooksFile {
+                    take_over: Some(Command::Program("/x".to_owned())),
+                    ..HooksFile::default()
+                }),
                 ..GatewayFile::default()
             }),
             ..File::default()
@@ -286,6 +304,46 @@ mod tests {
         let text = file.to_toml().expect("serialises");
         assert!(text.contains("\"18446744073709551615\""), "{text}");
         assert_eq!(File::parse(&text, "x").expect("parses"), file);
+    }
+
+    const PAGE: &str =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md"));
+
+    /// The keys of a section, as the message about an unknown one names them.
+    fn keys_of(section: &str) -> Vec<String> {
+        let message = refused(&format!("{section}\nx-y-z = 1"));
+        let (_, expected) = message.split_once("expected").expect("it names what is known");
+        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let sections =
+            ["etcd", "embedded", "flood", "frr", "probe", "health", "ra", "hooks", "network"];
+        for section in sections {
+            let header = match section {
+                "network" => "[[gateway.network]]".to_owned(),
+                section => format!("[gateway.{section}]"),
+            };
+            let (_, text) = PAGE.split_once(&format!("`{header}`")).expect("a section");
+            let text = text.split("\n##").next().expect("a first part");
+            for key in keys_of(&header) {
+                assert!(text.contains(&format!("`{key}`")), "{header} {key}");
+            }
+        }
+        for key in keys_of("[gateway]").iter().filter(|key| !sections.contains(&key.as_str())) {
+            assert!(PAGE.contains(&format!("| `{key}` |")), "[gateway] {key}");
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_valid() {
+        let examples = PAGE.split("```toml\n").skip(1).map(|rest| rest.split("```").next());
+        let examples: Vec<&str> = examples.flatten().collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            File::parse(example, "docs/configuration.md").unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Stage {
     /// Streams through the gateways: between a station in each network and upstream.
     pub(super) fn network_streams(&self) -> Vec<Spec> {
         let order: Vec<Vni> = self.campus.networks().map(Network::vni).collect();
-        self.campus.streams(&order, Family::V4)
+        self.campus.streams(&order, &[Family::V4])
     }
 
     /// Who serves what, as the first host sees it.
@@ -259,6 +259,7 @@ impl Stage {
             vni: network.vni(),
             addresses: Family::ALL.map(|family| network.gateway(family)).to_vec(),
             next_hops: Family::ALL.map(|family| network.next_hop(family)).to_vec(),
+            ra: None,
         };
         Ok(GatewayFile {
             networks: Some(VniRanges::range(Vni::try_from(1)?, last)?),

@@ -15,7 +15,10 @@ use std::time::Duration;
 use anyhow::Context;
 
 use selvedge_gateway::desired::{Desired, Duty, Upstream};
+use selvedge_host::events::{Change, Events};
 use selvedge_host::fabric::{Driver, Failures};
+use selvedge_host::nft::Silencer;
+use selvedge_host::priority;
 use selvedge_model::Vni;
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +30,9 @@ use crate::config::GatewayConfig;
 
 /// How often the host is read anew.
 const RECHECK: Duration = Duration::from_secs(30);
+/// How long changes of interfaces are gathered, and the least time between two readings for them.
+const GATHER: Duration = Duration::from_millis(200);
+const SPACING: Duration = Duration::from_secs(2);
 /// How long after a failure the host is read anew and the rest is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -52,6 +58,8 @@ pub(super) struct Opened {
     pub(super) fabric: &'static str,
     /// The networks that this host cannot serve, and why.
     pub(super) unable: BTreeMap<Vni, String>,
+    /// Silences them all at once, from any thread.
+    pub(super) silencer: Option<Silencer>,
 }
 
 /// Opens the host and follows what is `wanted`, on a thread of its own, until the sender of
@@ -68,14 +76,19 @@ pub(super) async fn spawn(
             Ok(host) => host,
             Err(error) => return drop(opened.send(Err(error))),
         };
-        let found = Opened { fabric: host.fabric(), unable: host.unable() };
+        let (fabric, unable) = (host.fabric(), host.unable());
+        let silencer = host.driver().silencer();
+        let found = Opened { fabric, unable, silencer };
         if opened.send(Ok(found)).is_ok() {
             Applier::new(host, wanted, reports).run().await;
         }
     };
     thread::Builder::new()
         .name("applier".to_owned())
-        .spawn(move || runtime.block_on(work))
+        .spawn(move || {
+            priority::raise();
+            runtime.block_on(work);
+        })
         .context("cannot start the applier's thread")?;
     is_open.await.context("the applier has failed")?
 }
@@ -92,21 +105,34 @@ struct Applier {
     /// The last failure of a network, so that it is logged once.
     complaints: BTreeMap<Vni, String>,
     recheck_at: Instant,
+    checked_at: Instant,
 }
 
 impl Applier {
     fn new(host: Host, wanted: watch::Receiver<Wanted>, reports: mpsc::Sender<Report>) -> Self {
         let (actual, announced, reported, complaints) = Default::default();
-        let recheck_at = Instant::now();
-        Self { host, wanted, reports, actual, announced, reported, complaints, recheck_at }
+        let now = Instant::now();
+        Self {
+            host,
+            wanted,
+            reports,
+            actual,
+            announced,
+            reported,
+            complaints,
+            recheck_at: now,
+            checked_at: now,
+        }
     }
 
     /// Runs until the plane has ended.
     async fn run(mut self) {
+        let mut changes = Changes::open();
         loop {
             if Instant::now() >= self.recheck_at {
                 self.recheck_at = Instant::now() + RECHECK;
                 self.observe().await;
+                self.checked_at = Instant::now();
             }
             let wanted = self.wanted.borrow_and_update().clone();
             let failures = self.apply(&wanted).await;
@@ -115,6 +141,7 @@ impl Applier {
             }
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() { return },
+                () = changes.next() => self.recheck_soon(),
                 () = sleep_until(self.recheck_at) => {}
             }
         }
@@ -157,7 +184,7 @@ impl Applier {
         failures
     }
 
-    fn note(&mut self, change: &Change, failed: &Failures) {
+    fn note(&mut self, change: &Step, failed: &Failures) {
         for vni in change.vnis.iter().filter(|vni| !failed.contains_key(vni)) {
             change.kind.note(self.actual.entry(*vni).or_default());
             self.complaints.remove(vni);
@@ -177,6 +204,13 @@ impl Applier {
         if !failed.is_empty() {
             self.retry();
         }
+    }
+
+    /// Interfaces have come, gone or changed: reads the host anew once that is over, and not all
+    /// the time.
+    fn recheck_soon(&mut self) {
+        let soon = (Instant::now() + GATHER).max(self.checked_at + SPACING);
+        self.recheck_at = self.recheck_at.min(soon);
     }
 
     fn retry(&mut self) {
@@ -204,16 +238,44 @@ impl Applier {
     }
 }
 
+/// Notices that interfaces have come, gone or changed.
+struct Changes(Option<Events>);
+
+impl Changes {
+    fn open() -> Self {
+        let events = Events::open();
+        if let Err(error) = &events {
+            warn!(%error, "interfaces that change are noticed only every {RECHECK:?}");
+        }
+        Self(events.ok())
+    }
+
+    /// Waits for the next change of an interface; for ever if the kernel does not tell.
+    async fn next(&mut self) {
+        while let Some(events) = &mut self.0 {
+            match events.next().await {
+                Ok(Change::Link(_) | Change::LinkGone { .. } | Change::Missed) => return,
+                Ok(Change::Addresses { .. }) => {}
+                Err(error) => {
+                    warn!(%error, "interfaces that change are noticed only every {RECHECK:?}");
+                    self.0 = None;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 /// What has to be done for the host to do what is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
-    changes: Vec<Change>,
+    changes: Vec<Step>,
     announce: Vec<Vni>,
 }
 
 /// One operation on many networks.
 #[derive(Debug, PartialEq, Eq)]
-struct Change {
+struct Step {
     kind: Kind,
     vnis: Vec<Vni>,
 }
@@ -222,6 +284,7 @@ struct Change {
 /// inwards to answering, what is given up in the other direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
+    TakeOver(Upstream),
     FabricOn,
     Attract(Upstream),
     AnswerOn,
@@ -244,13 +307,16 @@ impl Plan {
                 announce.push(*vni);
             }
         }
-        let changes = groups.into_iter().map(|(kind, vnis)| Change { kind, vnis }).collect();
+        let changes = groups.into_iter().map(|(kind, vnis)| Step { kind, vnis }).collect();
         Self { changes, announce }
     }
 }
 
 impl Kind {
-    fn between(from: Duty, to: Duty) -> impl Iterator<Item = Self> {
+    fn between(from: Duty, to: Duty) -> Vec<Self> {
+        if from == Duty::NONE && to.fabric && to.answering && to.upstream != Upstream::Off {
+            return vec![Self::TakeOver(to.upstream)];
+        }
         let fabric = (from.fabric != to.fabric).then_some(if to.fabric {
             Self::FabricOn
         } else {
@@ -265,11 +331,12 @@ impl Kind {
         } else {
             Self::AnswerOff
         });
-        [fabric, upstream, answering].into_iter().flatten()
+        [fabric, upstream, answering].into_iter().flatten().collect()
     }
 
     const fn name(self) -> &'static str {
         match self {
+            Self::TakeOver(_) => "take over",
             Self::FabricOn => "advertise into the fabric",
             Self::Attract(_) => "attract traffic from upstream",
             Self::AnswerOn => "answer",
@@ -281,6 +348,9 @@ impl Kind {
 
     const fn note(self, duty: &mut Duty) {
         match self {
+            Self::TakeOver(upstream) => {
+                *duty = Duty { fabric: true, upstream, answering: true };
+            }
             Self::FabricOn => duty.fabric = true,
             Self::Attract(upstream) => duty.upstream = upstream,
             Self::AnswerOn => duty.answering = true,
@@ -291,9 +361,10 @@ impl Kind {
     }
 }
 
-async fn perform(driver: &mut dyn Driver, change: &Change) -> Failures {
+async fn perform(driver: &mut dyn Driver, change: &Step) -> Failures {
     let vnis = change.vnis.as_slice();
     match change.kind {
+        Kind::TakeOver(upstream) => driver.take_over(vnis, upstream).await,
         Kind::FabricOn => driver.fabric(vnis, true).await,
         Kind::Attract(upstream) => driver.upstream(vnis, upstream).await,
         Kind::AnswerOn => driver.answering(vnis, true).await,
@@ -319,8 +390,11 @@ mod tests {
 
     #[test]
     fn gained_from_the_fabric_inwards_given_up_outwards() {
-        let gained = [Kind::FabricOn, Kind::Attract(Upstream::Whole), Kind::AnswerOn];
-        assert_eq!(kinds(Duty::NONE, Duty::FULL), gained);
+        let arriving = Duty { answering: false, ..Duty::TAKEOVER };
+        let gained = [Kind::FabricOn, Kind::Attract(Upstream::Halves)];
+        assert_eq!(kinds(Duty::NONE, arriving), gained);
+        assert_eq!(kinds(arriving, Duty::TAKEOVER), [Kind::AnswerOn]);
+        assert_eq!(kinds(Duty::NONE, Duty::TAKEOVER), [Kind::TakeOver(Upstream::Halves)]);
         let lost = [Kind::AnswerOff, Kind::UpstreamOff, Kind::FabricOff];
         assert_eq!(kinds(Duty::FULL, Duty::NONE), lost);
         assert_eq!(kinds(Duty::TAKEOVER, Duty::FULL), [Kind::Attract(Upstream::Whole)]);
@@ -334,7 +408,7 @@ mod tests {
         let actual = [(vni(1), Duty::FULL)].into();
         let plan = Plan::new(&wanted, &actual, &BTreeMap::new());
         let order: Vec<u32> = plan.changes.iter().map(|change| change.vnis[0].get()).collect();
-        assert_eq!(order, [2, 2, 2, 1, 1, 1]);
+        assert_eq!(order, [2, 1, 1, 1]);
     }
 
     #[test]

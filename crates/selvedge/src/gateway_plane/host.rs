@@ -166,7 +166,7 @@ async fn survey(
     let declared = |vni: &Vni| {
         let known = config.known.get(vni).cloned().or_else(|| former(vni));
         let NetworkConfig { addresses, next_hops } = known.unwrap_or_default();
-        (*vni, Declared { addresses, next_hops })
+        (*vni, Declared { addresses, next_hops, ra: config.ra.of(*vni).clone() })
     };
     let names = Names {
         bridge: config.bridge.parse::<NamePattern>()?,

@@ -48,15 +48,22 @@ pub(super) fn preferring(
     ordered(preferred.into_iter().chain(others.iter().copied()).collect())
 }
 
+fn of_interfaces(links: &[Link], addresses: &[Address]) -> Vec<IpAddr> {
+    outward(links, addresses).map(|address| address.prefix.addr()).collect()
+}
+
 /// Addresses of interfaces that are up and lead outside. Those of bridges and tunnels do not:
 /// the one may carry the gateway address of an overlay network, which other hosts have too, the
 /// other is an overlay itself. Nor does a single address, as a gateway's are while it serves.
-fn of_interfaces(links: &[Link], addresses: &[Address]) -> Vec<IpAddr> {
+pub(crate) fn outward<'a>(
+    links: &[Link],
+    addresses: &'a [Address],
+) -> impl Iterator<Item = &'a Address> {
     let outward = |link: &&Link| {
         link.up && matches!(link.kind, LinkKind::Other | LinkKind::Veth) && link.master.is_none()
     };
     let outward: BTreeSet<u32> = links.iter().filter(outward).map(|link| link.index).collect();
-    let global = |address: &&Address| {
+    let global = move |address: &&Address| {
         let ip = address.prefix.addr();
         outward.contains(&address.index)
             && address.scope == SCOPE_GLOBAL
@@ -64,7 +71,7 @@ fn of_interfaces(links: &[Link], addresses: &[Address]) -> Vec<IpAddr> {
             && !address.prefix.is_host()
             && !ip.is_loopback()
     };
-    addresses.iter().filter(global).map(|address| address.prefix.addr()).collect()
+    addresses.iter().filter(global)
 }
 
 fn ordered(found: Vec<IpAddr>) -> Vec<IpAddr> {

@@ -8,7 +8,7 @@
 //! ```
 
 mod applier;
-mod endpoints;
+pub(crate) mod endpoints;
 mod error;
 mod files;
 mod names;

@@ -1,0 +1,55 @@
+use reqwest::Response;
+
+use super::{ClientError, broken, chain};
+use crate::gateway::Event;
+
+/// The longest line that is read. The longest event lists the problems of a host.
+const LONGEST: usize = 1 << 20;
+
+/// What the messages call the request.
+const REQUEST: &str = "GET /v1/gateway/watch";
+
+/// What happens at a gateway, from the moment when [`Client::watch`](super::Client::watch)
+/// returned.
+#[derive(Debug)]
+pub struct Watch {
+    response: Response,
+    /// What was read of the lines that were not given out yet.
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    pub(super) const fn new(response: Response) -> Self {
+        Self { response, buffer: Vec::new() }
+    }
+
+    /// The next event; `None` if the agent has ended.
+    ///
+    /// If this is cancelled, nothing is lost.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`] if the connection broke, or what came is no event.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            if let Some(line) = self.take_line() {
+                let event = serde_json::from_slice(&line);
+                return event.map(Some).map_err(|error| broken(REQUEST, error));
+            }
+            if self.buffer.len() > LONGEST {
+                return Err(broken(REQUEST, "a line is too long to be an event"));
+            }
+            match self.response.chunk().await {
+                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(broken(REQUEST, chain(&error))),
+            }
+        }
+    }
+
+    fn take_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.buffer.iter().position(|byte| *byte == b'\n')?;
+        let mut line: Vec<u8> = self.buffer.drain(..=end).collect();
+        line.pop();
+        Some(line)
+    }
+}

@@ -1,0 +1,86 @@
+//! What a gateway needs of this host, against what is there.
+
+use std::collections::BTreeMap;
+
+use selvedge_api::gateway::{Finding, Place, Severity};
+use selvedge_host::check::{self, CheckConfig, FrrSetup};
+use selvedge_host::health::Interfaces;
+use selvedge_host::inventory::{Declared, Found, NamePattern, Names};
+use selvedge_model::Vni;
+
+use super::found::FoundFile;
+use crate::config::{FabricConfig, GatewayConfig, NetworkConfig};
+
+/// Looks at everything once. Nothing is changed.
+pub(super) async fn run(config: &GatewayConfig) -> Vec<Finding> {
+    if config.fabric == FabricConfig::Dry {
+        let text = "the gateway runs dry: the host is not touched and need not be fit";
+        return vec![finding(Severity::Ok, "fabric", text)];
+    }
+    let mut findings = Vec::new();
+    let found = found(config).unwrap_or_else(|error| {
+        findings.push(finding(Severity::Warning, "state", &format!("{error:#}")));
+        Vec::new()
+    });
+    match check_config(config, found) {
+        Ok(config) => findings.extend(check::check(&config).await.into_iter().map(as_api)),
+        Err(error) => findings.push(finding(Severity::Problem, "configuration", &error)),
+    }
+    findings
+}
+
+/// What an agent has noted of the bridges; nothing if none ever ran here.
+fn found(config: &GatewayConfig) -> anyhow::Result<Vec<Found>> {
+    match config.state.join("gateway").exists() {
+        true => FoundFile::open(&config.state)?.load_intact(),
+        false => Ok(Vec::new()),
+    }
+}
+
+fn check_config(config: &GatewayConfig, found: Vec<Found>) -> Result<CheckConfig, String> {
+    let pattern = |text: &str| text.parse::<NamePattern>().map_err(|error| error.to_string());
+    let names = Names { bridge: pattern(&config.bridge)?, vxlan: pattern(&config.vxlan)? };
+    let declared = |vni: &Vni| {
+        let NetworkConfig { addresses, next_hops } =
+            config.known.get(vni).cloned().unwrap_or_default();
+        (*vni, Declared { addresses, next_hops, ra: config.ra.of(*vni).clone() })
+    };
+    let networks: BTreeMap<Vni, Declared> = config.networks.to_set().iter().map(declared).collect();
+    let (uplink, frr) = match &config.fabric {
+        FabricConfig::Frr { vty_dir, pathspace, asn } => {
+            let (vty_dir, pathspace) = (vty_dir.clone(), pathspace.clone());
+            (Vec::new(), Some(FrrSetup { vty_dir, pathspace, asn: *asn }))
+        }
+        FabricConfig::Flood { uplink, .. } => (vec![uplink.clone()], None),
+        FabricConfig::Dry => (Vec::new(), None),
+    };
+    let uplink = named(&config.health.uplink).unwrap_or(uplink);
+    let fabric = named(&config.health.fabric).unwrap_or_default();
+    Ok(CheckConfig { names, networks, found, uplink, fabric, frr, ..CheckConfig::default() })
+}
+
+fn named(interfaces: &Interfaces) -> Option<Vec<String>> {
+    match interfaces {
+        Interfaces::These(names) => Some(names.clone()),
+        Interfaces::Auto | Interfaces::Off => None,
+    }
+}
+
+fn finding(severity: Severity, subject: &str, text: &str) -> Finding {
+    let (subject, text) = (subject.to_owned(), text.to_owned());
+    Finding { severity, subject, text, place: Place::Shell, fix: Vec::new() }
+}
+
+fn as_api(finding: check::Finding) -> Finding {
+    let check::Finding { severity, subject, text, place, fix } = finding;
+    let severity = match severity {
+        check::Severity::Ok => Severity::Ok,
+        check::Severity::Warning => Severity::Warning,
+        check::Severity::Problem => Severity::Problem,
+    };
+    let place = match place {
+        check::Place::Shell => Place::Shell,
+        check::Place::Vtysh => Place::Vtysh,
+    };
+    Finding { severity, subject, text, place, fix }
+}
