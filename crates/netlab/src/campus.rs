@@ -14,6 +14,7 @@
 
 mod address;
 mod build;
+mod byhand;
 mod fault;
 mod room;
 mod routing;
@@ -32,7 +33,7 @@ use crate::stream::{End, Spec};
 use crate::{Error, Host, Lab};
 
 pub use address::{AccessPoint, Family, Gateway as GatewayAddress, Network, Switch, Upstream};
-use room::NeighbourRoom;
+use room::Room;
 
 pub use fault::{Fault, UnknownFault};
 
@@ -56,12 +57,18 @@ pub enum EtcdPlace {
     Gateways,
     /// One member on the switch, reached over the management segment.
     Switch,
+    /// A member on each of the first two gateways and on a third host, `witness`, which has the
+    /// links of a gateway but no networks.
+    Witness,
+    /// That many members, each on a host of its own, `store1`, `store2`, …, reached over the
+    /// fabric: a gateway that is cut off from the fabric is cut off from all of them.
+    Apart(u8),
 }
 
 /// What to build.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// How many gateways: 1 to 200, called `gw1`, `gw2`, …
+    /// How many gateways: 1 to 200 (2 or more with a witness), called `gw1`, `gw2`, …
     pub gateways: u32,
     /// How many overlay networks: those with the VNIs 1, 2, …; at most [`Network::MAX`].
     pub networks: u32,
@@ -85,6 +92,15 @@ pub struct Gateway {
     management: Port,
 }
 
+/// A host that is linked like a gateway and serves no network.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The host, called `witness`.
+    pub host: Host,
+    /// Its addresses.
+    pub address: GatewayAddress,
+}
+
 /// The campus. Everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Campus {
@@ -94,6 +110,8 @@ pub struct Campus {
     pub etcd: Option<Etcd>,
     /// The gateways, in the order of their numbers.
     pub gateways: Vec<Gateway>,
+    /// The host that only votes, if the plan has it.
+    pub witness: Option<Witness>,
     /// The tunnel endpoint of the stations.
     pub access_point: Host,
     /// One host with an interface `n<i>` in every network.
@@ -106,7 +124,7 @@ pub struct Campus {
     #[allow(dead_code, reason = "dropping it ends FRRouting on the others")]
     others: Vec<Frr>,
     #[allow(dead_code, reason = "dropping it restores the machine's setting")]
-    room: NeighbourRoom,
+    room: Room,
     // Last, so that the processes end before their hosts.
     lab: Lab,
 }
@@ -149,18 +167,22 @@ impl Campus {
         self.gateways.iter_mut().find(|gateway| gateway.host.name() == name).ok_or_else(unknown)
     }
 
-    /// Streams between the station in each network and the host upstream, labelled by VNI: a
-    /// packet every 5 ms on the first 20 of `order`, every 100 ms on the others.
+    /// Streams between the station in each network and the host upstream, one of each of
+    /// `families`, labelled by VNI: a packet every 5 ms on the first 20 networks of `order`, every
+    /// 100 ms on the others.
     #[must_use]
-    pub fn streams(&self, order: &[Vni], family: Family) -> Vec<Spec> {
+    pub fn streams(&self, order: &[Vni], families: &[Family]) -> Vec<Spec> {
         let networks = order.iter().filter_map(|vni| Network::new(vni.get()));
-        let spec = |(index, network): (usize, Network)| Spec {
-            label: network.vni().get(),
-            a: self.station_end(network, family),
-            b: self.upstream_end(network, family),
-            interval: if index < FAST { FAST_INTERVAL } else { SLOW_INTERVAL },
+        let specs = |(index, network): (usize, Network)| {
+            let interval = if index < FAST { FAST_INTERVAL } else { SLOW_INTERVAL };
+            families.iter().map(move |family| Spec {
+                label: network.vni().get(),
+                a: self.station_end(network, *family),
+                b: self.upstream_end(network, *family),
+                interval,
+            })
         };
-        networks.enumerate().map(spec).collect()
+        networks.enumerate().flat_map(specs).collect()
     }
 
     fn station_end(&self, network: Network, family: Family) -> End {
@@ -229,6 +251,21 @@ impl Campus {
         }
     }
 
+    /// How many networks the upstream router knows by halves of their prefixes, of either family:
+    /// gateways attract traffic so for a while after a takeover.
+    ///
+    /// # Errors
+    /// If the upstream router cannot be asked.
+    pub fn halved(&self) -> Result<usize, Error> {
+        let routes = observe::next_hops(&self.upstream)?;
+        let known = |prefix: Prefix| routes.contains_key(&prefix.to_string());
+        let by_halves = |network: &Network| {
+            let prefixes = Family::ALL.map(|family| network.prefix(family));
+            prefixes.into_iter().filter_map(|it| it.halves()).flatten().any(known)
+        };
+        Ok(self.networks().filter(by_halves).count())
+    }
+
     fn next_hop_owners(
         &self,
         networks: &[Network],
@@ -255,10 +292,8 @@ impl Campus {
         family: Family,
     ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
         let routes = observe::next_hops(&self.upstream)?;
-        let named = |hop: &IpAddr| {
-            let gateway = self.gateways.iter().find(|it| it.address.uplink(family) == *hop);
-            gateway.map_or_else(|| hop.to_string(), |it| it.host.name().to_owned())
-        };
+        let uplinks = self.uplinks(family)?;
+        let named = |hop: &IpAddr| uplinks.get(hop).cloned().unwrap_or_else(|| hop.to_string());
         let by_network = networks.iter().map(|network| {
             // The halves of a prefix beat the whole, so that only they count where they are.
             let whole = network.prefix(family);
@@ -273,6 +308,20 @@ impl Campus {
             (network.vni(), chosen.into_iter().map(named).collect())
         });
         Ok(by_network.collect())
+    }
+
+    /// The addresses that routes of others name as next hops, and whose they are. OSPF for IPv6
+    /// names link-local ones (RFC 5340, section 4.8.2).
+    fn uplinks(&self, family: Family) -> Result<BTreeMap<IpAddr, String>, Error> {
+        let mut uplinks = BTreeMap::new();
+        for gateway in &self.gateways {
+            let name = gateway.host.name().to_owned();
+            uplinks.insert(gateway.address.uplink(family), name.clone());
+            if family == Family::V6 {
+                uplinks.insert(observe::link_local(&gateway.host, "up0")?.into(), name);
+            }
+        }
+        Ok(uplinks)
     }
 
     fn name_of(&self, network: Network, mac: Mac) -> String {

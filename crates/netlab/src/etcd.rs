@@ -140,6 +140,28 @@ impl Etcd {
         Watch::start(observer, &self.endpoints(), prefix)
     }
 
+    /// As [`Etcd::watch`], at the first member alone: a lighter load, for where that member is
+    /// sure to last.
+    ///
+    /// # Errors
+    /// As [`Etcd::watch`].
+    pub fn watch_one(&self, observer: &Host, prefix: &str) -> Result<Watch, Error> {
+        let first: Vec<String> = self.endpoints().into_iter().take(1).collect();
+        Watch::start(observer, &first, prefix)
+    }
+
+    /// Kills the member on `host`; its data stays.
+    ///
+    /// # Errors
+    /// If there is no such member.
+    pub fn kill_member(&mut self, host: &str) -> Result<(), Error> {
+        let unknown = || Error::Unknown { what: "member of etcd", name: host.to_owned() };
+        let mut members = self.members.iter_mut();
+        let member = members.find(|member| member.host.name() == host).ok_or_else(unknown)?;
+        member.process.kill();
+        Ok(())
+    }
+
     /// Starts the member on `host` again, if it has one: it finds its data.
     ///
     /// # Errors

@@ -97,13 +97,40 @@ impl Frr {
         for process in &mut self.processes {
             process.kill();
         }
-        for index in 0..self.processes.len() {
-            // The old socket would look as if the daemon took commands.
-            let _ = fs::remove_file(self.socket(index));
-            self.processes[index].restart()?;
-            self.await_daemon(index)?;
-        }
+        (0..self.processes.len()).try_for_each(|index| self.start_again(index))
+    }
+
+    /// Kills one daemon.
+    ///
+    /// # Errors
+    /// If it is not among those that were started.
+    pub fn kill_daemon(&mut self, daemon: Daemon) -> Result<(), Error> {
+        let index = self.index(daemon)?;
+        self.processes[index].kill();
         Ok(())
+    }
+
+    /// Starts one daemon again, with the configuration that it had at first.
+    ///
+    /// # Errors
+    /// As [`Frr::kill_daemon`] and [`Frr::start`].
+    pub fn restart_daemon(&mut self, daemon: Daemon) -> Result<(), Error> {
+        let index = self.index(daemon)?;
+        self.processes[index].kill();
+        self.start_again(index)
+    }
+
+    fn start_again(&mut self, index: usize) -> Result<(), Error> {
+        // The old socket would look as if the daemon took commands.
+        let _ = fs::remove_file(self.socket(index));
+        self.processes[index].restart()?;
+        self.await_daemon(index)
+    }
+
+    fn index(&self, daemon: Daemon) -> Result<usize, Error> {
+        let unknown = || Error::Unknown { what: "daemon", name: daemon.name().to_owned() };
+        let mut names = self.processes.iter().map(Process::name);
+        names.position(|name| name == daemon.name()).ok_or_else(unknown)
     }
 
     fn recipe(&self, host: &Host, daemon: Daemon) -> Recipe {

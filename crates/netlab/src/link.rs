@@ -38,6 +38,12 @@ impl Segment {
         Ok(Self { switch: switch.clone(), name: name.to_owned() })
     }
 
+    /// The host that serves as the switch.
+    #[must_use]
+    pub fn switch(&self) -> &Host {
+        &self.switch
+    }
+
     /// Plugs `host` in; its end of the cable is called `interface`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use etherparse::{
 };
 use nix::sys::socket::{LinkAddr, MsgFlags, sendto};
 use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{Error, Host};
 
@@ -30,7 +30,7 @@ pub struct Question {
 
 /// Asks for the Ethernet addresses behind addresses, with ARP (a probe as in RFC 5227, which
 /// leaves no trace in the tables of those asked) and neighbour solicitations (RFC 4861), and
-/// collects for `wait` all who answer. Who is asked by whom does not matter to the asking host's
+/// collects for `wait` all who answer; whoever is silent is asked twice. Who is asked by whom does not matter to the asking host's
 /// own tables. For IPv6 its interfaces need link-local addresses.
 ///
 /// # Errors
@@ -41,17 +41,25 @@ pub fn answers(
     wait: Duration,
 ) -> Result<BTreeMap<IpAddr, BTreeSet<Mac>>, Error> {
     host.run(|| {
-        let frames = frames(questions)?;
+        let interfaces = Interfaces::read()?;
         let (v4, v6) = (open(EtherType::ARP)?, open(EtherType::IPV6)?);
         let sockets = [&v4, &v6];
+        v4.attach_filter(&arp_replies()).map_err(Error::io("filter ARP"))?;
+        v6.attach_filter(&advertisements()).map_err(Error::io("filter ND"))?;
         let mut answers = BTreeMap::new();
-        for burst in frames.chunks(BURST) {
-            for (interface, frame) in burst {
-                send(&v4, frame, interface)?;
+        let mut asked: Vec<&Question> = questions.iter().collect();
+        // A question or its answer may be lost under load, so that silence is asked once more.
+        for _ in 0..2 {
+            for burst in asked.chunks(BURST) {
+                for question in burst {
+                    let (interface, frame) = frame(&interfaces, question)?;
+                    send(&v4, &frame, &interface)?;
+                }
+                collect(sockets, PACE, &mut answers);
             }
-            collect(sockets, Duration::from_millis(5), &mut answers);
+            collect(sockets, wait, &mut answers);
+            asked.retain(|question| !answers.contains_key(&question.address));
         }
-        collect(sockets, wait, &mut answers);
         let asked: BTreeSet<IpAddr> = questions.iter().map(|question| question.address).collect();
         answers.retain(|address, _| asked.contains(address));
         Ok(answers)
@@ -101,8 +109,23 @@ pub fn mac(host: &Host, interface: &str) -> Result<Mac, Error> {
     interfaces.links.get(interface).and_then(LinkAddr::addr).ok_or_else(unknown)
 }
 
+/// The link-local address of an interface.
+///
+/// # Errors
+/// If there is no such interface, or it has none.
+pub fn link_local(host: &Host, interface: &str) -> Result<Ipv6Addr, Error> {
+    let unknown = || Error::Unknown {
+        what: "link-local address of an interface",
+        name: interface.to_owned(),
+    };
+    let interfaces = host.run(Interfaces::read)??;
+    interfaces.link_local.get(interface).copied().ok_or_else(unknown)
+}
+
 /// How many questions are asked in one go: their answers have to fit into the socket's buffer.
-const BURST: usize = 20;
+const BURST: usize = 50;
+/// The pause between two bursts.
+const PACE: Duration = Duration::from_millis(5);
 
 fn gateways(route: &Value) -> impl Iterator<Item = IpAddr> {
     let several = route["nexthops"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -110,25 +133,21 @@ fn gateways(route: &Value) -> impl Iterator<Item = IpAddr> {
     hops.filter_map(|hop| hop["gateway"].as_str()?.parse().ok())
 }
 
-/// The frame for each question, with the interface by which it goes.
-fn frames(questions: &[Question]) -> Result<Vec<(LinkAddr, Vec<u8>)>, Error> {
-    let interfaces = Interfaces::read()?;
-    let frame = |question: &Question| {
-        let unknown = |what| Error::Unknown { what, name: question.interface.clone() };
-        let link = interfaces.links.get(&question.interface);
-        let link = *link.ok_or_else(|| unknown("interface"))?;
-        let mac = link.addr().ok_or_else(|| unknown("Ethernet address of an interface"))?;
-        let frame = match question.address {
-            IpAddr::V4(address) => arp_probe(mac, address),
-            IpAddr::V6(address) => {
-                let own = interfaces.link_local.get(&question.interface);
-                let own = own.ok_or_else(|| unknown("link-local address of an interface"))?;
-                solicitation(mac, *own, address)
-            }
-        };
-        Ok((link, frame))
+/// The frame that asks, with the interface by which it goes.
+fn frame(interfaces: &Interfaces, question: &Question) -> Result<(LinkAddr, Vec<u8>), Error> {
+    let unknown = |what| Error::Unknown { what, name: question.interface.clone() };
+    let link = interfaces.links.get(&question.interface);
+    let link = *link.ok_or_else(|| unknown("interface"))?;
+    let mac = link.addr().ok_or_else(|| unknown("Ethernet address of an interface"))?;
+    let frame = match question.address {
+        IpAddr::V4(address) => arp_probe(mac, address),
+        IpAddr::V6(address) => {
+            let own = interfaces.link_local.get(&question.interface);
+            let own = own.ok_or_else(|| unknown("link-local address of an interface"))?;
+            solicitation(mac, *own, address)
+        }
     };
-    questions.iter().map(frame).collect()
+    Ok((link, frame))
 }
 
 /// The interfaces of a host, by name.
@@ -182,6 +201,35 @@ fn solicitation(mac: Mac, own: Ipv6Addr, address: Ipv6Addr) -> Vec<u8> {
     let mut frame = Vec::with_capacity(packet.size(body.len()));
     packet.write(&mut frame, &body).expect("a vector takes all, and 24 bytes are not too long");
     frame
+}
+
+/// A program of the packet filter that takes frames in which the bytes at those places have those
+/// values, and no others: the sockets see all traffic of the host, which would fill their buffers.
+fn taking(wanted: &[(u32, u32)]) -> Vec<SockFilter> {
+    // BPF_LD | BPF_B | BPF_ABS; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K.
+    const LOAD: u16 = 0x30;
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let mut program = Vec::new();
+    for (index, (place, value)) in wanted.iter().enumerate() {
+        // To the last instruction, past the other pairs and the one that takes all.
+        let refuse = u8::try_from((wanted.len() - index - 1) * 2 + 1).unwrap_or(u8::MAX);
+        program.push(SockFilter::new(LOAD, 0, 0, *place));
+        program.push(SockFilter::new(EQUAL, 0, refuse, *value));
+    }
+    program.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    program.push(SockFilter::new(RETURN, 0, 0, 0));
+    program
+}
+
+/// ARP packets whose operation is 2.
+fn arp_replies() -> Vec<SockFilter> {
+    taking(&[(20, 0), (21, 2)])
+}
+
+/// ICMPv6 of type 136, without extension headers.
+fn advertisements() -> Vec<SockFilter> {
+    taking(&[(20, 58), (54, 136)])
 }
 
 fn open(kind: EtherType) -> Result<Socket, Error> {

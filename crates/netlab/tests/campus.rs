@@ -12,7 +12,7 @@ use selvedge_model::Vni;
 use selvedge_netlab::campus::{EtcdPlace, Family, Fault, Flavour, Gateway, Network, Plan};
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::etcd::Etcd;
-use selvedge_netlab::frr::Frr;
+use selvedge_netlab::frr::{Daemon, Frr};
 use selvedge_netlab::stream::Streams;
 use selvedge_netlab::{Campus, Recipe, observe};
 
@@ -36,6 +36,101 @@ fn a_campus_with_frr_forwards_and_follows_a_takeover() {
     let plan = Plan { gateways: 2, networks: 3, flavour: Flavour::Frr, etcd: EtcdPlace::Absent };
     let campus = Campus::build(lab, plan).expect("builds");
     take_over_and_measure(&campus, frr_levers);
+}
+
+#[test]
+fn a_flooding_campus_that_is_served_by_hand_loses_nothing_and_shows_its_owners() {
+    let test = "a_flooding_campus_that_is_served_by_hand_loses_nothing_and_shows_its_owners";
+    let Some(lab) = common::lab(test) else { return };
+    let plan = Plan { gateways: 2, networks: 4, flavour: Flavour::Flood, etcd: EtcdPlace::Absent };
+    serve_and_observe(&Campus::build(lab, plan).expect("builds"));
+}
+
+#[test]
+fn a_campus_with_frr_that_is_served_by_hand_loses_nothing_and_shows_its_owners() {
+    let test = "a_campus_with_frr_that_is_served_by_hand_loses_nothing_and_shows_its_owners";
+    let Some(lab) = common::lab(test) else { return };
+    if !common::installed(test, "FRRouting", Frr::is_installed()) {
+        return;
+    }
+    let plan = Plan { gateways: 2, networks: 4, flavour: Flavour::Frr, etcd: EtcdPlace::Absent };
+    let mut campus = Campus::build(lab, plan).expect("builds");
+    serve_and_observe(&campus);
+
+    // One daemon can be killed and comes back alone.
+    let frr = campus.gateways[0].frr.as_mut().expect("the flavour has it");
+    assert!(frr.vtysh(&["show bgp l2vpn evpn summary"]).expect("answers").contains("172.16.0.2"));
+    frr.kill_daemon(Daemon::Bgp).expect("kills");
+    let without = frr.vtysh(&["show bgp l2vpn evpn summary"]).unwrap_or_default();
+    assert!(!without.contains("172.16.0.2"), "{without}");
+    frr.vtysh(&["show ip ospf"]).expect("the others go on");
+    frr.restart_daemon(Daemon::Bgp).expect("starts");
+    assert!(frr.vtysh(&["show bgp l2vpn evpn summary"]).expect("answers").contains("172.16.0.2"));
+}
+
+/// Packets of both families run through two gateways, each with its share; then who serves what
+/// is asked for in every way.
+fn serve_and_observe(campus: &Campus) {
+    let owners = campus.serve_by_hand().expect("serves");
+    let order: Vec<Vni> = owners.iter().map(|(network, _)| network.vni()).collect();
+    let specs = campus.streams(&order, &Family::ALL);
+    assert_eq!(specs.len(), 8);
+    let mut streams = Streams::start(&specs).expect("streams start");
+    wait_until("packets on all streams", Duration::from_secs(30), || {
+        let at = now();
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(streams.report_between(at, now()).flowing().len() == 4)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", state(campus)));
+    let from = now();
+    std::thread::sleep(Duration::from_secs(1));
+    let to = now();
+    streams.stop(Duration::from_millis(500));
+    let report = streams.report_between(from, to);
+    assert_eq!((report.flows.len(), report.lost()), (16, 0), "{report:?}");
+    assert_eq!(report.only(|flow| flow.ipv6).flows.len(), 8);
+
+    let networks: Vec<Network> = campus.networks().collect();
+    for family in Family::ALL {
+        let answering = campus.answering(&networks, family).expect("asks");
+        let originating = campus.originating(&networks, family).expect("asks");
+        for (network, owner) in &owners {
+            let only = BTreeSet::from([owner.clone()]);
+            assert_eq!(answering[&network.vni()], only, "{family:?} {network:?} is answered");
+            assert_eq!(originating[&network.vni()], only, "{family:?} {network:?} is attracted");
+        }
+    }
+}
+
+#[test]
+fn etcd_runs_on_a_witness_or_apart_and_outlives_a_member() {
+    let test = "etcd_runs_on_a_witness_or_apart_and_outlives_a_member";
+    for (etcd, members) in [
+        (EtcdPlace::Witness, ["gw1", "gw2", "witness"]),
+        (EtcdPlace::Apart(3), ["store1", "store2", "store3"]),
+    ] {
+        let Some(lab) = common::lab(test) else { return };
+        if !common::installed(test, "etcd", Etcd::is_installed()) {
+            return;
+        }
+        let plan = Plan { gateways: 2, networks: 1, flavour: Flavour::Flood, etcd };
+        let mut campus = Campus::build(lab, plan).expect("builds");
+        assert_eq!(campus.witness.is_some(), etcd == EtcdPlace::Witness);
+        let etcd = campus.etcd.as_mut().expect("the plan has it");
+        assert_eq!(etcd.members(), members);
+        etcd.move_leader(members[0]).expect("moves");
+        etcd.kill_member(members[2]).expect("kills");
+        let watch = etcd.watch_one(&campus.access_point, "/x/").expect("watches");
+        let endpoint = etcd.endpoints()[1].clone();
+        let put = ["--endpoints", &endpoint, "put", "/x/a", "7"];
+        // From a gateway, because the agents there have to reach it.
+        campus.gateways[1].host.sh("etcdctl", &put).expect("two of three are enough");
+        wait_until("the watch", Duration::from_secs(20), || Ok(watch.seen().len() == 1))
+            .expect("seen");
+        etcd.restart_members_on(members[2]).expect("starts");
+        etcd.wait_healthy(Duration::from_secs(30)).expect("is whole again");
+        assert!(etcd.kill_member("gw9").is_err());
+    }
 }
 
 #[test]
@@ -97,7 +192,8 @@ fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeo
     let networks: Vec<Network> = campus.networks().collect();
     let order: Vec<Vni> = networks.iter().map(|network| network.vni()).collect();
     levers(&campus.gateways[0], &networks, Takeover::No);
-    let mut streams = Streams::start(&campus.streams(&order, Family::V4)).expect("streams start");
+    let mut streams =
+        Streams::start(&campus.streams(&order, &[Family::V4])).expect("streams start");
     wait_until("packets on all streams", Duration::from_secs(20), || {
         let at = now();
         std::thread::sleep(Duration::from_millis(100));
@@ -115,6 +211,8 @@ fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeo
     levers(&campus.gateways[1], &networks, Takeover::Yes);
     std::thread::sleep(Duration::from_millis(1500));
     assert_owner(campus, &networks, "gw2");
+    let halved = if campus.plan.flavour == Flavour::Frr { networks.len() } else { 0 };
+    assert_eq!(campus.halved().expect("asks"), halved);
     streams.stop(Duration::from_millis(200));
 
     assert!(quiet.flows.iter().all(|flow| flow.lost <= 1), "in flight at most: {quiet:?}");

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::fleet::{Fleet, FleetOptions};
-use crate::outage::{Outage, millis, provoke};
+use crate::outage::{Outage, provoke};
 use crate::progress::say;
-use crate::statistics::Spread;
+use crate::statistics::{Spread, millis};
 
 /// Options of the scenario.
 #[derive(Clone, Debug, Args)]
@@ -31,6 +31,18 @@ pub(crate) struct Options {
     /// The bound on the longest outage of any network, in milliseconds
     #[arg(long, value_name = "MS")]
     max_outage_ms: Option<f64>,
+    /// The same for the runs that took etcd's leader too
+    #[arg(long, value_name = "MS")]
+    max_outage_leader_ms: Option<f64>,
+    /// The bound on the median outage, in milliseconds
+    #[arg(long, value_name = "MS")]
+    max_outage_p50_ms: Option<f64>,
+    /// The bound on the longest gap of any network after the fault has ended, in milliseconds
+    #[arg(long, value_name = "MS")]
+    max_return_gap_ms: Option<f64>,
+    /// The bound on the packets lost on all networks, during the faults and after
+    #[arg(long, value_name = "PACKETS")]
+    max_packets_lost: Option<u64>,
 }
 
 /// Whom faults befall.
@@ -56,12 +68,23 @@ pub(crate) struct Figures {
     outage_ms: Spread,
     outage_ms_leader: Spread,
     outage_ms_follower: Spread,
+    outage_v4_ms: Spread,
+    outage_v6_ms: Spread,
+    /// From the fault to the verdict in the store, and to the first write of a successor.
+    verdict_ms: Spread,
     detect_ms: Spread,
+    /// All networks, whoever served them, after the fault had ended.
+    return_gap_ms: Spread,
     owners_in_doubt: usize,
+    /// Packets lost on all networks while the faults lasted, and after they had ended.
+    lost_during: u64,
+    lost_after: u64,
     /// Packets lost on the networks of others; and on all, when networks moved back later.
     others_lost: u64,
     return_lost: u64,
     voided_runs: usize,
+    /// The runs whose victim held etcd's leader.
+    leader_runs: usize,
 }
 
 /// Runs the scenario.
@@ -81,6 +104,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
         say!("run {} of {}: {} for {victim}{role}", run + 1, options.runs, options.fault);
         let outage = provoke(&mut fleet, &victim, options.fault)?;
         tell(&outage);
+        if let Some(folder) = &options.fleet.logs {
+            let fault = format!("{} {victim}{role}", options.fault);
+            let name = if run == 0 { "timeline".to_owned() } else { format!("timeline-{run}") };
+            outage.course.keep(folder, &name, &fault)?;
+        }
         if outage.sender_late > LATE {
             record.voided += 1;
             if record.voided > options.runs + 3 {
@@ -133,6 +161,8 @@ fn choose(fleet: &mut Fleet, run: usize, leads: Option<bool>) -> anyhow::Result<
     let mut candidates: Vec<String> = fleet.gateways().into_iter().filter(serving).collect();
     let etcd = fleet.etcd()?;
     let members = etcd.members();
+    // Where etcd is elsewhere, no gateway can lead.
+    let leads = leads.filter(|_| candidates.iter().any(|name| members.contains(name)));
     if leads == Some(true) {
         candidates.retain(|name| members.contains(name));
     }
@@ -156,34 +186,45 @@ fn tell(outage: &Outage) {
         .map_or("nobody took over".to_owned(), |ms| format!("taken over after {ms:.0} ms"));
     say!(
         "  {detected}; {} of {} networks back, outage p50 {:.0} ms, max {:.0} ms; sender late by \
-         {:.1} ms; {} packets lost when they moved back",
+         {:.1} ms; on the return gap max {:.0} ms, {} packets lost",
         outage.restored,
         outage.affected,
         spread.p50.unwrap_or_default(),
         spread.max.unwrap_or_default(),
         millis(outage.sender_late),
-        outage.return_lost
+        Spread::of(&outage.return_gaps_ms).max.unwrap_or_default(),
+        outage.lost_after
     );
 }
 
 fn figures(options: &Options, record: &Record) -> Figures {
-    let detect: Vec<f64> =
-        record.outages.iter().filter_map(|(outage, _)| outage.detect_ms).collect();
+    let spread = |figures: fn(&Outage) -> Vec<f64>| {
+        let all = record.outages.iter().flat_map(|(outage, _)| figures(outage));
+        Spread::of(&all.collect::<Vec<_>>())
+    };
+    let lost = |count: fn(&Outage) -> u64| record.outages.iter().map(|(it, _)| count(it)).sum();
     Figures {
         fault: options.fault.name(),
         networks: options.fleet.networks,
-        gateways: options.fleet.gateways,
+        gateways: options.fleet.gateways(),
         runs: record.runs(),
         affected: record.sum(|outage| outage.affected),
         restored: record.sum(|outage| outage.restored),
         outage_ms: record.gaps(|_| true),
         outage_ms_leader: record.gaps(|leads| leads),
         outage_ms_follower: record.gaps(|leads| !leads),
-        detect_ms: Spread::of(&detect),
+        outage_v4_ms: spread(|outage| outage.gaps_v4_ms.clone()),
+        outage_v6_ms: spread(|outage| outage.gaps_v6_ms.clone()),
+        verdict_ms: spread(|outage| outage.verdict_ms.into_iter().collect()),
+        detect_ms: spread(|outage| outage.detect_ms.into_iter().collect()),
+        return_gap_ms: spread(|outage| outage.return_gaps_ms.clone()),
         owners_in_doubt: record.sum(|outage| outage.in_doubt.len()),
-        others_lost: record.outages.iter().map(|(outage, _)| outage.others_lost).sum(),
-        return_lost: record.outages.iter().map(|(outage, _)| outage.return_lost).sum(),
+        lost_during: lost(|outage| outage.lost_during),
+        lost_after: lost(|outage| outage.lost_after),
+        others_lost: lost(|outage| outage.others_lost),
+        return_lost: lost(|outage| outage.return_lost),
         voided_runs: record.voided,
+        leader_runs: record.outages.iter().filter(|(_, leads)| *leads).count(),
     }
 }
 
@@ -195,10 +236,23 @@ fn broken(options: &Options, figures: &Figures) -> Vec<String> {
     if figures.owners_in_doubt > 0 {
         broken.push(format!("the owner of {} networks was in doubt", figures.owners_in_doubt));
     }
-    if let (Some(bound), Some(max)) = (options.max_outage_ms, figures.outage_ms.max)
-        && max > bound
-    {
-        broken.push(format!("the longest outage was {max} ms, more than {bound} ms"));
+    let lost = figures.lost_during + figures.lost_after;
+    if options.max_packets_lost.is_some_and(|bound| lost > bound) {
+        broken.push(format!("{lost} packets were lost"));
+    }
+    let Figures { outage_ms, outage_ms_leader, return_gap_ms, .. } = figures;
+    for (what, measured, bound) in [
+        ("the longest outage", outage_ms.max, options.max_outage_ms),
+        ("the longest with etcd's leader", outage_ms_leader.max, options.max_outage_leader_ms),
+        ("the median outage", outage_ms.p50, options.max_outage_p50_ms),
+        ("the longest gap on the return", return_gap_ms.max, options.max_return_gap_ms),
+    ] {
+        broken.extend(exceeded(what, measured, bound));
     }
     broken
+}
+
+fn exceeded(what: &str, measured: Option<f64>, bound: Option<f64>) -> Option<String> {
+    let (measured, bound) = (measured?, bound?);
+    (measured > bound).then(|| format!("{what} was {measured} ms, more than {bound} ms"))
 }

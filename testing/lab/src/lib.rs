@@ -4,12 +4,22 @@
 //! The program runs itself again as the agents and as their command line: with
 //! `as-selvedge` as its first argument it is `selvedge`.
 
+mod bgpd;
 mod failover;
 mod fleet;
+mod instrument;
+mod load;
+mod majority;
 mod migrate;
+mod observed;
 mod outage;
 mod progress;
+mod restart;
 mod statistics;
+mod steady;
+mod store;
+mod store_away;
+mod timeline;
 mod view;
 
 use std::ffi::OsString;
@@ -32,6 +42,10 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     if args.get(1).is_some_and(|first| first == fleet::AS_SELVEDGE) {
         return selvedge::cli::run(args.into_iter().skip(1));
     }
+    if args.get(1).is_some_and(|first| first == load::AS_BUSY) {
+        load::be_busy(args.get(2));
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -48,6 +62,13 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
     match cli.scenario {
         Scenario::Migrate(options) => conclude(migrate::run(&options)),
         Scenario::Failover(options) => conclude(failover::run(&options)),
+        Scenario::Restart(options) => conclude(restart::run(&options)),
+        Scenario::Load(options) => conclude(load::run(&options)),
+        Scenario::StoreAway(options) => conclude(store_away::run(&options)),
+        Scenario::Majority(options) => conclude(majority::run(&options)),
+        Scenario::Bgpd(options) => conclude(bgpd::run(&options)),
+        Scenario::Store(options) => conclude(store::run(&options)),
+        Scenario::Instrument(options) => conclude(instrument::run(&options)),
     }
 }
 
@@ -73,6 +94,21 @@ enum Scenario {
     Migrate(migrate::Options),
     /// Let a fault befall a gateway, again and again; every network must come back
     Failover(failover::Options),
+    /// Restart and upgrade agents; no packet may be lost, and no network may move
+    Restart(restart::Options),
+    /// Keep all cores busy with other work; nothing may happen
+    Load(load::Options),
+    /// Let etcd go away and come back, as a whole and member by member; nothing may happen
+    StoreAway(store_away::Options),
+    /// Lose gateways and with them the majority of etcd; networks come back by the operator's
+    /// command
+    Majority(majority::Options),
+    /// Kill the routing daemon of a serving gateway; its networks must come back
+    Bgpd(bgpd::Options),
+    /// Lose a gateway where etcd alone is real, with very many networks
+    Store(store::Options),
+    /// Show what the laboratory itself can do, without agents
+    Instrument(instrument::Options),
 }
 
 fn conclude<T: Serialize>(outcome: anyhow::Result<Outcome<T>>) -> ExitCode {
@@ -138,9 +174,20 @@ mod tests {
         for line in [
             "lab migrate --networks 20 --moves 10 --json",
             "lab failover --networks 100 --gateways 3 --runs 20 --fault silent --json",
+            "lab failover --witness --runs 20 --fault cut --max-outage-ms 800",
+            "lab failover --gateways 2 --store elsewhere --max-outage-ms 1500",
+            "lab restart --networks 100 --how announced --how killed --json",
+            "lab load --seconds 600 --json",
+            "lab store-away --seconds 60 --json",
+            "lab majority --max-outage-ms 2000 --json",
+            "lab bgpd --runs 3 --json",
+            "lab store --networks 10000 --json",
+            "lab instrument --networks 2000 --json",
         ] {
             Cli::try_parse_from(line.split(' ')).expect("valid");
         }
-        assert!(Cli::try_parse_from(["lab", "failover", "--fault", "flood"]).is_err());
+        for line in ["lab failover --fault flood", "lab failover --witness --store elsewhere"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::Outcome;
 use crate::fleet::{Fleet, FleetOptions};
 use crate::progress::say;
+use crate::statistics::millis;
 use crate::view::{Move, moves, state_at};
 
 /// Options of the scenario.
@@ -22,6 +23,9 @@ pub(crate) struct Options {
     /// How many planned moves at least; gateways are drained and undrained in turn
     #[arg(long, default_value_t = 10)]
     moves: usize,
+    /// The bound on the time of a move, on average, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    max_seconds_per_move: f64,
 }
 
 /// What was measured.
@@ -37,6 +41,8 @@ pub(crate) struct Figures {
     /// From the decision to serving, on average; and the longest.
     seconds_per_move: f64,
     seconds_per_move_max: f64,
+    /// How many were under way at once, at most.
+    moves_at_once: usize,
     longest_gap_ms: f64,
     sender_late_ms: f64,
 }
@@ -76,24 +82,22 @@ const EDGE: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(1);
 /// How often every gateway has its turn at most, lest a fleet that moves nothing runs for ever.
 const ROUNDS: usize = 20;
-/// How long all networks of a gateway may take to move.
-const LIMIT: Duration = Duration::from_secs(300);
 
 /// Returns how many networks have moved.
 fn drain_and_undrain(fleet: &mut Fleet, gateway: &str) -> anyhow::Result<usize> {
-    let from = now();
+    let (from, limit) = (now(), fleet.patience());
     let all = fleet.networks();
     let leaving = fleet.view().served_by(gateway, &all).len();
     say!("draining {gateway}, which serves {leaving} networks");
     fleet.drain(gateway, true)?;
-    let drained = wait_until(&format!("the drain of {gateway}"), LIMIT, || {
+    let drained = wait_until(&format!("the drain of {gateway}"), limit, || {
         std::thread::sleep(Duration::from_millis(100));
         let view = fleet.view();
         Ok(view.served_by(gateway, &all).is_empty() && view.all_served(&all))
     });
     drained.map_err(|error| fleet.explained(error.into()))?;
     fleet.drain(gateway, false)?;
-    fleet.wait_settled(LIMIT)?;
+    fleet.wait_settled(limit)?;
     let moved = moved_since(fleet, from);
     say!("{gateway} is back: {moved} moves in {:.1} s", (now() - from).as_secs_f64());
     Ok(moved)
@@ -111,17 +115,18 @@ fn tell_loss(flow: &FlowReport, changes: &[Seen]) {
         None => "no state".to_owned(),
     };
     let (label, length) = (flow.label, flow.longest_gap);
-    say!("network {label} {:?}: {} lost, gap {length:?} in {state}", flow.direction, flow.lost);
+    let version = if flow.ipv6 { 6 } else { 4 };
+    let (direction, lost) = (flow.direction, flow.lost);
+    say!("network {label} IPv{version} {direction:?}: {lost} lost, gap {length:?} in {state}");
 }
 
 fn figures(options: &Options, moves: &[Move], report: &Report) -> Figures {
     let seconds: Vec<f64> = moves.iter().map(|it| (it.ended - it.began).as_secs_f64()).collect();
     let total: f64 = seconds.iter().sum();
     let rounded = |figure: f64| (figure * 1000.0).round() / 1000.0;
-    let millis = |time: Duration| rounded(time.as_secs_f64() * 1000.0);
     Figures {
         networks: options.fleet.networks,
-        gateways: options.fleet.gateways,
+        gateways: options.fleet.gateways(),
         moves: moves.len(),
         packets_sent: report.sent(),
         packets_lost: report.lost(),
@@ -129,9 +134,16 @@ fn figures(options: &Options, moves: &[Move], report: &Report) -> Figures {
         packets_reordered: report.flows.iter().map(|flow| flow.reordered).sum(),
         seconds_per_move: rounded(if moves.is_empty() { 0.0 } else { total / moves.len() as f64 }),
         seconds_per_move_max: rounded(seconds.iter().copied().fold(0.0, f64::max)),
+        moves_at_once: at_once(moves),
         longest_gap_ms: millis(report.gaps().iter().map(|(_, gap)| *gap).max().unwrap_or_default()),
         sender_late_ms: millis(report.sender_late),
     }
+}
+
+/// How many of `moves` were under way at the same moment, at most.
+fn at_once(moves: &[Move]) -> usize {
+    let under_way = |at: Time| moves.iter().filter(|it| it.began <= at && at < it.ended).count();
+    moves.iter().map(|it| under_way(it.began)).max().unwrap_or_default()
 }
 
 fn broken(options: &Options, figures: &Figures) -> Vec<String> {
@@ -143,5 +155,24 @@ fn broken(options: &Options, figures: &Figures) -> Vec<String> {
     if figures.moves < options.moves {
         broken.push(format!("{} moves of {} happened", figures.moves, options.moves));
     }
+    if figures.seconds_per_move > options.max_seconds_per_move {
+        broken.push(format!("a move took {} s on average", figures.seconds_per_move));
+    }
     broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moves_that_overlap_are_counted() {
+        let it = |vni: u32, began: u64, ended: u64| Move {
+            vni: selvedge_model::Vni::try_from(vni).expect("valid"),
+            began: Time::from_micros(began),
+            ended: Time::from_micros(ended),
+        };
+        assert_eq!(at_once(&[it(1, 0, 10), it(2, 5, 12), it(3, 10, 20)]), 2);
+        assert_eq!(at_once(&[]), 0);
+    }
 }

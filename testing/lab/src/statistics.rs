@@ -1,5 +1,7 @@
 //! Percentiles.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// The middle, the tail and the end of a set of figures, in milliseconds. All are null if there
@@ -22,6 +24,11 @@ impl Spread {
         };
         Self { p50: rank(50), p99: rank(99), max: rank(100) }
     }
+}
+
+/// A time in milliseconds.
+pub(crate) fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e4).round() / 10.0
 }
 
 #[cfg(test)]

@@ -41,9 +41,19 @@ impl View {
         Self { keys }
     }
 
+    /// Whether these are all keys, with their values.
+    pub(crate) fn holds(&self, keys: &BTreeMap<String, String>) -> bool {
+        self.keys == *keys
+    }
+
     /// The gateways on which networks may be placed.
     pub(crate) fn gateways(&self) -> BTreeSet<&str> {
         self.keys.keys().filter_map(|key| key.strip_prefix("/wmgwd/node/")).collect()
+    }
+
+    /// Whether an agent of that name has registered.
+    pub(crate) fn is_registered(&self, name: &str) -> bool {
+        self.keys.contains_key(&format!("/selvedge/live/{name}"))
     }
 
     /// The gateway that serves the network; `None` while it moves or has none.
@@ -99,6 +109,50 @@ pub(crate) fn moves(changes: &[Seen], from: Time) -> Vec<Move> {
         }
     }
     moves
+}
+
+/// A network that got another owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Handover {
+    pub(crate) vni: Vni,
+    pub(crate) at: Time,
+    pub(crate) to: String,
+}
+
+/// All changes of owners at or after `from`. An owner that writes itself anew is none, even if its
+/// lease has ended in between.
+pub(crate) fn handovers(changes: &[Seen], from: Time) -> Vec<Handover> {
+    let mut owners: BTreeMap<Vni, &str> = BTreeMap::new();
+    let mut handovers = Vec::new();
+    for change in changes {
+        let Some((vni, owner)) = owner(change) else { continue };
+        let before = owners.insert(vni, owner);
+        if change.at >= from && before.is_some_and(|before| before != owner) {
+            handovers.push(Handover { vni, at: change.at, to: owner.to_owned() });
+        }
+    }
+    handovers
+}
+
+/// The network and its new owner, if that is what the change is about.
+fn owner(change: &Seen) -> Option<(Vni, &str)> {
+    let vni = change.key.strip_prefix("/wmgwd/vni/")?.strip_suffix("/current")?;
+    let owner = change.value.as_deref().filter(|name| !name.is_empty())?;
+    Some((vni.parse().ok()?, owner))
+}
+
+/// When a verdict against `name` was first written, at or after `from`.
+pub(crate) fn verdict(changes: &[Seen], name: &str, from: Time) -> Option<Time> {
+    let prefix = format!("/selvedge/verdict/{name}/");
+    let written = |it: &&Seen| it.at >= from && it.value.is_some() && it.key.starts_with(&prefix);
+    changes.iter().find(written).map(|change| change.at)
+}
+
+/// When the registration of `name` first ended, at or after `from`.
+pub(crate) fn lease_end(changes: &[Seen], name: &str, from: Time) -> Option<Time> {
+    let key = format!("/selvedge/live/{name}");
+    let gone = |it: &&Seen| it.at >= from && it.value.is_none() && it.key == key;
+    changes.iter().find(gone).map(|change| change.at)
 }
 
 /// The first thing that a successor wrote, at or after `from`, about one of `networks`.
@@ -172,6 +226,40 @@ mod tests {
         let (began, ended) = (Time::from_micros(1), Time::from_micros(3));
         assert_eq!(moved, [Move { vni: vni(1), began, ended }]);
         assert!(moves(&changes, Time::from_micros(4)).is_empty());
+    }
+
+    #[test]
+    fn an_owner_that_writes_itself_anew_hands_nothing_over() {
+        let changes = seen(&[
+            (1, "vni/1/current", Some("gw1")),
+            (2, "vni/1/current", None),
+            (3, "vni/1/current", Some("gw1")),
+            (4, "vni/1/current", Some("gw2")),
+            (5, "vni/2/current", Some("gw2")),
+        ]);
+        let handed = Handover { vni: vni(1), at: Time::from_micros(4), to: "gw2".to_owned() };
+        assert_eq!(handovers(&changes, Time::ZERO), [handed]);
+        assert!(handovers(&changes, Time::from_micros(5)).is_empty());
+    }
+
+    #[test]
+    fn verdicts_and_ends_of_leases_are_found() {
+        let at = |micros, key: &str, value: Option<&str>| Seen {
+            at: Time::from_micros(micros),
+            revision: micros,
+            key: key.to_owned(),
+            value: value.map(str::to_owned),
+        };
+        let changes = [
+            at(1, "/selvedge/live/gw1", Some("{}")),
+            at(2, "/selvedge/verdict/gw10/1", Some("{}")),
+            at(3, "/selvedge/verdict/gw1/1", Some("{}")),
+            at(4, "/selvedge/live/gw1", None),
+        ];
+        assert_eq!(verdict(&changes, "gw1", Time::ZERO), Some(Time::from_micros(3)));
+        assert_eq!(verdict(&changes, "gw1", Time::from_micros(4)), None);
+        assert_eq!(lease_end(&changes, "gw1", Time::ZERO), Some(Time::from_micros(4)));
+        assert_eq!(lease_end(&changes, "gw2", Time::ZERO), None);
     }
 
     #[test]

@@ -125,6 +125,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// The addresses of the witness, past those of all gateways.
+    pub const WITNESS: Self = Self { number: 201 };
+
     /// The gateway with the number `number`.
     #[must_use]
     pub const fn new(number: u8) -> Self {
@@ -159,6 +162,12 @@ impl Gateway {
     #[must_use]
     pub fn management(self) -> Ipv4Addr {
         Ipv4Addr::new(172, 24, 0, self.number)
+    }
+
+    /// The address on the fabric (/16) of a host that only holds member `number` of etcd.
+    #[must_use]
+    pub const fn store(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(172, 16, 253, number)
     }
 
     /// The MAC address of its bridge in a network; a function of both, so that the same

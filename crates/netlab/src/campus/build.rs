@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use super::address::{AccessPoint, Family, Gateway as Address, Network, Switch, Upstream};
-use super::room::NeighbourRoom;
-use super::{Campus, EtcdPlace, Flavour, Gateway, Plan, routing};
+use super::room::Room;
+use super::{Campus, EtcdPlace, Flavour, Gateway, Plan, Witness, routing};
 use crate::etcd::Etcd;
 use crate::frr::Frr;
 use crate::link::Segment;
@@ -13,7 +13,7 @@ use crate::{Error, Host, Lab};
 
 /// See [`Campus::build`].
 pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
-    let room = NeighbourRoom::make(plan.networks * (plan.gateways + 2))?;
+    let room = Room::make(plan.networks * (plan.gateways + 2))?;
     let switch = lab.host("switch")?;
     let segments = Segments::create(&switch)?;
     let access_point = build_access_point(&lab, &segments, plan)?;
@@ -22,7 +22,12 @@ pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
     let numbers = 1..=u8::try_from(plan.gateways).unwrap_or(u8::MAX);
     let gateways = numbers.map(|number| build_gateway(&lab, &segments, plan, number));
     let gateways = gateways.collect::<Result<Vec<_>, _>>()?;
-    let etcd = start_etcd(plan, &gateways, &switch)?;
+    let witness = match plan.etcd {
+        EtcdPlace::Witness => Some(build_witness(&lab, &segments)?),
+        EtcdPlace::Absent | EtcdPlace::Gateways | EtcdPlace::Switch | EtcdPlace::Apart(_) => None,
+    };
+    let members = etcd_members(&lab, &segments, plan, &gateways, witness.as_ref())?;
+    let etcd = if members.is_empty() { None } else { Some(Etcd::start(&members)?) };
     let others = match plan.flavour {
         Flavour::Flood => Vec::new(),
         Flavour::Frr => vec![
@@ -30,7 +35,19 @@ pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
             Frr::start(&upstream, &routing::upstream())?,
         ],
     };
-    Ok(Campus { plan, etcd, gateways, access_point, station, upstream, switch, others, room, lab })
+    Ok(Campus {
+        plan,
+        etcd,
+        gateways,
+        witness,
+        access_point,
+        station,
+        upstream,
+        switch,
+        others,
+        room,
+        lab,
+    })
 }
 
 struct Segments {
@@ -210,17 +227,45 @@ fn no_learning(plan: Plan) -> String {
     networks(plan).map(|it| format!("link set dev {} learning off\n", it.vxlan())).collect()
 }
 
-fn start_etcd(plan: Plan, gateways: &[Gateway], switch: &Host) -> Result<Option<Etcd>, Error> {
-    let members: Vec<_> = match plan.etcd {
-        EtcdPlace::Absent => return Ok(None),
-        EtcdPlace::Switch => vec![(switch.clone(), IpAddr::from(Switch::MANAGEMENT))],
-        EtcdPlace::Gateways => {
-            let members = if gateways.len() < 3 { 1 } else { 3 };
-            let member = |it: &Gateway| (it.host.clone(), it.address.fabric(Family::V4));
-            gateways.iter().take(members).map(member).collect()
+/// Linked like a gateway, and with the addresses of one.
+fn build_witness(lab: &Lab, segments: &Segments) -> Result<Witness, Error> {
+    let (host, address) = (lab.host("witness")?, Address::WITNESS);
+    for (segment, interface) in
+        [(&segments.fabric, "fab0"), (&segments.uplink, "up0"), (&segments.management, "mgmt0")]
+    {
+        segment.plug(&host, interface)?;
+    }
+    host.ip(&underlay_lines(address))?;
+    Ok(Witness { host, address })
+}
+
+/// The hosts with a member of etcd and the addresses there; those that are only for it are made.
+fn etcd_members(
+    lab: &Lab,
+    segments: &Segments,
+    plan: Plan,
+    gateways: &[Gateway],
+    witness: Option<&Witness>,
+) -> Result<Vec<(Host, IpAddr)>, Error> {
+    let on_gateway = |it: &Gateway| (it.host.clone(), it.address.fabric(Family::V4));
+    let on_witness = |it: &Witness| (it.host.clone(), it.address.fabric(Family::V4));
+    let first = |count| gateways.iter().take(count).map(on_gateway);
+    match plan.etcd {
+        EtcdPlace::Absent => Ok(Vec::new()),
+        EtcdPlace::Switch => {
+            Ok(vec![(segments.fabric.switch().clone(), Switch::MANAGEMENT.into())])
         }
-    };
-    Etcd::start(&members).map(Some)
+        EtcdPlace::Gateways => Ok(first(if gateways.len() < 3 { 1 } else { 3 }).collect()),
+        EtcdPlace::Witness => Ok(first(2).chain(witness.map(on_witness)).collect()),
+        EtcdPlace::Apart(count) => (1..=count).map(|it| build_store(lab, segments, it)).collect(),
+    }
+}
+
+fn build_store(lab: &Lab, segments: &Segments, number: u8) -> Result<(Host, IpAddr), Error> {
+    let (host, address) = (lab.host(&format!("store{number}"))?, Address::store(number));
+    segments.fabric.plug(&host, "fab0")?;
+    host.ip(&format!("address add {address}/16 dev fab0\n"))?;
+    Ok((host, address.into()))
 }
 
 fn networks(plan: Plan) -> impl Iterator<Item = Network> {

@@ -16,8 +16,8 @@ pub(super) fn gateway(plan: Plan, own: Gateway) -> Vec<(Daemon, String)> {
     vec![
         (Daemon::Zebra, String::new()),
         (Daemon::Bgp, evpn(plan, own.fabric(Family::V4))),
-        (Daemon::Ospf, format!("{OSPF}{OVERLAYS}{}", ospf(id, REDISTRIBUTE))),
-        (Daemon::Ospf6, format!("{OSPF6}{OVERLAYS6}{}", ospf6(id, REDISTRIBUTE))),
+        (Daemon::Ospf, format!("{OSPF}{NO_DR}!\n{OVERLAYS}{}", ospf(id, REDISTRIBUTE))),
+        (Daemon::Ospf6, format!("{OSPF6}{NO_DR6}!\n{OVERLAYS6}{}", ospf6(id, REDISTRIBUTE))),
     ]
 }
 
@@ -31,15 +31,20 @@ pub(super) fn upstream() -> Vec<(Daemon, String)> {
     let id = Upstream::uplink(Family::V4);
     vec![
         (Daemon::Zebra, String::new()),
-        (Daemon::Ospf, format!("{OSPF}{}", ospf(id, ""))),
-        (Daemon::Ospf6, format!("{OSPF6}{}", ospf6(id, ""))),
+        (Daemon::Ospf, format!("{OSPF}!\n{}", ospf(id, ""))),
+        (Daemon::Ospf6, format!("{OSPF6}!\n{}", ospf6(id, ""))),
     ]
 }
 
 const OSPF: &str =
-    "interface up0\n ip ospf area 0\n ip ospf hello-interval 1\n ip ospf dead-interval 3\n!\n";
+    "interface up0\n ip ospf area 0\n ip ospf hello-interval 1\n ip ospf dead-interval 3\n";
 const OSPF6: &str = "interface up0\n ipv6 ospf6 area 0\n ipv6 ospf6 hello-interval 1\n \
-                     ipv6 ospf6 dead-interval 3\n!\n";
+                     ipv6 ospf6 dead-interval 3\n";
+/// A gateway is never the segment's designated router: what others then have to say is flooded
+/// by that one alone (RFC 2328, section 13.3), and if it is lost, not before its dead interval
+/// ends.
+const NO_DR: &str = " ip ospf priority 0\n";
+const NO_DR6: &str = " ipv6 ospf6 priority 0\n";
 
 /// The prefixes of overlay networks and their halves.
 const OVERLAYS: &str = "ip prefix-list OVERLAYS seq 5 permit 10.0.0.0/8 ge 24 le 25\n!\n\

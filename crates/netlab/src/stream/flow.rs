@@ -84,24 +84,20 @@ impl Flow {
             self.from.send_to(&Packet { flow: self.number, sequence }.encode(), self.destination);
     }
 
-    /// Takes in all packets that have arrived by `now`.
+    /// Takes in the next packet. Whoever calls this is told again if there are more.
     pub(super) fn receive(&self, now: impl Fn() -> Time) {
         let mut buffer = [0; 128];
-        loop {
-            match self.to.recv(&mut buffer) {
-                Ok(length) => self.arrived(&buffer[..length], now()),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                // An ICMP error for an earlier packet; reading it has cleared it.
-                Err(_) => {}
-            }
+        // An error is an ICMP message about an earlier packet; reading it has cleared it.
+        if let Ok(length) = self.to.recv(&mut buffer) {
+            self.arrived(&buffer[..length], now());
         }
     }
 
     /// What became of the packets sent between two moments.
     pub(super) fn report(&self, from: Time, to: Time) -> FlowReport {
         // Copied, so that neither pump waits for the evaluation.
-        let packets = self.log().clone();
-        packets.report(self.label, self.direction, from, to)
+        let extract = self.log().between(from, to);
+        extract.report(self.label, self.destination.is_ipv6(), self.direction)
     }
 
     fn arrived(&self, bytes: &[u8], now: Time) {

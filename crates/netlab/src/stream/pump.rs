@@ -94,14 +94,19 @@ const RECEIVER: u8 = 45;
 /// How often the receiver looks whether it shall end.
 const WAIT_MS: u16 = 50;
 
-/// Spreads the first packets of the streams of one interval evenly over that interval.
+/// Spreads the first packets of the streams of one interval evenly over that interval, in whole
+/// slots: to wake up for each of tens of thousands of packets per second would cost more than to
+/// send them.
 fn schedule(flows: &[Flow], start: Time) -> BinaryHeap<Reverse<(Time, usize)>> {
-    let count = u32::try_from(flows.len()).unwrap_or(u32::MAX).max(1);
-    let first = |index: usize| {
-        let place = u32::try_from(index).unwrap_or(u32::MAX);
-        start + flows[index].interval / count * place
-    };
+    let first = |index: usize| start + offset(flows[index].interval, index, flows.len());
     (0..flows.len()).map(|index| Reverse((first(index), index))).collect()
+}
+
+const SLOT_MS: u128 = 1;
+
+fn offset(interval: Duration, index: usize, count: usize) -> Duration {
+    let millis = interval.as_millis() * index as u128 / count.max(1) as u128;
+    Duration::from_millis(u64::try_from(millis / SLOT_MS * SLOT_MS).unwrap_or_default())
 }
 
 fn watch(flows: &[Flow]) -> Result<Epoll, Errno> {
@@ -115,4 +120,19 @@ fn watch(flows: &[Flow]) -> Result<Epoll, Errno> {
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     let thread = std::thread::Builder::new().name(name.to_owned());
     thread.spawn(work).map_err(Error::io("start a thread for the streams"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_thousands_of_streams_share_few_moments() {
+        let interval = Duration::from_millis(100);
+        let offsets: Vec<Duration> = (0..8000).map(|it| offset(interval, it, 8000)).collect();
+        assert!(offsets.is_sorted() && offsets.iter().all(|it| *it < interval));
+        let at = |millis| offsets.iter().filter(|it| it.as_millis() == millis).count();
+        assert!((0..100).all(|millis| at(millis) == 80));
+        assert_eq!(offset(interval, 0, 0), Duration::ZERO);
+    }
 }

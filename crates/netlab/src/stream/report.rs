@@ -1,5 +1,7 @@
 //! The log of one direction's packets, and what it says.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use selvedge_model::Time;
@@ -40,11 +42,32 @@ impl Report {
         self.flows.iter().map(|flow| flow.lost).sum()
     }
 
-    /// The longest gap of each stream, over both directions, with the stream's label.
+    /// The same of some of the streams alone.
+    #[must_use]
+    pub fn only(&self, chosen: impl Fn(&FlowReport) -> bool) -> Self {
+        let flows = self.flows.iter().filter(|flow| chosen(flow)).cloned().collect();
+        Self { flows, ..*self }
+    }
+
+    /// The longest gap of each label, over both directions of all of its streams, in ascending
+    /// order of labels.
     #[must_use]
     pub fn gaps(&self) -> Vec<(u32, Duration)> {
-        let longest = |both: &[FlowReport]| both.iter().map(|flow| flow.longest_gap).max();
-        self.flows.chunks(2).filter_map(|both| Some((both[0].label, longest(both)?))).collect()
+        let mut longest = BTreeMap::new();
+        for flow in &self.flows {
+            let gap: &mut Duration = longest.entry(flow.label).or_default();
+            *gap = (*gap).max(flow.longest_gap);
+        }
+        longest.into_iter().collect()
+    }
+
+    /// The labels of which every direction of every stream has received something.
+    #[must_use]
+    pub fn flowing(&self) -> BTreeSet<u32> {
+        let idle = self.flows.iter().filter(|flow| flow.received == 0);
+        let idle: BTreeSet<u32> = idle.map(|flow| flow.label).collect();
+        let all = self.flows.iter().map(|flow| flow.label);
+        all.filter(|label| !idle.contains(label)).collect()
     }
 }
 
@@ -53,6 +76,8 @@ impl Report {
 pub struct FlowReport {
     /// The stream's label.
     pub label: u32,
+    /// Whether they were of IPv6.
+    pub ipv6: bool,
     /// Which way they ran.
     pub direction: Direction,
     /// Packets sent.
@@ -95,18 +120,48 @@ impl Packets {
         }
     }
 
-    /// What became of the packets sent from `from` until `to`, and the gaps between those moments.
-    pub(super) fn report(
-        &self,
-        label: u32,
-        direction: Direction,
-        from: Time,
-        to: Time,
-    ) -> FlowReport {
+    /// What happened between two moments, as an extract: cheap, because both lists are in the
+    /// order of time.
+    pub(super) fn between(&self, from: Time, to: Time) -> Extract {
+        let sent = within(&self.sent, from, to, |at| *at);
+        let first = sent.start;
+        // What arrived before the first of these was sent is none of them; what arrives after
+        // `to` may be.
+        let arrivals = within(&self.arrivals, from, Time::from_micros(u64::MAX), |(_, at)| *at);
+        Extract {
+            from,
+            to,
+            first: first as u64,
+            sent: self.sent[sent].to_vec(),
+            arrivals: self.arrivals[arrivals].to_vec(),
+        }
+    }
+}
+
+fn within<T>(list: &[T], from: Time, to: Time, at: impl Fn(&T) -> Time) -> Range<usize> {
+    let start = list.partition_point(|it| at(it) < from);
+    start..list.partition_point(|it| at(it) <= to).max(start)
+}
+
+/// The packets that were sent between two moments, and all that arrived from the first on.
+#[derive(Debug)]
+pub(super) struct Extract {
+    from: Time,
+    to: Time,
+    /// The number of the first packet.
+    first: u64,
+    sent: Vec<Time>,
+    arrivals: Vec<(u64, Time)>,
+}
+
+impl Extract {
+    /// What became of these packets, and the gaps between those moments.
+    pub(super) fn report(&self, label: u32, ipv6: bool, direction: Direction) -> FlowReport {
         let mut report = FlowReport {
             label,
+            ipv6,
             direction,
-            sent: self.sent.iter().filter(|at| (from..=to).contains(at)).count() as u64,
+            sent: self.sent.len() as u64,
             received: 0,
             lost: 0,
             duplicates: 0,
@@ -115,20 +170,18 @@ impl Packets {
             gap_began_us: 0,
             longest_delay: Duration::ZERO,
         };
-        self.count_arrivals(from, to, &mut report);
+        self.count_arrivals(&mut report);
         report.lost = report.sent - report.received;
-        self.measure_gaps(from, to, &mut report);
+        self.measure_gaps(&mut report);
         report
     }
 
-    fn count_arrivals(&self, from: Time, to: Time, report: &mut FlowReport) {
+    fn count_arrivals(&self, report: &mut FlowReport) {
         let mut seen = vec![false; self.sent.len()];
         let mut greatest = None;
         for &(sequence, arrived) in &self.arrivals {
-            let index = usize::try_from(sequence).expect("`arrived` has checked it");
-            if !(from..=to).contains(&self.sent[index]) {
-                continue;
-            }
+            let index = sequence.checked_sub(self.first).and_then(|it| usize::try_from(it).ok());
+            let Some(index) = index.filter(|index| *index < seen.len()) else { continue };
             if std::mem::replace(&mut seen[index], true) {
                 report.duplicates += 1;
                 continue;
@@ -141,10 +194,10 @@ impl Packets {
     }
 
     /// The edges count: a stream of which nothing ever arrives has a gap from `from` to `to`.
-    fn measure_gaps(&self, from: Time, to: Time, report: &mut FlowReport) {
-        let within = self.arrivals.iter().map(|(_, at)| *at).filter(|at| (from..=to).contains(at));
-        let mut last = from;
-        for at in within.chain([to]) {
+    fn measure_gaps(&self, report: &mut FlowReport) {
+        let within = self.arrivals.iter().map(|(_, at)| *at).filter(|at| *at <= self.to);
+        let mut last = self.from;
+        for at in within.chain([self.to]) {
             if at - last > report.longest_gap {
                 report.longest_gap = at - last;
                 report.gap_began_us = last.as_micros();
@@ -176,7 +229,7 @@ mod tests {
     #[test]
     fn loss_duplicates_and_order_are_told_apart() {
         let packets = log(6, &[(0, 1), (2, 21), (1, 22), (2, 23), (5, 51), (99, 52)]);
-        let report = packets.report(7, Direction::Out, ms(0), ms(60));
+        let report = packets.between(ms(0), ms(60)).report(7, false, Direction::Out);
         assert_eq!((report.sent, report.received, report.lost), (6, 4, 2));
         assert_eq!((report.duplicates, report.reordered), (1, 1));
         assert_eq!(report.longest_gap, Duration::from_millis(28));
@@ -186,17 +239,43 @@ mod tests {
 
     #[test]
     fn silence_at_the_edges_is_a_gap() {
-        let silent = log(10, &[]).report(1, Direction::Back, ms(0), ms(100));
+        let silent = log(10, &[]).between(ms(0), ms(100)).report(1, false, Direction::Back);
         assert_eq!((silent.lost, silent.longest_gap), (10, Duration::from_millis(100)));
-        let early = log(10, &[(0, 1), (1, 11)]).report(1, Direction::Back, ms(0), ms(100));
+        let early =
+            log(10, &[(0, 1), (1, 11)]).between(ms(0), ms(100)).report(1, false, Direction::Back);
         assert_eq!(early.longest_gap, Duration::from_millis(89));
     }
 
     #[test]
     fn a_window_sees_its_own_packets_only() {
         let packets = log(10, &[(0, 1), (4, 41), (5, 51), (9, 91)]);
-        let report = packets.report(1, Direction::Out, ms(40), ms(55));
+        let report = packets.between(ms(40), ms(55)).report(1, false, Direction::Out);
         assert_eq!((report.sent, report.received, report.lost), (2, 2, 0));
         assert_eq!(report.longest_gap, Duration::from_millis(10));
+    }
+
+    #[test]
+    fn what_arrives_late_has_arrived() {
+        let packets = log(3, &[(0, 1), (1, 12), (2, 70)]);
+        let report = packets.between(ms(5), ms(60)).report(1, true, Direction::Out);
+        assert_eq!((report.sent, report.received, report.lost), (2, 2, 0));
+        assert_eq!(report.longest_gap, Duration::from_millis(48));
+    }
+
+    #[test]
+    fn a_label_is_as_good_as_the_worst_of_its_streams() {
+        let (good, bad) = (log(10, &[(0, 1), (5, 51), (9, 91)]), log(10, &[]));
+        let flow = |label, log: &Packets, ipv6| {
+            log.between(ms(0), ms(100)).report(label, ipv6, Direction::Out)
+        };
+        let flows = vec![flow(2, &good, false), flow(2, &bad, true), flow(1, &good, false)];
+        let report = Report { flows, sender_late: Duration::ZERO, realtime: true };
+        assert_eq!(
+            report.gaps(),
+            [(1, Duration::from_millis(50)), (2, Duration::from_millis(100))]
+        );
+        assert_eq!(report.only(|flow| !flow.ipv6).gaps().len(), 2);
+        assert_eq!(report.only(|flow| flow.ipv6).gaps().len(), 1);
+        assert_eq!(report.flowing(), BTreeSet::from([1]));
     }
 }

@@ -136,7 +136,9 @@ impl Predecessor {
     }
 
     fn is_placed_here(&self, world: &World, vni: Vni) -> bool {
-        !self.draining && world.checker.cache.ring().owner(vni) == Some(&self.name)
+        let cache = &world.checker.cache;
+        let ring = cache.ring(|name| cache.is_struck(name));
+        !self.draining && ring.owner(vni) == Some(&self.name)
     }
 }
 

@@ -6,25 +6,20 @@ use std::time::Duration;
 use selvedge_model::{NodeName, Time, Vni};
 use serde::Serialize;
 
-use super::world::{Setup, World};
+use super::world::{Place, Setup, World};
 
 /// What to run.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Number of overlay networks.
-    #[arg(long, default_value_t = 50_000)]
     pub networks: u32,
     /// Number of gateways.
-    #[arg(long, default_value_t = 8)]
     pub gateways: usize,
     /// Where all randomness comes from.
-    #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Planned moves that may run at once.
-    #[arg(long, default_value_t = 100)]
     pub budget: usize,
-    /// Print the JSON line alone.
-    #[arg(long)]
+    /// Whether nothing is printed but the JSON line.
     pub json: bool,
 }
 
@@ -47,9 +42,9 @@ pub struct Report {
     /// and every network is where the placement wants it, before the loss.
     pub load_max_over_avg: f64,
     /// What deciding and taking over cost after a loss was detected: virtual time from the moment
-    /// at which the store removed the lost gateway's registration until each of its networks had
-    /// a new owner in the store and that one's kernel served it, in ms. The lease before and the
-    /// routing protocols after are not in it.
+    /// at which the store had the verdict against the lost gateway until each of its networks had
+    /// a new owner in the store and that one's kernel served it, in ms. The detection before and
+    /// the routing protocols after are not in it. The store's leader is lost with the gateway.
     pub decide_ms: f64,
     /// Planned moves when the gateway came back.
     pub moves_on_return: usize,
@@ -74,12 +69,12 @@ const PATIENCE: Duration = Duration::from_secs(900);
 pub fn run(options: &Options) -> Report {
     #[expect(clippy::disallowed_types, reason = "the real time that the run took is reported")]
     let began = std::time::Instant::now();
+    let setup = Setup::plain(options.gateways, options.networks, options.seed).probing();
     let mut world = World::new(Setup {
-        gateways: options.gateways,
-        networks: options.networks,
         budget: options.budget,
         hold_down: Duration::from_secs(5),
-        seed: options.seed,
+        store: Place::OnHosts,
+        ..setup
     });
     let mut report = Report {
         networks: options.networks,
@@ -112,10 +107,14 @@ fn lose_one(world: &mut World, report: &mut Report, owners: &BTreeMap<Vni, NodeN
     world.checker.moved.clear();
     world.power_off(0);
     let patience = world.now + PATIENCE;
-    world.run_until(patience, |world| !world.checker.cache.live.contains_key(&victim));
-    let expired = world.now;
+    let known = |world: &mut World| {
+        let cache = &world.checker.cache;
+        cache.is_struck(&victim) || !cache.live.contains_key(&victim)
+    };
+    world.run_until(patience, known);
+    let detected = world.now;
     settle(world, report, "loss", report.gateways - 1);
-    report.decide_ms = seconds(world.now.since(expired) * 1000);
+    report.decide_ms = seconds(world.now.since(detected) * 1000);
     report.moves_on_loss = world.checker.moved.len();
     let needless = |vni: &&Vni| owners.get(vni).is_none_or(|owner| *owner != victim);
     report.needless_moves = world.checker.moved.iter().filter(needless).count();

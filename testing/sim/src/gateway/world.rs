@@ -1,100 +1,104 @@
-//! A cluster of gateways on virtual time.
+//! A cluster of gateways on virtual time: the hosts, and what happens when.
+//!
+//! What passes between an agent and the store is in `store.rs`, next to this file.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use selvedge_gateway::cache::Network;
-use selvedge_gateway::desired::{Desired, Duty};
 use selvedge_gateway::keys;
-use selvedge_gateway::kv::{self, LeaseId, Op, Revision, StoreError, Txn, TxnReply};
+use selvedge_gateway::kv::{self, Op, Revision, Txn};
 use selvedge_gateway::model::Model;
 use selvedge_gateway::placement;
-use selvedge_gateway::{Config, Event, Gateway, StoreInput, Token};
+use selvedge_gateway::probe::{Message, Outgoing};
+use selvedge_gateway::status::Right;
+use selvedge_gateway::{Config, Event, Gateway, LeaseWork, NodeRole, Timing, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::check::{Checker, Violation};
+use super::cluster::{Cluster, Member};
+use super::footing;
+use super::host::{Host, Input};
+use super::links::{self, Links, PATHS};
 
 /// How many changes of a network a violation is reported with.
 const LAST_CHANGES: usize = 12;
-/// How soon a frozen agent goes on at the latest when it may.
-const THAW: Duration = Duration::from_millis(20);
-/// How long a lease lives.
-const TTL: Duration = Duration::from_secs(3);
-/// How often it is renewed.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How often what takes time is looked at: how long something lasts that may not last.
+const LOOK: Duration = Duration::from_millis(25);
 
 /// What the cluster looks like.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Number of gateways; they are named `gw1`, `gw2` and so on.
     pub gateways: usize,
+    /// Number of witnesses, `w1` and so on; their hosts follow those of the gateways.
+    pub witnesses: usize,
     /// Number of networks, with the VNIs from 1.
     pub networks: u32,
     /// Planned moves that may run at once.
     pub budget: usize,
     /// How long a node must be back before it is given networks.
     pub hold_down: Duration,
+    /// Whether the nodes probe each other.
+    pub probing: bool,
+    /// The times of failure detection.
+    pub timing: Timing,
+    /// Where the store is.
+    pub store: Place,
     /// Where all randomness comes from.
     pub seed: u64,
 }
 
-/// What happens at some time.
-#[derive(Debug)]
-enum Action {
-    Timer(usize, u64),
-    Deliver(usize, u64),
-    KeepAlive(usize, u64),
-    TxnArrives(usize, u64, Token, Txn),
-    Reply(usize, u64, Token, Result<TxnReply, StoreError>),
-    Apply(usize, u64),
-    Expire,
+/// Where the store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere in particular: one that is there, or not, for everybody.
+    Anywhere,
+    /// Three members on the first three hosts.
+    OnHosts,
+    /// So many members, each on a host of its own that has no agent.
+    Elsewhere(usize),
 }
 
-impl Action {
-    /// The host whose agent takes part.
-    const fn agent(&self) -> Option<usize> {
-        match self {
-            Self::Timer(host, _)
-            | Self::Deliver(host, _)
-            | Self::KeepAlive(host, _)
-            | Self::Reply(host, ..)
-            | Self::Apply(host, _) => Some(*host),
-            // What was sent arrives.
-            Self::TxnArrives(..) | Self::Expire => None,
+impl Setup {
+    /// A cluster without probes, and a store that is simply there.
+    #[must_use]
+    pub fn plain(gateways: usize, networks: u32, seed: u64) -> Self {
+        Self {
+            gateways,
+            witnesses: 0,
+            networks,
+            budget: 3,
+            hold_down: Duration::from_secs(1),
+            probing: false,
+            timing: Timing::default(),
+            store: Place::Anywhere,
+            seed,
         }
+    }
+
+    /// A cluster whose nodes probe each other.
+    #[must_use]
+    pub fn probing(self) -> Self {
+        Self { probing: true, ..self }
     }
 }
 
-/// A gateway host: its kernel, and the agent if it runs.
+/// What happens at some time.
 #[derive(Debug)]
-pub struct Host {
-    /// Its name.
-    pub name: NodeName,
-    /// What the kernel does; it goes on when the agent has crashed.
-    pub kernel: BTreeMap<Vni, Duty>,
-    /// The agent.
-    pub agent: Option<Gateway>,
-    /// What its agent calls itself, to be told from another with the same name.
-    pub identity: String,
-    /// Whether the host reaches the store.
-    pub linked: bool,
-    /// Whether its agent is stopped, and will go on where it was.
-    pub frozen: bool,
-    /// Whether its agent has heard from the store since it was last cut off or frozen.
-    pub hears: bool,
-    /// Whether its agent has found its name taken.
-    pub name_taken: bool,
-    /// Whether the agent has said that it owns nothing any more.
-    pub left: bool,
-    run: u64,
-    seen: Option<Revision>,
-    lease: Option<LeaseId>,
-    wanted: BTreeMap<Vni, Desired>,
-    applying: bool,
-    delivering: bool,
-    timer: Option<Time>,
+pub(super) enum Action {
+    ToAgent(usize, u64, Input),
+    /// The agent's next deadline, as it was when this was scheduled.
+    Timer(usize, u64, Time),
+    Wake(usize),
+    TxnArrives(usize, u64, Token, Box<Txn>),
+    Lease(usize, LeaseWork),
+    Expire,
+    Cluster,
+    Look,
 }
 
 /// The cluster.
@@ -107,73 +111,132 @@ pub struct World {
     pub store: Model,
     /// Whether the store answers anybody.
     pub store_up: bool,
+    /// The members of the store, if it is anywhere.
+    pub cluster: Cluster,
+    /// How long the store takes for a transaction, besides the way there and back, at most, in
+    /// microseconds.
+    pub disk: u64,
+    /// Whether a member that was cut off as the leader seems to renew leases, as etcd 3.4 does.
+    pub deluded_leaders_renew: bool,
+    /// The paths between the hosts.
+    pub links: Links,
     /// The hosts.
     pub hosts: Vec<Host>,
     /// The invariants.
     pub checker: Checker,
-    /// Every violation with the seed and what happened to the network before.
+    /// Every violation with the seed and what happened before.
     pub violations: Vec<String>,
+    /// Whether time stands still after a violation.
+    pub ends_at_violation: bool,
+    /// What was done to the cluster, for reports.
+    pub story: Vec<String>,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) late: Vec<Txn>,
+    pub(super) expire_at: Option<Time>,
+    cluster_at: Option<Time>,
     checked: Revision,
     /// When each revision was first seen.
     times: BTreeMap<Revision, Time>,
-    rng: ChaCha8Rng,
-    queue: BTreeMap<(Time, u64), Action>,
+    queue: BinaryHeap<Entry>,
     sequence: u64,
+    /// How many actions were taken.
+    pub actions: u64,
+    outgoing: Vec<Outgoing>,
 }
 
 impl World {
     /// A cluster in which no agent runs yet.
     #[must_use]
     pub fn new(setup: Setup) -> Self {
-        let hosts = (1..=setup.gateways).map(|number| Host::new(&format!("gw{number}"))).collect();
+        let names = |prefix: &'static str, count| (1..=count).map(move |n| format!("{prefix}{n}"));
+        let names = names("gw", setup.gateways).chain(names("w", setup.witnesses));
+        let mut hosts: Vec<Host> = names.map(|name| Host::new(&name)).collect();
+        hosts[setup.gateways..].iter_mut().for_each(|host| host.part.role = NodeRole::Witness);
+        let sites = match setup.store {
+            Place::Anywhere => 0..0,
+            Place::OnHosts => 0..hosts.len().min(3),
+            Place::Elsewhere(members) => hosts.len()..hosts.len() + members,
+        };
         let vnis = vnis(setup.networks).collect();
         let store = Model::new();
-        Self {
+        let mut world = Self {
             now: Time::from_micros(1),
             checked: store.revision(),
             store,
             store_up: true,
+            links: Links::new(hosts.len().max(sites.end)),
+            cluster: Cluster::new(sites),
+            disk: 2000,
+            deluded_leaders_renew: true,
             hosts,
-            checker: Checker::new(vnis, setup.budget),
+            checker: Checker::new(vnis, &setup),
             violations: Vec::new(),
+            ends_at_violation: false,
+            story: Vec::new(),
+            late: Vec::new(),
+            expire_at: None,
+            cluster_at: None,
             times: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(setup.seed),
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             sequence: 0,
+            actions: 0,
+            outgoing: Vec::new(),
             setup,
+        };
+        if world.setup.probing {
+            world.push(world.now + LOOK, Action::Look);
         }
+        world
     }
 
     /// Adds a host; returns its index.
+    ///
+    /// # Panics
+    /// If the store's members have hosts of their own, which come after all others.
     pub fn add_host(&mut self, name: &str, identity: &str) -> usize {
+        assert_eq!(self.setup.store, Place::Anywhere, "sites are numbered as hosts");
         self.hosts.push(Host { identity: identity.to_owned(), ..Host::new(name) });
+        self.links.add_site();
         self.hosts.len() - 1
     }
 
     /// Starts the agent of a host: a new run, that finds the kernel as it is.
     pub fn start(&mut self, host: usize) {
-        let name = self.hosts[host].name.clone();
-        let config = Config {
-            ids: placement::ids_of(&name, placement::DEFAULT_IDS),
-            identity: self.hosts[host].identity.clone(),
-            name,
+        self.power_on(host);
+        self.checker.touch_all();
+        let seed = self.rng.random();
+        let agent = Gateway::new(self.config(host), seed, self.hosts[host].local(self.now));
+        let run = self.hosts[host].start(agent, self.now);
+        let soon = self.delay(1, 50);
+        self.push(soon, Action::ToAgent(host, run, Input::KeepAlive));
+        let soon = self.delay(1, 20);
+        self.push(soon, Action::ToAgent(host, run, Input::Deliver));
+        let soon = self.delay(5, 100);
+        self.push(soon, Action::ToAgent(host, run, Input::Pulse));
+        self.drive(host);
+    }
+
+    fn config(&self, host: usize) -> Config {
+        let Host { name, part, identity, .. } = &self.hosts[host];
+        let gateway = part.role == NodeRole::Gateway;
+        let paths = if self.setup.probing { 0..PATHS } else { 0..0 };
+        Config {
+            ids: placement::ids_of(name, placement::DEFAULT_IDS),
+            identity: identity.clone(),
+            name: name.clone(),
             version: "sim".to_owned(),
-            networks: vnis(self.setup.networks).collect(),
+            networks: vnis(self.setup.networks).filter(|_| gateway).collect(),
             settle: Duration::from_millis(400),
             announce: Duration::from_secs(10),
             budget: self.setup.budget,
             hold_down: self.setup.hold_down,
             wall_at_zero_ms: 1_800_000_000_000,
-        };
-        self.checker.touch_all();
-        let seed = self.rng.random();
-        let agent = Gateway::new(config, seed, self.now);
-        let run = self.hosts[host].start(agent);
-        let soon = self.delay(1, 50);
-        self.push(soon, Action::KeepAlive(host, run));
-        let soon = self.delay(1, 20);
-        self.push(soon, Action::Deliver(host, run));
-        self.drive(host);
+            role: part.role,
+            probe: paths.map(|path| links::address(host, path)).collect(),
+            timing: self.setup.timing,
+            isolated: part.isolated,
+        }
     }
 
     /// Kills the agent of a host; the kernel goes on.
@@ -181,13 +244,25 @@ impl World {
         let host = &mut self.hosts[host];
         host.run += 1;
         host.agent = None;
+        host.inbox.clear();
         self.checker.touch_all();
     }
 
-    /// Kills agent and kernel.
+    /// Kills agent and kernel, and the store's member there.
     pub fn power_off(&mut self, host: usize) {
         self.crash(host);
-        self.hosts[host].kernel.clear();
+        let there = &mut self.hosts[host];
+        there.kernel.clear();
+        there.silenced = false;
+        there.powered = false;
+        there.paused = false;
+        self.each_member_at(host, |member| (member.up, member.frozen) = (false, false));
+    }
+
+    fn power_on(&mut self, host: usize) {
+        if !std::mem::replace(&mut self.hosts[host].powered, true) {
+            self.each_member_at(host, |member| member.up = true);
+        }
     }
 
     /// Cuts a host off from the store, or lifts that again.
@@ -198,8 +273,40 @@ impl World {
 
     /// Stops an agent, or lets it go on; its kernel goes on all the time.
     pub fn set_frozen(&mut self, host: usize, frozen: bool) {
-        self.hosts[host].frozen = frozen;
+        let was = std::mem::replace(&mut self.hosts[host].frozen, frozen);
         self.note_hearing(host);
+        if was && !frozen {
+            self.wake(host);
+        }
+    }
+
+    /// Stops everything on a host, or lets it go on.
+    pub fn set_paused(&mut self, host: usize, paused: bool) {
+        let was = std::mem::replace(&mut self.hosts[host].paused, paused);
+        self.each_member_at(host, |member| member.frozen = paused);
+        self.note_hearing(host);
+        if was && !paused {
+            self.wake(host);
+        }
+    }
+
+    /// Takes the processor from an agent for a while.
+    pub fn stall(&mut self, host: usize, time: Duration) {
+        self.hosts[host].stalled_until = self.hosts[host].stalled_until.max(self.now + time);
+        self.push(self.hosts[host].stalled_until, Action::Wake(host));
+        self.checker.touch_all();
+    }
+
+    /// Changes the links, and lets the store notice.
+    pub fn with_links(&mut self, change: impl FnOnce(&mut Links)) {
+        change(&mut self.links);
+        self.cluster_changed();
+    }
+
+    /// Changes the store's members, and lets them notice.
+    pub fn with_cluster(&mut self, change: impl FnOnce(&mut Cluster)) {
+        change(&mut self.cluster);
+        self.cluster_changed();
     }
 
     /// Who was cut off or frozen hears when it is told what it missed.
@@ -210,9 +317,9 @@ impl World {
         self.checker.touch_all();
     }
 
-    /// Gives an agent an operator's word.
+    /// Gives an agent an operator's word, at the time that its clock shows.
     pub fn with_agent(&mut self, host: usize, act: impl FnOnce(&mut Gateway, Time)) {
-        let now = self.now;
+        let now = self.hosts[host].local(self.now);
         if let Some(agent) = &mut self.hosts[host].agent {
             act(agent, now);
         }
@@ -222,20 +329,21 @@ impl World {
     /// Lets time pass until `until`, or until `stop` says so after a step. Returns whether it did.
     pub fn run_until(&mut self, until: Time, mut stop: impl FnMut(&mut Self) -> bool) -> bool {
         loop {
+            if self.ends_at_violation && !self.violations.is_empty() {
+                return false;
+            }
             if stop(self) {
                 return true;
             }
-            match self.queue.first_entry() {
-                Some(entry) if entry.key().0 <= until => {
-                    let ((at, _), action) = entry.remove_entry();
-                    self.now = self.now.max(at);
-                    self.act(action);
-                    self.check();
-                }
-                Some(_) | None => {
-                    self.now = until;
-                    return false;
-                }
+            if self.queue.peek().is_none_or(|entry| entry.at > until) {
+                self.now = until;
+                return false;
+            }
+            if let Some(Entry { at, action, .. }) = self.queue.pop() {
+                self.now = self.now.max(at);
+                self.actions += 1;
+                self.act(action);
+                self.check();
             }
         }
     }
@@ -263,6 +371,19 @@ impl World {
         self.checker.cache.owned(&name).count()
     }
 
+    /// The host with this name.
+    #[must_use]
+    pub fn host_named(&self, name: &NodeName) -> Option<usize> {
+        self.hosts.iter().position(|host| host.name == *name)
+    }
+
+    /// Whether the store's leader is on a host.
+    #[must_use]
+    pub fn leads(&self, host: usize) -> bool {
+        let leader = self.cluster.acting_leader();
+        leader.is_some_and(|leader| self.cluster.members[leader].site == host)
+    }
+
     /// Writes keys past all agents, as a foreign client would: a value, or `None` to delete.
     pub fn meddle(&mut self, key: &str, value: Option<&str>) {
         let key = key.to_owned();
@@ -275,178 +396,222 @@ impl World {
 
     /// Runs a transaction past all agents. Returns whether it was committed.
     pub fn txn(&mut self, txn: &Txn) -> bool {
+        self.checker.meddling = true;
         let reply = self.store.txn(txn);
         self.store_changed();
         self.check();
+        self.checker.meddling = false;
         reply.is_ok_and(|reply| reply.committed)
     }
 
     fn act(&mut self, action: Action) {
-        if action.agent().is_some_and(|host| self.hosts[host].frozen) {
-            return self.push(self.now + THAW, action);
-        }
         match action {
-            Action::Timer(host, run) => {
-                let now = self.now;
-                self.on_agent(host, run, |agent| agent.handle_timeout(now));
+            Action::ToAgent(host, run, input) => self.to_agent(host, run, input),
+            Action::Timer(host, run, due) => self.timer(host, run, due),
+            Action::Wake(host) => self.wake(host),
+            Action::TxnArrives(host, run, token, txn) => self.txn_arrives(host, run, token, *txn),
+            Action::Lease(host, work) => self.work_on_lease(host, work),
+            Action::Expire => self.expire(),
+            Action::Cluster if self.cluster_at == Some(self.now) => {
+                self.cluster_at = None;
+                self.cluster_changed();
             }
-            Action::Deliver(host, run) => self.deliver(host, run),
-            Action::KeepAlive(host, run) => self.keep_alive(host, run),
-            Action::TxnArrives(host, run, token, txn) => self.txn_arrives(host, run, token, &txn),
-            Action::Reply(host, run, token, reply) => {
-                let now = self.now;
-                self.on_agent(host, run, |agent| agent.handle_reply(token, reply, now));
-            }
-            Action::Apply(host, run) => self.apply(host, run),
-            Action::Expire => {
-                self.store.expire(self.now);
-                self.store_changed();
+            Action::Cluster => {}
+            Action::Look => {
+                footing::look(self);
+                self.push(self.now + LOOK, Action::Look);
             }
         }
     }
 
-    fn on_agent(&mut self, host: usize, run: u64, act: impl FnOnce(&mut Gateway)) {
-        let there = &mut self.hosts[host];
-        if there.run != run {
+    fn to_agent(&mut self, host: usize, run: u64, input: Input) {
+        if self.hosts[host].paused && matches!(input, Input::Message(..)) {
             return;
         }
-        if let Some(agent) = &mut there.agent {
-            act(agent);
+        if self.hosts[host].is_stopped(self.now) {
+            return self.hosts[host].keep(run, input);
         }
-        self.drive(host);
+        self.take_in(host, run, input);
+    }
+
+    fn take_in(&mut self, host: usize, run: u64, input: Input) {
+        if let Input::Message(from, path, message) = input {
+            return self.message(host, from, path, *message);
+        }
+        if self.hosts[host].run != run || self.hosts[host].agent.is_none() {
+            return;
+        }
+        match input {
+            Input::Message(..) => {}
+            Input::Reply(token, reply) => self.reply(host, run, token, reply),
+            Input::Health(health) => {
+                self.on_agent(host, |agent, now| agent.handle_health(health, now));
+            }
+            Input::Deliver => self.deliver(host),
+            Input::KeepAlive => self.keep_alive(host),
+            Input::Pulse => self.pulse(host),
+            Input::Apply => self.apply(host),
+            Input::Silence => self.silence(host),
+        }
+    }
+
+    /// A datagram is authenticated by the key that the roster has for its sender's name.
+    fn message(&mut self, host: usize, from: usize, path: usize, message: Message) {
+        let Host { name, identity, .. } = &self.hosts[from];
+        let known = self.checker.cache.roster.get(name).map(|entry| &entry.value.identity);
+        if known.is_some_and(|known| !known.is_empty() && known != identity) {
+            return;
+        }
+        let (name, addr) = (name.clone(), links::address(from, path));
+        self.on_agent(host, |agent, now| agent.handle_message(&name, addr, message, now));
+    }
+
+    fn timer(&mut self, host: usize, run: u64, due: Time) {
+        let there = &mut self.hosts[host];
+        if there.run != run || there.alarm != Some(due) {
+            return;
+        }
+        there.alarm = None;
+        if there.is_stopped(self.now) {
+            return;
+        }
+        if there.timer.is_some_and(|timer| timer <= self.now) {
+            self.on_agent(host, |agent, now| agent.handle_timeout(now));
+        } else {
+            self.set_alarm(host);
+        }
+    }
+
+    /// An agent goes on, if nothing stops it: all that has happened meanwhile comes at once, and
+    /// its own timers may come before that or after.
+    fn wake(&mut self, host: usize) {
+        self.checker.touch_all();
+        self.cluster_changed();
+        if self.hosts[host].is_stopped(self.now) {
+            return;
+        }
+        self.hosts[host].running_since = self.now;
+        if self.rng.random_bool(0.5) {
+            self.on_agent(host, |agent, now| agent.handle_timeout(now));
+        }
+        self.hosts[host].datagrams = 0;
+        for (run, input) in std::mem::take(&mut self.hosts[host].inbox) {
+            self.take_in(host, run, input);
+        }
+        self.set_alarm(host);
+    }
+
+    pub(super) fn on_agent(&mut self, host: usize, act: impl FnOnce(&mut Gateway, Time)) {
+        let there = &mut self.hosts[host];
+        let now = there.part.clock.local(self.now);
+        if let Some(agent) = &mut there.agent {
+            act(agent, now);
+            self.drive(host);
+        }
     }
 
     /// Takes all outputs of an agent.
     fn drive(&mut self, host: usize) {
-        let now = self.now;
         let there = &mut self.hosts[host];
         let Some(agent) = &mut there.agent else { return };
         let run = there.run;
-        let mut txns = Vec::new();
-        while let Some(txn) = agent.poll_transaction() {
-            txns.push(txn);
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        outgoing.extend(std::iter::from_fn(|| agent.poll_message()));
+        there.wanted.extend(std::iter::from_fn(|| agent.poll_desired()));
+        let txns: Vec<_> = std::iter::from_fn(|| agent.poll_transaction()).collect();
+        let work: Vec<_> = std::iter::from_fn(|| agent.poll_lease()).collect();
+        let events: Vec<_> = std::iter::from_fn(|| agent.poll_event()).collect();
+        let asks = agent.poll_health();
+        let silence = agent.poll_silence();
+        let timer = agent.poll_timeout();
+        there.timer = Some(there.part.clock.world(timer));
+        for event in events {
+            self.take_event(host, event);
         }
-        while let Some((vni, desired)) = agent.poll_desired() {
-            there.wanted.insert(vni, desired);
+        for message in outgoing.drain(..) {
+            self.send(host, message);
         }
-        while let Some(event) = agent.poll_event() {
-            match event {
-                Event::Left => there.left = true,
-                Event::NameTaken { .. } => there.name_taken = true,
-                Event::Registered { .. } => there.name_taken = false,
-                Event::Convicted
-                | Event::ForeignValue { .. }
-                | Event::State { .. }
-                | Event::Gained { .. }
-                | Event::Lost { .. }
-                | Event::Planner(_) => {}
-            }
-        }
-        let timer = agent.poll_timeout().max(now);
-        let new_timer = there.timer != Some(timer);
-        there.timer = Some(timer);
-        let applies = !there.wanted.is_empty() && !there.applying;
-        there.applying |= applies;
+        self.outgoing = outgoing;
         for (token, txn) in txns {
             let at = self.delay_micros(200, 2000);
-            self.push(at, Action::TxnArrives(host, run, token, txn));
+            self.push(at, Action::TxnArrives(host, run, token, Box::new(txn)));
         }
-        if new_timer {
-            self.push(timer, Action::Timer(host, run));
-        }
-        if applies {
-            let at = self.delay(2, 40);
-            self.push(at, Action::Apply(host, run));
-        }
-    }
-
-    fn reaches_store(&self, host: usize) -> bool {
-        self.store_up && self.hosts[host].linked
-    }
-
-    fn txn_arrives(&mut self, host: usize, run: u64, token: Token, txn: &Txn) {
-        // What an agent sent arrives even if the agent has crashed since.
-        let reply = match self.reaches_store(host) {
-            true => self.store.txn(txn),
-            false => Err(StoreError::Unavailable("simulated".to_owned())),
-        };
-        self.store_changed();
-        let at = self.delay_micros(200, 2000);
-        self.push(at, Action::Reply(host, run, token, reply));
-    }
-
-    fn keep_alive(&mut self, host: usize, run: u64) {
-        if self.hosts[host].run != run || self.hosts[host].agent.is_none() {
-            return;
-        }
-        if self.reaches_store(host) {
-            let lost = self.hosts[host]
-                .lease
-                .is_some_and(|id| self.store.keep_alive(id, self.now).is_err());
-            if lost {
-                self.hosts[host].lease = None;
-                self.tell(host, run, StoreInput::LeaseLost);
-            }
-            if self.hosts[host].lease.is_none() {
-                let lease = self.store.grant(TTL, self.now);
-                self.hosts[host].lease = Some(lease);
-                self.tell(host, run, StoreInput::Lease(lease));
-            }
-            self.store_changed();
-        }
-        self.push(self.now + KEEP_ALIVE, Action::KeepAlive(host, run));
-    }
-
-    fn tell(&mut self, host: usize, run: u64, input: StoreInput) {
-        let now = self.now;
-        self.on_agent(host, run, |agent| agent.handle_store(input, now));
-    }
-
-    fn deliver(&mut self, host: usize, run: u64) {
-        if self.hosts[host].run != run {
-            return;
-        }
-        self.hosts[host].delivering = false;
-        if !self.reaches_store(host) {
-            // The supervisor tries again.
-            self.hosts[host].delivering = true;
-            let at = self.delay(50, 150);
-            return self.push(at, Action::Deliver(host, run));
-        }
-        let prefixes = keys::PREFIXES.map(str::to_owned);
-        let input = match self.hosts[host].seen {
-            None => StoreInput::Snapshot(self.store.read(&prefixes)),
-            Some(seen) => match self.store.events_after(&prefixes, seen) {
-                Ok(batch) => StoreInput::Batch(batch),
-                Err(_) => StoreInput::Snapshot(self.store.read(&prefixes)),
-            },
-        };
-        self.hosts[host].seen = Some(self.store.revision());
-        self.hosts[host].hears = true;
-        self.tell(host, run, input);
-    }
-
-    /// Schedules what follows from a change in the store.
-    fn store_changed(&mut self) {
-        let revision = self.store.revision();
-        let behind: Vec<usize> =
-            (0..self.hosts.len()).filter(|host| self.hosts[*host].is_behind(revision)).collect();
-        for host in behind {
-            self.hosts[host].delivering = true;
-            let run = self.hosts[host].run;
+        for work in work {
             let at = self.delay_micros(200, 3000);
-            self.push(at, Action::Deliver(host, run));
+            self.push(at, Action::Lease(host, work));
         }
-        if let Some(at) = self.store.next_expiry() {
-            self.push(at.max(self.now), Action::Expire);
+        if asks {
+            self.ask_health(host, run);
+        }
+        if let Some(silence) = silence {
+            self.want_silence(host, silence);
+        }
+        self.start_applying(host, run);
+        self.set_alarm(host);
+    }
+
+    fn start_applying(&mut self, host: usize, run: u64) {
+        let there = &mut self.hosts[host];
+        if !there.wanted.is_empty() && !there.applying {
+            there.applying = true;
+            let at = self.delay(2, 40);
+            self.push(at, Action::ToAgent(host, run, Input::Apply));
         }
     }
 
-    fn apply(&mut self, host: usize, run: u64) {
+    /// Schedules the next deadline of an agent, unless that is done.
+    fn set_alarm(&mut self, host: usize) {
         let there = &mut self.hosts[host];
-        if there.run != run {
+        let Some(timer) = there.timer.filter(|_| there.agent.is_some()) else { return };
+        // A driver that is always late takes it not too exactly; one that is never does not end.
+        let due = timer.max(self.now + Duration::from_micros(10));
+        if there.alarm.is_some_and(|alarm| alarm <= due) {
             return;
         }
+        there.alarm = Some(due);
+        let run = there.run;
+        let late = Duration::from_micros(self.rng.random_range(0..1000));
+        self.push(due + late, Action::Timer(host, run, due));
+    }
+
+    fn take_event(&mut self, host: usize, event: Event) {
+        let now = self.now;
+        let there = &mut self.hosts[host];
+        if event == Event::Left {
+            there.left = true;
+        } else if matches!(event, Event::NameTaken { .. }) {
+            there.name_taken = true;
+        } else if matches!(event, Event::Registered { .. }) {
+            there.name_taken = false;
+        }
+        if let Event::Right { right, .. } = event {
+            there.isolated = right == Right::Isolated;
+            self.checker.touch_all();
+        }
+        let one_of_many =
+            matches!(event, Event::State { .. } | Event::Gained { .. } | Event::Lost { .. });
+        if !one_of_many && !matches!(event, Event::Heard(_)) {
+            there.note(now, format!("{event:?}"));
+        }
+    }
+
+    fn send(&mut self, host: usize, outgoing: Outgoing) {
+        let Some((to, path)) = links::place(outgoing.addr) else { return };
+        if to >= self.hosts.len() || self.hosts[to].name != outgoing.to {
+            return;
+        }
+        let [first, copy] = self.links.send(host, to, path, &mut self.rng);
+        let input = |message| Action::ToAgent(to, 0, Input::Message(host, path, message));
+        if let Some(delay) = copy {
+            self.push(self.now + delay, input(Box::new(outgoing.message.clone())));
+        }
+        if let Some(delay) = first {
+            self.push(self.now + delay, input(Box::new(outgoing.message)));
+        }
+    }
+
+    fn apply(&mut self, host: usize) {
+        let there = &mut self.hosts[host];
         there.applying = false;
         let wanted = std::mem::take(&mut there.wanted);
         for (vni, desired) in &wanted {
@@ -454,8 +619,47 @@ impl World {
                 self.checker.touch(*vni);
             }
         }
-        let now = self.now;
-        self.on_agent(host, run, |agent| agent.handle_applied(wanted, now));
+        self.on_agent(host, |agent, now| agent.handle_applied(wanted, now));
+    }
+
+    fn want_silence(&mut self, host: usize, silence: bool) {
+        let there = &mut self.hosts[host];
+        there.wants_silence = silence;
+        if !std::mem::replace(&mut there.switching, true) {
+            let run = there.run;
+            let at = self.delay(5, 50);
+            self.push(at, Action::ToAgent(host, run, Input::Silence));
+        }
+    }
+
+    fn silence(&mut self, host: usize) {
+        let there = &mut self.hosts[host];
+        there.switching = false;
+        if there.silenced != there.wants_silence {
+            there.silenced = there.wants_silence;
+            let line = if there.silenced { "silent" } else { "silent no more" };
+            there.note(self.now, line.to_owned());
+            self.checker.touch_all();
+        }
+    }
+
+    /// Lets the store's members notice what has changed between them.
+    pub(super) fn cluster_changed(&mut self) {
+        let Self { cluster, links, rng, now, .. } = self;
+        let elected = cluster.look(|a, b| links.carries_store(a, b), *now, rng);
+        if elected {
+            self.elected();
+        }
+        let next = self.cluster.next().map(|next| next.max(self.now));
+        if let Some(at) = next.filter(|at| self.cluster_at.is_none_or(|known| *at < known)) {
+            self.cluster_at = Some(at);
+            self.push(at, Action::Cluster);
+        }
+    }
+
+    fn each_member_at(&mut self, site: usize, change: impl Fn(&mut Member)) {
+        self.cluster.members.iter_mut().filter(|member| member.site == site).for_each(change);
+        self.cluster_changed();
     }
 
     fn check(&mut self) {
@@ -465,9 +669,14 @@ impl World {
             let batch = batch.expect("less than the store remembers happens at once");
             self.checked = batch.revision;
             self.times.insert(batch.revision, self.now);
-            self.checker.store_changed(&batch.events, self.now);
+            self.checker.store_changed(&batch.events, &self.hosts, self.now);
         }
         self.checker.hosts(&self.hosts, self.now);
+        self.describe();
+    }
+
+    /// Puts the violations that were found into words.
+    pub(super) fn describe(&mut self) {
         for number in self.violations.len()..self.checker.violations.len() {
             let text = self.described(&self.checker.violations[number]);
             self.violations.push(text);
@@ -478,20 +687,39 @@ impl World {
     fn described(&self, violation: &Violation) -> String {
         let Violation { at, invariant, vni, text } = violation;
         let seed = self.setup.seed;
-        let Some(vni) = vni else { return format!("seed {seed}, {at}: {invariant}: {text}") };
-        let mut lines = format!("seed {seed}, {at}: {invariant}: network {vni}: {text}");
+        let network = vni.map(|vni| format!(" network {vni}:")).unwrap_or_default();
+        let mut lines = format!("seed {seed}, {at}: {invariant}:{network} {text}");
         for host in &self.hosts {
-            let duty = host.kernel.get(vni).copied().unwrap_or_default();
-            let runs = if host.agent.is_some() { "runs" } else { "does not run" };
-            lines += &format!("\n  {} {runs} and does {duty:?}", host.name);
+            lines += &format!("\n  {}", self.told_host(host, *vni));
         }
-        let prefixes = [format!("/wmgwd/vni/{vni}/"), format!("{}/", keys::history(*vni))];
-        let events = self.store.events_after(&prefixes, self.store.compacted());
-        let events = events.map(|batch| batch.events).unwrap_or_default();
-        for event in events.iter().skip(events.len().saturating_sub(LAST_CHANGES)) {
-            lines += &format!("\n  {}", self.told(event));
+        if let Some(vni) = vni {
+            let prefixes = [format!("/wmgwd/vni/{vni}/"), format!("{}/", keys::history(*vni))];
+            let events = self.store.events_after(&prefixes, self.store.compacted());
+            let events = events.map(|batch| batch.events).unwrap_or_default();
+            for event in events.iter().skip(events.len().saturating_sub(LAST_CHANGES)) {
+                lines += &format!("\n  {}", self.told(event));
+            }
+        }
+        for line in self.story.iter().skip(self.story.len().saturating_sub(LAST_CHANGES)) {
+            lines += &format!("\n  {line}");
         }
         lines
+    }
+
+    fn told_host(&self, host: &Host, vni: Option<Vni>) -> String {
+        let state = match &host.agent {
+            None if !host.powered => "is off",
+            None => "does not run",
+            Some(_) if host.is_stopped(self.now) => "is stopped",
+            Some(_) => "runs",
+        };
+        let silent = if host.silenced { ", is silent" } else { "" };
+        let duty = vni.map(|vni| format!(" and does {:?}", host.kernel.get(&vni)));
+        let mut line = format!("{} {state}{silent}{}", host.name, duty.unwrap_or_default());
+        for (at, event) in &host.log {
+            line += &format!("\n    {at}: {event}");
+        }
+        line
     }
 
     fn told(&self, event: &kv::Event) -> String {
@@ -503,23 +731,17 @@ impl World {
         format!("{} revision {at}: {key} {value}", time.unwrap_or_default())
     }
 
-    fn delay(&mut self, from_ms: u64, to_ms: u64) -> Time {
+    pub(super) fn delay(&mut self, from_ms: u64, to_ms: u64) -> Time {
         self.delay_micros(from_ms * 1000, to_ms * 1000)
     }
 
-    fn delay_micros(&mut self, from: u64, to: u64) -> Time {
+    pub(super) fn delay_micros(&mut self, from: u64, to: u64) -> Time {
         self.now + Duration::from_micros(self.rng.random_range(from..to))
     }
 
-    fn push(&mut self, at: Time, action: Action) {
-        // An expiry is looked at once per moment, however often it is scheduled.
-        if matches!(action, Action::Expire)
-            && self.queue.range((at, 0)..=(at, u64::MAX)).any(|(_, a)| matches!(a, Action::Expire))
-        {
-            return;
-        }
+    pub(super) fn push(&mut self, at: Time, action: Action) {
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), action);
+        self.queue.push(Entry { at, sequence: self.sequence, action });
     }
 }
 
@@ -527,40 +749,30 @@ fn vnis(networks: u32) -> impl Iterator<Item = Vni> {
     (1..=networks).filter_map(|number| number.try_into().ok())
 }
 
-impl Host {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.parse().expect("a valid name"),
-            kernel: BTreeMap::new(),
-            agent: None,
-            identity: name.to_owned(),
-            linked: true,
-            frozen: false,
-            hears: false,
-            name_taken: false,
-            left: false,
-            run: 0,
-            seen: None,
-            lease: None,
-            wanted: BTreeMap::new(),
-            applying: false,
-            delivering: false,
-            timer: None,
-        }
-    }
+/// An action and its time. The earliest is the greatest, as the heap wants it.
+#[derive(Debug)]
+struct Entry {
+    at: Time,
+    sequence: u64,
+    action: Action,
+}
 
-    fn is_behind(&self, revision: Revision) -> bool {
-        let behind = self.seen.is_some_and(|seen| seen < revision);
-        behind && self.agent.is_some() && !self.delivering
-    }
-
-    fn start(&mut self, agent: Gateway) -> u64 {
-        let kernel = std::mem::take(&mut self.kernel);
-        let identity = std::mem::take(&mut self.identity);
-        let (run, linked) = (self.run + 1, self.linked);
-        *self = Self { run, kernel, identity, linked, ..Self::new(self.name.as_str()) };
-        self.agent = Some(agent);
-        self.delivering = true;
-        run
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.sequence).cmp(&(self.at, self.sequence))
     }
 }
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Entry {}

@@ -3,13 +3,28 @@
 
 use std::time::Duration;
 
-use selvedge_sim::gateway::world::{Setup, World};
+use selvedge_sim::gateway::world::{Place, Setup, World};
 
 /// How long a cluster is given to come to rest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn setup(gateways: usize, networks: u32, seed: u64) -> Setup {
-    Setup { gateways, networks, budget: 3, hold_down: Duration::from_secs(1), seed }
+    Setup::plain(gateways, networks, seed)
+}
+
+/// A cluster whose nodes probe each other and whose store is on the first three hosts; all run,
+/// and nothing from the start is open any more.
+pub(crate) fn watchful(gateways: usize, witnesses: usize, networks: u32, seed: u64) -> World {
+    awake(Setup { witnesses, store: Place::OnHosts, ..setup(gateways, networks, seed).probing() })
+}
+
+/// The same with this setup.
+pub(crate) fn awake(setup: Setup) -> World {
+    let mut world = World::new(setup);
+    (0..world.hosts.len()).for_each(|host| world.start(host));
+    world.run_for(Duration::from_secs(10));
+    rest(&mut world, "start");
+    world
 }
 
 /// A cluster of which the first `running` gateways run and have come to rest.

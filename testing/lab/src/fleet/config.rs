@@ -1,0 +1,80 @@
+//! The configuration files of the agents.
+
+use anyhow::Context;
+use selvedge::config::{
+    EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, NetworkFile, ProbeFile,
+};
+use selvedge_gateway::NodeRole;
+use selvedge_model::{Vni, VniRanges};
+use selvedge_netlab::campus::{AccessPoint, Family, Gateway, GatewayAddress, Network};
+
+use super::Fleet;
+
+impl Fleet {
+    /// The file of a gateway's agent.
+    pub(super) fn gateway_file(&self, gateway: &Gateway) -> anyhow::Result<File> {
+        let plane = GatewayFile {
+            fabric: Some(if gateway.frr.is_some() { FabricName::Frr } else { FabricName::Flood }),
+            dry: self.options.dry.then_some(true),
+            flood: gateway.frr.is_none().then(flood),
+            frr: gateway.frr.as_ref().map(|frr| FrrFile {
+                vty_dir: Some(frr.vty_dir().to_owned()),
+                ..FrrFile::default()
+            }),
+            network: self.campus.networks().map(network).collect(),
+            networks: Some(self.ranges()?),
+            budget: self.options.budget,
+            // Where no route follows, nothing has to be waited for.
+            settle_ms: self.options.dry.then_some(0),
+            ..self.common(gateway.address)?
+        };
+        self.file(gateway.host.name(), plane)
+    }
+
+    /// The file of the witness's agent.
+    pub(super) fn witness_file(&self) -> anyhow::Result<File> {
+        let witness = self.campus.witness.as_ref().context("the plan has no witness")?;
+        let role = Some(NodeRole::Witness);
+        let plane = GatewayFile { role, ..self.common(witness.address)? };
+        self.file(witness.host.name(), plane)
+    }
+
+    fn file(&self, name: &str, plane: GatewayFile) -> anyhow::Result<File> {
+        Ok(File {
+            name: Some(name.parse()?),
+            state: Some(self.path(name, "state")),
+            socket: Some(self.path(name, "sock")),
+            log: Some(self.options.log.clone()),
+            gateway: Some(plane),
+            ..File::default()
+        })
+    }
+
+    /// What all voters have in common. They probe each other by the fabric and by the uplink: a
+    /// gateway that only the management segment reaches can serve nobody.
+    fn common(&self, address: GatewayAddress) -> anyhow::Result<GatewayFile> {
+        let endpoints = self.etcd()?.endpoints();
+        let etcd = EtcdFile { endpoints, ..EtcdFile::default() };
+        let paths = Family::ALL.map(|family| [address.fabric(family), address.uplink(family)]);
+        let probe = ProbeFile { addresses: Some(paths.concat()), ..ProbeFile::default() };
+        Ok(GatewayFile { etcd: Some(etcd), probe: Some(probe), ..GatewayFile::default() })
+    }
+
+    fn ranges(&self) -> anyhow::Result<VniRanges> {
+        let last = Vni::try_from(self.options.networks)?;
+        Ok(VniRanges::range(Vni::try_from(1)?, last)?)
+    }
+}
+
+fn flood() -> FloodFile {
+    FloodFile { uplink: "up0".to_owned(), endpoints: vec![AccessPoint::FABRIC.into()] }
+}
+
+fn network(network: Network) -> NetworkFile {
+    NetworkFile {
+        vni: network.vni(),
+        addresses: Family::ALL.map(|family| network.gateway(family)).to_vec(),
+        next_hops: Family::ALL.map(|family| network.next_hop(family)).to_vec(),
+        ra: None,
+    }
+}

@@ -1,0 +1,357 @@
+//! What befalls a cluster.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::RngExt;
+use selvedge_gateway::NodeRole;
+use selvedge_model::{NodeName, Vni};
+
+use super::Run;
+use crate::gateway::links::{Links, PATHS};
+use crate::gateway::world::World;
+
+/// For how long an agent says that it will be away when it is restarted.
+const ABSENCE: Duration = Duration::from_secs(10);
+
+/// What may befall a cluster, each on one host unless it says otherwise.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// The agent dies.
+    Crash,
+    /// It starts again, if it does not run.
+    Start,
+    /// The host loses its power.
+    PowerOff,
+    /// The agent says that it will be away, dies and is started again.
+    Restart,
+    /// The host loses carriers.
+    Unplug,
+    /// Its carriers are back.
+    Plug,
+    /// Nothing gets from it to another one, or to all of them.
+    OneWay,
+    /// The hosts fall into two parts, that of this one and the other.
+    Part,
+    /// Paths lose and delay, to and from this host or everywhere.
+    Rough,
+    /// All paths are as new.
+    Mend,
+    /// The agent gets no processor for a while.
+    Stall,
+    /// All agents get none.
+    StallAll,
+    /// The agent is stopped.
+    Freeze,
+    /// It goes on.
+    Thaw,
+    /// The host is stopped.
+    Pause,
+    /// It goes on.
+    Unpause,
+    /// The store's leader dies.
+    LeaderDown,
+    /// A member of the store dies.
+    MemberDown,
+    /// A member of the store is stopped.
+    MemberStops,
+    /// All members of the store die.
+    StoreDown,
+    /// All members of the store are back.
+    StoreBack,
+    /// The host alone loses the store.
+    Unlink,
+    /// It reaches the store again.
+    Link,
+    /// The store's members no longer reach each other.
+    Quarrel,
+    /// The store gets slow.
+    SlowDisk,
+    /// It is fast again.
+    FastDisk,
+    /// An operator drains the host.
+    Drain,
+    /// Or lifts that again.
+    Undrain,
+    /// The agent is told to leave.
+    Leave,
+    /// An operator has the host's networks taken over.
+    TakeOver,
+    /// An operator strikes the host from the roster.
+    Remove,
+    /// The host cannot do its job.
+    Unfit,
+    /// It can serve half of the networks.
+    Half,
+    /// It can do its job again.
+    Fit,
+    /// Somebody writes a verdict against the host.
+    Convict,
+}
+
+/// Each as often as it stands here.
+const BLOWS: [Blow; 44] = [
+    Blow::Crash,
+    Blow::Start,
+    Blow::Start,
+    Blow::Start,
+    Blow::PowerOff,
+    Blow::Restart,
+    Blow::Unplug,
+    Blow::Plug,
+    Blow::Plug,
+    Blow::OneWay,
+    Blow::Part,
+    Blow::Rough,
+    Blow::Mend,
+    Blow::Mend,
+    Blow::Mend,
+    Blow::Stall,
+    Blow::Stall,
+    Blow::Stall,
+    Blow::StallAll,
+    Blow::Freeze,
+    Blow::Thaw,
+    Blow::Thaw,
+    Blow::Pause,
+    Blow::Unpause,
+    Blow::Unpause,
+    Blow::LeaderDown,
+    Blow::MemberDown,
+    Blow::MemberStops,
+    Blow::StoreDown,
+    Blow::StoreBack,
+    Blow::StoreBack,
+    Blow::StoreBack,
+    Blow::Unlink,
+    Blow::Link,
+    Blow::Quarrel,
+    Blow::SlowDisk,
+    Blow::FastDisk,
+    Blow::Drain,
+    Blow::Undrain,
+    Blow::Leave,
+    Blow::TakeOver,
+    Blow::Remove,
+    Blow::Unfit,
+    Blow::Half,
+];
+
+impl Run {
+    /// Something befalls the cluster.
+    pub(super) fn strike(&mut self) {
+        self.reap();
+        let mut blow = BLOWS[self.rng.random_range(0..BLOWS.len())];
+        if self.rng.random_bool(0.04) {
+            blow = if self.rng.random_bool(0.5) { Blow::Fit } else { Blow::Convict };
+        }
+        let host = self.rng.random_range(0..self.world.hosts.len());
+        self.tell(format!("{blow:?} {}", self.world.hosts[host].name));
+        match blow {
+            Blow::Crash | Blow::Start | Blow::PowerOff | Blow::Restart => {
+                self.run_or_not(blow, host)
+            }
+            Blow::Unplug | Blow::Plug | Blow::OneWay | Blow::Part | Blow::Rough | Blow::Mend => {
+                self.touch_links(blow, host);
+            }
+            Blow::Stall | Blow::StallAll | Blow::Freeze | Blow::Thaw => self.stop(blow, host),
+            Blow::Pause | Blow::Unpause => self.stop(blow, host),
+            Blow::LeaderDown | Blow::MemberDown | Blow::MemberStops => self.touch_store(blow, host),
+            Blow::StoreDown | Blow::StoreBack | Blow::Unlink | Blow::Link | Blow::Quarrel => {
+                self.touch_store(blow, host);
+            }
+            Blow::SlowDisk | Blow::FastDisk => self.touch_store(blow, host),
+            Blow::Drain | Blow::Undrain | Blow::Leave | Blow::TakeOver | Blow::Remove => {
+                self.operate(blow, host);
+            }
+            Blow::Unfit | Blow::Half | Blow::Fit | Blow::Convict => self.judge(blow, host),
+        }
+    }
+
+    /// Agents that have left end.
+    fn reap(&mut self) {
+        for host in 0..self.world.hosts.len() {
+            if self.world.hosts[host].left && self.world.hosts[host].agent.is_some() {
+                self.tell(format!("{} has left", self.world.hosts[host].name));
+                self.world.crash(host);
+            }
+        }
+    }
+
+    fn run_or_not(&mut self, blow: Blow, host: usize) {
+        let runs = self.world.hosts[host].agent.is_some();
+        if let Blow::Crash = blow {
+            self.world.crash(host);
+        } else if let Blow::PowerOff = blow {
+            self.world.power_off(host);
+        } else if let Blow::Restart = blow {
+            self.restart(host);
+        } else if !runs {
+            self.world.start(host);
+        }
+    }
+
+    fn restart(&mut self, host: usize) {
+        if !self.world.hosts[host].runs(self.world.now) {
+            return;
+        }
+        self.world.with_agent(host, |agent, now| agent.announce_absence(ABSENCE, now));
+        let patience = self.world.now + Duration::from_millis(500);
+        self.world.run_until(patience, |world| {
+            world.hosts[host].agent.as_ref().is_none_or(|agent| agent.is_away_known())
+        });
+        self.world.crash(host);
+        let away = Duration::from_millis(self.rng.random_range(50..3000));
+        self.world.run_for(away);
+        self.world.start(host);
+    }
+
+    fn touch_links(&mut self, blow: Blow, host: usize) {
+        let paths = match self.rng.random_range(0..3) {
+            0 => 0..PATHS,
+            1 => 0..1,
+            _ => 1..PATHS,
+        };
+        let others = self.world.hosts.len();
+        let other = Some(self.rng.random_range(0..others)).filter(|_| self.rng.random_bool(0.5));
+        let part: BTreeSet<usize> = (0..others).filter(|_| self.rng.random_bool(0.5)).collect();
+        let (loss, slow) = (self.rng.random_range(0..100), self.rng.random_range(0..200_000));
+        let everywhere = self.rng.random_bool(0.3);
+        self.world.with_links(|links| match blow {
+            Blow::Unplug => paths.for_each(|path| links.set_carrier(host, path, false)),
+            Blow::Plug => (0..PATHS).for_each(|path| links.set_carrier(host, path, true)),
+            Blow::OneWay => links.for_each(|from, to, path, way| {
+                let hit = from == host && other.is_none_or(|other| to == other);
+                way.cut |= hit && paths.contains(&path);
+            }),
+            Blow::Part => links.for_each(|from, to, _, way| {
+                way.cut |= part.contains(&from) != part.contains(&to);
+            }),
+            Blow::Rough => links.for_each(|from, to, path, way| {
+                if (everywhere || from == host || to == host) && paths.contains(&path) {
+                    (way.loss, way.slow) = (loss, slow);
+                }
+            }),
+            _ => links.mend(),
+        });
+    }
+
+    fn stop(&mut self, blow: Blow, host: usize) {
+        let longest = if self.rng.random_bool(0.7) { 400 } else { 4000 };
+        let time = Duration::from_millis(self.rng.random_range(20..longest));
+        match blow {
+            Blow::Stall => self.world.stall(host, time),
+            Blow::StallAll => {
+                (0..self.world.hosts.len()).for_each(|host| self.world.stall(host, time));
+            }
+            Blow::Freeze => self.world.set_frozen(host, true),
+            Blow::Thaw => self.world.set_frozen(host, false),
+            Blow::Pause => self.world.set_paused(host, true),
+            _ => self.world.set_paused(host, false),
+        }
+    }
+
+    fn touch_store(&mut self, blow: Blow, host: usize) {
+        let member = self.rng.random_range(0..self.world.cluster.members.len());
+        let leader = self.world.cluster.acting_leader().unwrap_or(member);
+        let world = &mut self.world;
+        match blow {
+            Blow::LeaderDown => world.with_cluster(|cluster| cluster.members[leader].up = false),
+            Blow::MemberDown => world.with_cluster(|cluster| cluster.members[member].up = false),
+            Blow::MemberStops => {
+                world.with_cluster(|cluster| cluster.members[member].frozen = true);
+            }
+            Blow::StoreDown => world.with_cluster(|cluster| {
+                cluster.members.iter_mut().for_each(|member| member.up = false);
+            }),
+            Blow::StoreBack => bring_store_back(world),
+            Blow::Unlink => world.set_linked(host, false),
+            Blow::Link => world.set_linked(host, true),
+            Blow::Quarrel => quarrel(world),
+            Blow::SlowDisk => world.disk = 500_000,
+            _ => world.disk = 2000,
+        }
+    }
+
+    fn operate(&mut self, blow: Blow, host: usize) {
+        let name = self.world.hosts[host].name.clone();
+        let by = self.rng.random_range(0..self.world.hosts.len());
+        // An agent that knows nothing yet refuses; so it does if the word makes no sense.
+        let mut forced = false;
+        self.world.with_agent(by, |agent, now| match blow {
+            Blow::Drain => drop(agent.set_drained(&name, true, now)),
+            Blow::Undrain => drop(agent.set_drained(&name, false, now)),
+            Blow::TakeOver => forced = agent.take_over(&name, now).is_ok(),
+            Blow::Remove => drop(agent.remove(&name, now)),
+            _ => {}
+        });
+        // An operator's word counts, even if nothing is wrong with the host, and spreads.
+        self.world.hosts[host].excused |= forced;
+        self.world.hosts.iter_mut().for_each(|host| host.forced |= forced);
+        if let Blow::Leave = blow {
+            self.world.hosts[host].leaving = self.world.hosts[host].agent.is_some();
+            self.world.with_agent(host, |agent, now| agent.leave(now));
+        }
+    }
+
+    fn judge(&mut self, blow: Blow, host: usize) {
+        let name = self.world.hosts[host].name.clone();
+        let gateway = self.world.hosts[host].part.role == NodeRole::Gateway;
+        let half: BTreeSet<Vni> =
+            self.world.vnis().filter(|vni| gateway && vni.get() % 2 == 0).collect();
+        if let Blow::Fit = blow {
+            return self.relieve(host);
+        }
+        self.world.hosts[host].excused |= !matches!(blow, Blow::Convict);
+        match blow {
+            Blow::Unfit => self.world.with_agent(host, |agent, now| {
+                agent.handle_problems(vec!["the uplink has no carrier".to_owned()], now);
+            }),
+            Blow::Half => {
+                self.world.with_agent(host, |agent, now| agent.handle_networks(half, now));
+            }
+            _ => convict(&mut self.world, &name),
+        }
+    }
+
+    /// Lifts the draining of a host, by the word of the first agent that knows it.
+    pub(super) fn undrain(&mut self, host: usize) {
+        let name = self.world.hosts[host].name.clone();
+        for by in 0..self.world.hosts.len() {
+            let mut done = false;
+            self.world.with_agent(by, |agent, now| {
+                done = agent.set_drained(&name, false, now).is_ok();
+            });
+            if done {
+                return;
+            }
+        }
+    }
+}
+
+fn bring_store_back(world: &mut World) {
+    world.store_up = true;
+    let powered: Vec<bool> = world.hosts.iter().map(|host| host.powered).collect();
+    world.with_cluster(|cluster| {
+        for member in &mut cluster.members {
+            member.up = powered.get(member.site).copied().unwrap_or(true);
+            member.frozen = false;
+        }
+    });
+}
+
+fn quarrel(world: &mut World) {
+    let sites: Vec<usize> = world.cluster.members.iter().map(|member| member.site).collect();
+    world.with_links(|links: &mut Links| {
+        for (number, a) in sites.iter().enumerate() {
+            sites[number + 1..].iter().for_each(|b| links.set_blocked(*a, *b, true));
+        }
+    });
+}
+
+fn convict(world: &mut World, name: &NodeName) {
+    let live = world.checker.cache.live.get(name).map(|live| live.incarnation);
+    if let Some(incarnation) = live {
+        world.meddle(&selvedge_gateway::keys::verdict(name, incarnation), Some("{}"));
+    }
+}
