@@ -97,10 +97,10 @@ pub struct Grace {
 }
 
 impl Default for Grace {
-    /// At once, 1 s, 1 s and 15 s.
+    /// At once, 2 s, 1 s and 15 s. A daemon that is merely slow is back before that.
     fn default() -> Self {
         let second = Duration::from_secs(1);
-        Self { carrier: Duration::ZERO, session: second, bridge: second, network: 15 * second }
+        Self { carrier: Duration::ZERO, session: 2 * second, bridge: second, network: 15 * second }
     }
 }
 

@@ -162,7 +162,7 @@ fn owners(history: &Value) -> Vec<(u64, u64, String)> {
 fn a_restart_keeps_everything_in_its_place() {
     let site = Site::new();
     // Patient, so that a busy machine is taken for no loss.
-    let [probe_one, probe_two] = probes("suspect_ms = 5000\nfence_ms = 20000\n");
+    let [probe_one, probe_two] = probes("suspect_ms = 1500\nfence_ms = 3000\n");
     let one = site.agent("one", "gw1", &probe_one);
     let two = site.agent("two", "gw2", &probe_two);
     let before = one.settled(2);

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use selvedge_model::{NodeName, Time, Vni};
+use selvedge_model::{NodeName, Time, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 use self::fitness::Fitness;
@@ -289,6 +289,9 @@ pub enum OperatorError {
     /// The node is alive.
     #[error("{0} answers {1}: drain it instead, with `selvedge gateway drain {0}`")]
     Heard(NodeName, NodeName),
+    /// The node's registration has ended by itself.
+    #[error("{0} is not registered any more: there is nothing that keeps its networks from others")]
+    Gone(NodeName),
     /// The node takes part still.
     #[error("{0} is registered: stop its agent before it is removed")]
     Registered(NodeName),
@@ -422,6 +425,8 @@ pub struct Gateway {
     word: Pending,
     leaving: bool,
     left: bool,
+    /// The networks of the configuration, as the registration names them.
+    ranges: VniRanges,
     locals: BTreeMap<Vni, Local>,
     /// Networks to look at.
     dirty: BTreeSet<Vni>,
@@ -480,6 +485,7 @@ impl Gateway {
             word: Pending::No,
             leaving: false,
             left: false,
+            ranges: config.networks.iter().copied().collect(),
             locals,
             dirty: BTreeSet::new(),
             answering: BTreeSet::new(),
@@ -605,6 +611,7 @@ impl Gateway {
             local.resigned |= !networks.contains(vni);
         }
         self.dirty.extend(self.locals.keys());
+        self.ranges = networks.iter().copied().collect();
         self.config.networks = networks;
         self.run(now);
     }

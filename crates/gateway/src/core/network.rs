@@ -7,6 +7,7 @@ use selvedge_model::{NodeName, Time, Vni};
 
 use super::registration::put_json;
 use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
+use super::status::Right;
 use crate::cache::Network;
 use crate::desired::{Desired, Duty, Upstream};
 use crate::keys::{self, Field};
@@ -67,6 +68,8 @@ pub(super) struct Local {
     /// Who takes it over from a gateway that is presumed to be lost. That stays until the verdict
     /// is committed, so that no third one takes it over from the second.
     heir: Option<NodeName>,
+    /// Since when it has no owner whose registration stands.
+    vacant_since: Option<Time>,
     pub(super) pending: Pending,
 }
 
@@ -131,7 +134,9 @@ impl Gateway {
         }
         self.note_change(vni, &view, &network, now);
         let mut step = machine::step(view.state, view.role, view.there);
-        if step == Step::Claim && !self.may_claim(vni, view.role) {
+        if step == Step::Claim
+            && !(self.may_claim(vni, view.role) && self.is_free(vni, &network, now))
+        {
             step = Step::Rest;
         }
         self.resign_if_alone(vni);
@@ -196,11 +201,20 @@ impl Gateway {
         let next = network.next().filter(|_| moving).filter(there);
         let heir = next.or_else(|| self.ring.owner(vni)).cloned();
         let mine = heir.as_ref() == Some(&self.config.name);
+        let before = self.locals.get(&vni).and_then(|local| local.heir.as_ref());
+        // An heir that an operator has given up is none, with no store to say so.
+        let vacant = before.is_none_or(|heir| self.is_forced(heir));
         match self.locals.get_mut(&vni) {
-            Some(local) if local.heir.is_none() => local.heir = heir,
+            Some(local) if vacant => local.heir = heir,
             Some(_) | None => {}
         }
         mine && self.locals.contains_key(&vni)
+    }
+
+    /// The networks that a node was to take over.
+    pub(super) fn inherited_by(&self, name: &NodeName) -> Vec<Vni> {
+        let heir = |local: &Local| local.heir.as_ref() == Some(name);
+        self.locals.iter().filter(|(_, local)| heir(local)).map(|(vni, _)| *vni).collect()
     }
 
     /// Whether an owner or owner to be is presumed to be lost: there is no verdict yet.
@@ -218,6 +232,7 @@ impl Gateway {
         if local.took_over.is_none() {
             local.took_over = Some(now);
             self.echo(vni, now);
+            self.attract_by_halves(vni, now + HALVES);
         }
         self.want(vni, Duty::TAKEOVER);
     }
@@ -231,11 +246,9 @@ impl Gateway {
         self.echoes.extend(echoes);
     }
 
-    /// Attracts traffic by more-specific routes for a while, and repeats the announcement soon:
-    /// what was lost is not missed until the next second.
+    /// Repeats the announcement soon: what was lost is not missed until the next second.
     fn echo(&mut self, vni: Vni, now: Time) {
         self.echoes.extend(ECHOES.map(|after| (now + after, vni)));
-        self.attract_by_halves(vni, now + HALVES);
     }
 
     fn attract_by_halves(&mut self, vni: Vni, until: Time) {
@@ -346,6 +359,9 @@ impl Gateway {
         if before != Some(entered) && takes_over(before, entered) {
             local.took_over = Some(now);
             self.echo(vni, now);
+            // Where nobody was before there are no routes to beat.
+            let first = network.current().is_none() && !self.cache.history.contains_key(&vni);
+            self.attract_by_halves(vni, now + if first { HALVES_AFTER_MOVE } else { HALVES });
         }
         if before != Some(entered) && arrives(before, entered) {
             self.attract_by_halves(vni, now + HALVES_AFTER_MOVE);
@@ -396,6 +412,39 @@ impl Gateway {
                 !self.leaving && ((served && on_ring) || self.ring.owner(vni) == Some(me))
             }
         }
+    }
+
+    /// Whether a network may be claimed as far as its last owner goes. One that resigned or was
+    /// convicted is no obstacle. One whose registration merely ended may be cut off from the store
+    /// alone: it serves until it hears of that, or for `fence`; and if it has a majority of the
+    /// voters on its side, whoever has not is to leave the network alone.
+    fn is_free(&mut self, vni: Vni, network: &Network, now: Time) -> bool {
+        let history = self.cache.history.get(&vni).and_then(|history| history.changes.last());
+        let last = network.current().or(history.map(|change| &change.owner));
+        let doubtful = network.state() != State::Unassigned
+            && last.is_some_and(|last| self.may_still_serve(last));
+        let fence = self.config.timing.fence;
+        let Some(local) = self.locals.get_mut(&vni) else { return false };
+        if !doubtful {
+            local.vacant_since = None;
+            return true;
+        }
+        let until = *local.vacant_since.get_or_insert(now) + fence;
+        let backed = self.electorate.voters.len() <= 2
+            || matches!(self.title.right, Right::Majority | Right::Unknown);
+        let free = now >= until && backed;
+        if !free {
+            self.alarms.insert((until.max(now + fence / 4), Some(vni)));
+        }
+        free
+    }
+
+    /// Whether a node is a voter whose registration ended without a verdict.
+    fn may_still_serve(&self, name: &NodeName) -> bool {
+        *name != self.config.name
+            && self.electorate.voters.contains(name)
+            && !self.cache.live.contains_key(name)
+            && !self.is_lost(name)
     }
 
     /// Tells the applier what this host shall do.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use selvedge_model::{NodeName, Time, VniRanges};
+use selvedge_model::{NodeName, Time};
 
 use super::{Event, Gateway, Pending, Purpose, Word};
 use crate::cache::{Live, LiveValue, RosterValue, Slot};
@@ -188,19 +188,20 @@ impl Gateway {
     }
 
     fn live_value(&self) -> LiveValue {
-        let networks: VniRanges = self.config.networks.iter().copied().collect();
         LiveValue {
             identity: self.config.identity.clone(),
             version: self.config.version.clone(),
-            networks: Some(networks).filter(|_| !self.config.networks.is_empty()),
+            networks: Some(self.ranges.clone()).filter(|_| !self.config.networks.is_empty()),
         }
     }
 
     /// Writes the registration anew if what it says is no longer so.
     fn live_txn(&self, live: &Live, lease: LeaseId, incarnation: Revision) -> Option<Txn> {
         let right = live.value.as_ref() == Some(&self.live_value());
-        let then = vec![self.put_live(lease)];
-        (!right).then(|| Txn { compare: self.own_guard(incarnation).into(), then })
+        (!right).then(|| Txn {
+            compare: self.own_guard(incarnation).into(),
+            then: vec![self.put_live(lease)],
+        })
     }
 
     /// Puts the roster entry right: somebody has removed it, or this node is reached elsewhere

@@ -30,6 +30,11 @@ pub(super) struct Title {
     grace_until: Time,
     /// An incarnation of this node that others have said is convicted.
     told: Option<Revision>,
+    /// An incarnation of this node that others know not to be registered, and since when they say
+    /// so.
+    ended: Option<(Revision, Time)>,
+    /// Until when this node was registered, as far as it knows.
+    registered_until: Time,
     /// When the last word of a majority or of the store was asked for.
     last_word: Time,
     /// Whether the host was told to be silent; `None` until it is known: an earlier run may have
@@ -47,6 +52,8 @@ impl Title {
             asking: Pending::No,
             grace_until: Time::ZERO,
             told: None,
+            ended: None,
+            registered_until: Time::ZERO,
             last_word: now,
             silenced: None,
             switch: None,
@@ -56,6 +63,14 @@ impl Title {
     /// Takes note that another voter knows of a verdict against this incarnation.
     pub(super) const fn note_conviction(&mut self, incarnation: Revision) {
         self.told = Some(incarnation);
+    }
+
+    /// Takes note that another voter, which has read more of the store, knows this incarnation not
+    /// to be registered.
+    pub(super) fn note_end(&mut self, incarnation: Revision, now: Time) {
+        if self.ended.is_none_or(|(known, _)| known != incarnation) {
+            self.ended = Some((incarnation, now));
+        }
     }
 
     /// Takes note that the store has confirmed the registration, when asked at `asked`.
@@ -85,6 +100,9 @@ impl Gateway {
 
     /// Looks at the right to serve, and asks the store if the voters do not confirm it.
     pub(super) fn check_right(&mut self, now: Time) {
+        if self.incarnation().is_some() {
+            self.title.registered_until = now;
+        }
         self.ask_store(now);
         let (right, word) = self.right_now(now);
         self.title.last_word = self.title.last_word.max(word);
@@ -143,12 +161,14 @@ impl Gateway {
         let Some(last) = self.last_incarnation else { return (Right::Unknown, now) };
         let allowance = self.allowance();
         let fresh = |at: Time| now.since(at) < allowance || now < self.title.grace_until;
-        let majority = self.majority_heard_at(last, now).filter(|at| fresh(*at));
+        let majority = self.majority_heard_at(last).filter(|at| fresh(*at));
         let store = self.title.confirmed.filter(|at| fresh(*at) && !self.is_withheld(now));
         match (majority, store) {
             (Some(at), _) => (Right::Majority, at),
             (None, Some(at)) => (Right::Store, at),
-            (None, None) if self.serves_isolated() => (Right::Isolated, Time::ZERO),
+            (None, None) if self.serves_isolated() && !self.is_withheld(now) => {
+                (Right::Isolated, Time::ZERO)
+            }
             (None, None) => (Right::None, Time::ZERO),
         }
     }
@@ -168,26 +188,29 @@ impl Gateway {
     }
 
     /// The latest time since which a majority of the voters, itself counted, has heard this node.
-    fn majority_heard_at(&self, last: Revision, now: Time) -> Option<Time> {
+    fn majority_heard_at(&self, last: Revision) -> Option<Time> {
         let me = &self.config.name;
         let heard = |name| {
+            // Whoever has lost its registration no longer hears itself.
             if name == me {
-                // Whoever has lost its registration does not hear itself.
-                (self.incarnation() == Some(last)).then_some(now)
+                Some(self.title.registered_until)
             } else {
                 self.liveness.confirmed(name)
             }
         };
         let mut times: Vec<Time> = self.electorate.voters.iter().filter_map(heard).collect();
         times.sort_unstable_by(|a, b| b.cmp(a));
-        times.get(self.majority() - 1).copied()
+        let heard = times.get(self.majority() - 1).copied();
+        // Others may act on the end of the registration, once `fence` has passed.
+        let ended = self.title.ended.filter(|(incarnation, _)| *incarnation == last);
+        heard.map(|at| ended.map_or(at, |(_, end)| at.min(end)))
     }
 
     /// Asks the store, by a transaction that changes nothing, whether this registration stands.
     fn ask_store(&mut self, now: Time) {
         let Some(incarnation) = self.incarnation().filter(|_| self.is_watched()) else { return };
         let fence = self.config.timing.fence;
-        let majority = self.majority_heard_at(incarnation, now);
+        let majority = self.majority_heard_at(incarnation);
         let needed = majority.is_none_or(|at| now.since(at) >= fence / 3);
         let lately = now.since(self.title.asked_at) < fence / 4;
         let overdue = now.since(self.title.asked_at) >= fence / 2;

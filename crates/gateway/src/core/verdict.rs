@@ -154,7 +154,7 @@ impl Gateway {
         self.electorate = electorate;
     }
 
-    fn is_forced(&self, name: &NodeName) -> bool {
+    pub(super) fn is_forced(&self, name: &NodeName) -> bool {
         let ballot = self.court.ballots.get(name);
         ballot.is_some_and(|ballot| ballot.stage == Stage::Forced) && !self.cache.is_struck(name)
     }
@@ -176,14 +176,19 @@ impl Gateway {
         }
         match body {
             Body::Probe { nonce } => self.answer(from, addr, nonce, incarnation, now),
-            Body::Ack { answer: Answer::Convicted, .. } => {
-                // One to an earlier incarnation says nothing of this one.
-                let heard = news && expected;
-                if let (true, Some(incarnation)) = (heard, self.incarnation()) {
-                    self.title.note_conviction(incarnation);
-                }
-            }
+            // One to an earlier incarnation says nothing of this one.
+            Body::Ack { answer, .. } if news && expected => self.take_answer(answer, now),
             Body::Ack { .. } => {}
+        }
+    }
+
+    /// Takes in what another voter says to a probe of this incarnation.
+    fn take_answer(&mut self, answer: Answer, now: Time) {
+        let Some(incarnation) = self.incarnation() else { return };
+        match answer {
+            Answer::Convicted => self.title.note_conviction(incarnation),
+            Answer::Unregistered => self.title.note_end(incarnation, now),
+            Answer::Alive | Answer::Withheld => {}
         }
     }
 
@@ -640,7 +645,10 @@ impl Gateway {
         self.court.presumed.insert(name.clone(), incarnation);
         self.raise(name, Stage::Acted);
         self.nodes_changed(now);
-        let named: Vec<Vni> = self.cache.named(name).collect();
+        let mut named: BTreeSet<Vni> = self.cache.named(name).collect();
+        if forced {
+            named.extend(self.inherited_by(name));
+        }
         let heirs = named.iter().filter(|vni| self.name_heir(**vni)).count();
         self.events.push_back(Event::Prepared { name: name.clone(), networks: heirs });
         self.dirty.extend(named);
@@ -858,7 +866,10 @@ impl Gateway {
     pub(super) fn force(&mut self, name: &NodeName, now: Time) -> Result<(), OperatorError> {
         let live = self.cache.live.get(name);
         let Some(incarnation) = live.map(|live| live.incarnation) else {
-            return Err(OperatorError::Unknown(name.clone()));
+            return Err(match self.cache.roster.contains_key(name) {
+                true => OperatorError::Gone(name.clone()),
+                false => OperatorError::Unknown(name.clone()),
+            });
         };
         let me = &self.config.name;
         if name == me || self.liveness.hears(name, now) {

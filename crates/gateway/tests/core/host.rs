@@ -63,11 +63,23 @@ fn nobody_announces_what_it_does_not_answer_for() {
 
 #[test]
 fn halves_for_thirty_seconds_after_a_takeover_then_the_whole_prefix() {
-    let mut bench = serving(1);
+    let mut bench = Bench::new();
+    let history = r#"{"changes":[{"epoch":1,"owner":"gw9","reason":"first","at_ms":0}]}"#;
+    bench.put("/selvedge/history/1", history, None);
+    bench.add(config("gw1", vec![0], 1));
+    bench.settle();
     assert_eq!(bench.duty(0, 1), Duty::TAKEOVER);
     bench.pass(SECOND * 30 - MS);
     assert_eq!(bench.duty(0, 1), Duty::TAKEOVER);
     bench.pass(MS);
+    assert_eq!(bench.duty(0, 1), Duty::FULL);
+}
+
+#[test]
+fn where_nobody_was_before_halves_end_soon() {
+    let mut bench = serving(1);
+    assert_eq!(bench.duty(0, 1), Duty::TAKEOVER);
+    bench.pass(SECOND * 5);
     assert_eq!(bench.duty(0, 1), Duty::FULL);
 }
 

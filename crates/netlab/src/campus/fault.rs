@@ -87,10 +87,10 @@ impl Campus {
     pub fn strike(&self, name: &str, fault: Fault, agent: &mut Process) -> Result<(), Error> {
         let gateway = self.gateway(name)?;
         match fault {
-            Fault::Cut => Port::set_carrier(&gateway.ports(), false),
+            Fault::Cut => gateway.unplug(),
             Fault::Silent => Port::set_forwarding(&gateway.ports(), false),
             Fault::Power => {
-                Port::set_carrier(&gateway.ports(), false)?;
+                gateway.unplug()?;
                 gateway.host.signal_all(Signal::SIGKILL);
                 Ok(())
             }
@@ -113,7 +113,7 @@ impl Campus {
     pub fn heal(&mut self, name: &str, fault: Fault, agent: &mut Process) -> Result<(), Error> {
         let gateway = self.gateway(name)?;
         match fault {
-            Fault::Cut => Port::set_carrier(&gateway.ports(), true),
+            Fault::Cut => gateway.plug_in(),
             Fault::Silent => Port::set_forwarding(&gateway.ports(), true),
             Fault::Power => self.power_on(name, agent),
             Fault::Kill => agent.restart(),
@@ -128,7 +128,7 @@ impl Campus {
     }
 
     fn power_on(&mut self, name: &str, agent: &mut Process) -> Result<(), Error> {
-        Port::set_carrier(&self.gateway(name)?.ports(), true)?;
+        self.gateway(name)?.plug_in()?;
         if let Some(etcd) = &mut self.etcd {
             etcd.restart_members_on(name)?;
         }
@@ -140,6 +140,18 @@ impl Campus {
 }
 
 impl super::Gateway {
+    /// Interfaces go down one after the other, each within milliseconds, in which the gateway
+    /// could still say by one that it has lost another; so all are silenced before.
+    fn unplug(&self) -> Result<(), Error> {
+        Port::set_forwarding(&self.ports(), false)?;
+        Port::set_carrier(&self.ports(), false)
+    }
+
+    /// A port that gets its carrier back forwards again.
+    fn plug_in(&self) -> Result<(), Error> {
+        Port::set_carrier(&self.ports(), true)
+    }
+
     fn ports(&self) -> [&Port; 3] {
         [&self.fabric, &self.uplink, &self.management]
     }

@@ -9,6 +9,7 @@
 //! nor the lease may wait with it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use selvedge_host::nft::Silencer;
 use selvedge_host::priority;
 use selvedge_model::Vni;
 use tokio::runtime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
@@ -38,6 +39,14 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What the host shall do, by network. One that is missing is left as it is.
 pub(super) type Wanted = BTreeMap<Vni, Desired>;
+
+/// What the applier follows.
+pub(super) struct Orders {
+    /// The latest desired state.
+    pub(super) wanted: watch::Receiver<Wanted>,
+    /// That the host is to be read anew.
+    pub(super) recheck: Arc<Notify>,
+}
 
 /// What the applier reports.
 #[derive(Debug, Default)]
@@ -66,7 +75,7 @@ pub(super) struct Opened {
 /// `wanted` or the receiver of `reports` is gone.
 pub(super) async fn spawn(
     config: GatewayConfig,
-    wanted: watch::Receiver<Wanted>,
+    orders: Orders,
     reports: mpsc::Sender<Report>,
 ) -> anyhow::Result<Opened> {
     let (opened, is_open) = oneshot::channel();
@@ -80,7 +89,7 @@ pub(super) async fn spawn(
         let silencer = host.driver().silencer();
         let found = Opened { fabric, unable, silencer };
         if opened.send(Ok(found)).is_ok() {
-            Applier::new(host, wanted, reports).run().await;
+            Applier::new(host, orders, reports).run().await;
         }
     };
     thread::Builder::new()
@@ -96,7 +105,7 @@ pub(super) async fn spawn(
 /// The task that owns the driver.
 struct Applier {
     host: Host,
-    wanted: watch::Receiver<Wanted>,
+    orders: Orders,
     reports: mpsc::Sender<Report>,
     /// What the host does, as far as is known.
     actual: BTreeMap<Vni, Duty>,
@@ -109,12 +118,12 @@ struct Applier {
 }
 
 impl Applier {
-    fn new(host: Host, wanted: watch::Receiver<Wanted>, reports: mpsc::Sender<Report>) -> Self {
+    fn new(host: Host, orders: Orders, reports: mpsc::Sender<Report>) -> Self {
         let (actual, announced, reported, complaints) = Default::default();
         let now = Instant::now();
         Self {
             host,
-            wanted,
+            orders,
             reports,
             actual,
             announced,
@@ -134,13 +143,14 @@ impl Applier {
                 self.observe().await;
                 self.checked_at = Instant::now();
             }
-            let wanted = self.wanted.borrow_and_update().clone();
+            let wanted = self.orders.wanted.borrow_and_update().clone();
             let failures = self.apply(&wanted).await;
             if self.report(&wanted, failures).await.is_err() {
                 return;
             }
             tokio::select! {
-                changed = self.wanted.changed() => if changed.is_err() { return },
+                changed = self.orders.wanted.changed() => if changed.is_err() { return },
+                () = self.orders.recheck.notified() => self.recheck_soon(),
                 () = changes.next() => self.recheck_soon(),
                 () = sleep_until(self.recheck_at) => {}
             }
@@ -206,7 +216,7 @@ impl Applier {
         }
     }
 
-    /// Interfaces have come, gone or changed: reads the host anew once that is over, and not all
+    /// Something on this host has come, gone or changed: reads the host anew once that is over, and not all
     /// the time.
     fn recheck_soon(&mut self) {
         let soon = (Instant::now() + GATHER).max(self.checked_at + SPACING);

@@ -17,12 +17,12 @@ use selvedge_host::nft::Silencer;
 use selvedge_model::{NodeName, Time, Vni};
 use selvedge_store::Store;
 use selvedge_store::supervisor::{Input, Supervisor};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::applier::{Opened, Report, Wanted};
+use super::applier::{Opened, Orders, Report, Wanted};
 use super::condition::Condition;
 use super::events::Journal;
 use super::probes::{self, Heard, ProbeCounters, Probes};
@@ -71,6 +71,8 @@ pub(super) struct Plane {
     silent: watch::Sender<bool>,
     served: watch::Sender<health::Served>,
     condition: Condition,
+    /// Has the applier read the host anew.
+    recheck: Arc<Notify>,
     /// The networks of the configuration that this host has.
     possible: BTreeSet<Vni>,
     leaving: Vec<Reply<Result<(), Error>>>,
@@ -85,7 +87,9 @@ impl Plane {
         let seed = getrandom::u64().map_err(|error| anyhow::anyhow!("no random seed: {error}"))?;
         let (wanted, latest) = watch::channel(Wanted::new());
         let (report, reports) = mpsc::channel(QUEUE);
-        let opened = applier::spawn(config.clone(), latest, report).await?;
+        let recheck = Arc::new(Notify::new());
+        let orders = Orders { wanted: latest, recheck: Arc::clone(&recheck) };
+        let opened = applier::spawn(config.clone(), orders, report).await?;
         let Opened { fabric, unable, silencer } = opened;
         let paths = probes::addresses(&config).await?;
         let probes = open_probes(&config, &paths)?;
@@ -120,6 +124,7 @@ impl Plane {
             silent: follow_silence(silencer),
             served,
             condition,
+            recheck,
             leaving: Vec::new(),
             left: false,
             detaching: None,
@@ -183,6 +188,8 @@ impl Plane {
 
     fn handle_condition(&mut self, report: &health::Report) {
         let now = self.now();
+        // What is missing may be the applier's to put right.
+        self.recheck.notify_one();
         let fitness = report.fitness();
         self.core.handle_starting(fitness == Fitness::Starting, now);
         let of_the_host = report.problems.iter().filter(|problem| problem.network.is_none());
@@ -443,9 +450,10 @@ impl Plane {
 fn refused(error: OperatorError) -> Error {
     match error {
         OperatorError::Unknown(_) => Error::not_found(error),
-        OperatorError::Predecessor(_) | OperatorError::Heard(..) | OperatorError::Registered(_) => {
-            Error::conflict(error)
-        }
+        OperatorError::Predecessor(_)
+        | OperatorError::Heard(..)
+        | OperatorError::Gone(_)
+        | OperatorError::Registered(_) => Error::conflict(error),
         OperatorError::NotSynced => {
             Error::unavailable(error).hint("`selvedge gateway status` shows the store's state")
         }
@@ -466,7 +474,7 @@ fn open_probes(config: &GatewayConfig, paths: &[SocketAddr]) -> anyhow::Result<O
         warn!("no address to be probed on: the loss of this gateway is known by its lease alone");
         return Ok(None);
     }
-    let agreement = identity::load_secret(&config.state).map(|secret| Agreement::of(&secret))?;
+    let agreement = Agreement::load(&config.state)?;
     Probes::open(&config.probe, config.name.clone(), agreement).map(Some)
 }
 

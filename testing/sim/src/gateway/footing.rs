@@ -27,6 +27,8 @@ pub struct Footing {
     /// Since when it has been in touch with a majority of the voters, on clean paths, and has
     /// heard from the store.
     pub well_since: Option<Time>,
+    /// The revision of the electorate by which this was judged.
+    pub electorate: Revision,
     /// What it was registered as when it became well.
     pub incarnation: Option<Revision>,
     /// Whether it was well for so long with a store that answers that nothing from before is open.
@@ -40,6 +42,7 @@ impl Footing {
     pub const UNKNOWN: Self = Self {
         lost_since: None,
         well_since: None,
+        electorate: Revision(0),
         incarnation: None,
         sound: false,
         may_serve_lost: true,
@@ -76,13 +79,17 @@ fn stand(
     let incarnation = world.checker.cache.live.get(&there.name).map(|live| live.incarnation);
     let same = before.incarnation.is_none() || before.incarnation == incarnation;
     let well = same && is_well(world, host, voters);
+    // Who was heard long ago may make up a majority of fewer.
+    let electorate = world.checker.cache.nodes_revision;
+    let lost_before = before.lost_since.filter(|_| before.electorate == electorate);
     let keep = |before: Option<Time>, holds: bool| holds.then(|| before.unwrap_or(now));
     let well_since = keep(before.well_since, well);
     let long = well_since.is_some_and(|since| now.since(since) > DECIDED);
     let few = there.voters.len() <= 2;
     Footing {
-        lost_since: keep(before.lost_since, lost),
+        lost_since: keep(lost_before, lost),
         well_since,
+        electorate,
         incarnation: incarnation.filter(|_| well),
         sound: well && (before.sound || (long && decided)),
         may_serve_lost: match there.part.isolated {
@@ -109,7 +116,8 @@ fn is_lost(world: &World, host: usize, voters: &[NodeName]) -> bool {
         |other: usize| world.hosts[other].runs(world.now) && world.links.may_answer(host, other);
     let none = |voters: &[NodeName]| !has_majority(world, host, voters, may_answer);
     let known = &world.hosts[host].voters;
-    world.route(host).is_none() && none(voters) && none(known)
+    // Whoever believes to be the only voter hears nobody else.
+    world.route(host).is_none() && none(voters) && (known.len() <= 1 || none(known))
 }
 
 fn is_well(world: &World, host: usize, voters: &[NodeName]) -> bool {

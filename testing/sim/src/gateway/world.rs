@@ -406,7 +406,7 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::ToAgent(host, run, input) => self.to_agent(host, run, input),
+            Action::ToAgent(host, run, input) => self.arrive(host, run, input),
             Action::Timer(host, run, due) => self.timer(host, run, due),
             Action::Wake(host) => self.wake(host),
             Action::TxnArrives(host, run, token, txn) => self.txn_arrives(host, run, token, *txn),
@@ -424,7 +424,7 @@ impl World {
         }
     }
 
-    fn to_agent(&mut self, host: usize, run: u64, input: Input) {
+    fn arrive(&mut self, host: usize, run: u64, input: Input) {
         if self.hosts[host].paused && matches!(input, Input::Message(..)) {
             return;
         }

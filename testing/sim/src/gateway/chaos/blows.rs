@@ -17,6 +17,17 @@ const ABSENCE: Duration = Duration::from_secs(10);
 /// What may befall a cluster, each on one host unless it says otherwise.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
+    Life(Life),
+    Cable(Cable),
+    Halt(Halt),
+    Storage(Storage),
+    Word(Word),
+    Fitness(Fitness),
+}
+
+/// What becomes of an agent.
+#[derive(Clone, Copy, Debug)]
+enum Life {
     /// The agent dies.
     Crash,
     /// It starts again, if it does not run.
@@ -25,6 +36,11 @@ enum Blow {
     PowerOff,
     /// The agent says that it will be away, dies and is started again.
     Restart,
+}
+
+/// What becomes of paths.
+#[derive(Clone, Copy, Debug)]
+enum Cable {
     /// The host loses carriers.
     Unplug,
     /// Its carriers are back.
@@ -37,6 +53,11 @@ enum Blow {
     Rough,
     /// All paths are as new.
     Mend,
+}
+
+/// What keeps agents from running.
+#[derive(Clone, Copy, Debug)]
+enum Halt {
     /// The agent gets no processor for a while.
     Stall,
     /// All agents get none.
@@ -49,6 +70,11 @@ enum Blow {
     Pause,
     /// It goes on.
     Unpause,
+}
+
+/// What becomes of the store.
+#[derive(Clone, Copy, Debug)]
+enum Storage {
     /// The store's leader dies.
     LeaderDown,
     /// A member of the store dies.
@@ -69,6 +95,11 @@ enum Blow {
     SlowDisk,
     /// It is fast again.
     FastDisk,
+}
+
+/// What an operator says.
+#[derive(Clone, Copy, Debug)]
+enum Word {
     /// An operator drains the host.
     Drain,
     /// Or lifts that again.
@@ -79,6 +110,11 @@ enum Blow {
     TakeOver,
     /// An operator strikes the host from the roster.
     Remove,
+}
+
+/// What is said of a host.
+#[derive(Clone, Copy, Debug)]
+enum Fitness {
     /// The host cannot do its job.
     Unfit,
     /// It can serve half of the networks.
@@ -91,50 +127,50 @@ enum Blow {
 
 /// Each as often as it stands here.
 const BLOWS: [Blow; 44] = [
-    Blow::Crash,
-    Blow::Start,
-    Blow::Start,
-    Blow::Start,
-    Blow::PowerOff,
-    Blow::Restart,
-    Blow::Unplug,
-    Blow::Plug,
-    Blow::Plug,
-    Blow::OneWay,
-    Blow::Part,
-    Blow::Rough,
-    Blow::Mend,
-    Blow::Mend,
-    Blow::Mend,
-    Blow::Stall,
-    Blow::Stall,
-    Blow::Stall,
-    Blow::StallAll,
-    Blow::Freeze,
-    Blow::Thaw,
-    Blow::Thaw,
-    Blow::Pause,
-    Blow::Unpause,
-    Blow::Unpause,
-    Blow::LeaderDown,
-    Blow::MemberDown,
-    Blow::MemberStops,
-    Blow::StoreDown,
-    Blow::StoreBack,
-    Blow::StoreBack,
-    Blow::StoreBack,
-    Blow::Unlink,
-    Blow::Link,
-    Blow::Quarrel,
-    Blow::SlowDisk,
-    Blow::FastDisk,
-    Blow::Drain,
-    Blow::Undrain,
-    Blow::Leave,
-    Blow::TakeOver,
-    Blow::Remove,
-    Blow::Unfit,
-    Blow::Half,
+    Blow::Life(Life::Crash),
+    Blow::Life(Life::Start),
+    Blow::Life(Life::Start),
+    Blow::Life(Life::Start),
+    Blow::Life(Life::PowerOff),
+    Blow::Life(Life::Restart),
+    Blow::Cable(Cable::Unplug),
+    Blow::Cable(Cable::Plug),
+    Blow::Cable(Cable::Plug),
+    Blow::Cable(Cable::OneWay),
+    Blow::Cable(Cable::Part),
+    Blow::Cable(Cable::Rough),
+    Blow::Cable(Cable::Mend),
+    Blow::Cable(Cable::Mend),
+    Blow::Cable(Cable::Mend),
+    Blow::Halt(Halt::Stall),
+    Blow::Halt(Halt::Stall),
+    Blow::Halt(Halt::Stall),
+    Blow::Halt(Halt::StallAll),
+    Blow::Halt(Halt::Freeze),
+    Blow::Halt(Halt::Thaw),
+    Blow::Halt(Halt::Thaw),
+    Blow::Halt(Halt::Pause),
+    Blow::Halt(Halt::Unpause),
+    Blow::Halt(Halt::Unpause),
+    Blow::Storage(Storage::LeaderDown),
+    Blow::Storage(Storage::MemberDown),
+    Blow::Storage(Storage::MemberStops),
+    Blow::Storage(Storage::StoreDown),
+    Blow::Storage(Storage::StoreBack),
+    Blow::Storage(Storage::StoreBack),
+    Blow::Storage(Storage::StoreBack),
+    Blow::Storage(Storage::Unlink),
+    Blow::Storage(Storage::Link),
+    Blow::Storage(Storage::Quarrel),
+    Blow::Storage(Storage::SlowDisk),
+    Blow::Storage(Storage::FastDisk),
+    Blow::Word(Word::Drain),
+    Blow::Word(Word::Undrain),
+    Blow::Word(Word::Leave),
+    Blow::Word(Word::TakeOver),
+    Blow::Word(Word::Remove),
+    Blow::Fitness(Fitness::Unfit),
+    Blow::Fitness(Fitness::Half),
 ];
 
 impl Run {
@@ -143,28 +179,18 @@ impl Run {
         self.reap();
         let mut blow = BLOWS[self.rng.random_range(0..BLOWS.len())];
         if self.rng.random_bool(0.04) {
-            blow = if self.rng.random_bool(0.5) { Blow::Fit } else { Blow::Convict };
+            let fit = self.rng.random_bool(0.5);
+            blow = Blow::Fitness(if fit { Fitness::Fit } else { Fitness::Convict });
         }
         let host = self.rng.random_range(0..self.world.hosts.len());
         self.tell(format!("{blow:?} {}", self.world.hosts[host].name));
         match blow {
-            Blow::Crash | Blow::Start | Blow::PowerOff | Blow::Restart => {
-                self.run_or_not(blow, host)
-            }
-            Blow::Unplug | Blow::Plug | Blow::OneWay | Blow::Part | Blow::Rough | Blow::Mend => {
-                self.touch_links(blow, host);
-            }
-            Blow::Stall | Blow::StallAll | Blow::Freeze | Blow::Thaw => self.stop(blow, host),
-            Blow::Pause | Blow::Unpause => self.stop(blow, host),
-            Blow::LeaderDown | Blow::MemberDown | Blow::MemberStops => self.touch_store(blow, host),
-            Blow::StoreDown | Blow::StoreBack | Blow::Unlink | Blow::Link | Blow::Quarrel => {
-                self.touch_store(blow, host);
-            }
-            Blow::SlowDisk | Blow::FastDisk => self.touch_store(blow, host),
-            Blow::Drain | Blow::Undrain | Blow::Leave | Blow::TakeOver | Blow::Remove => {
-                self.operate(blow, host);
-            }
-            Blow::Unfit | Blow::Half | Blow::Fit | Blow::Convict => self.judge(blow, host),
+            Blow::Life(blow) => self.run_or_not(blow, host),
+            Blow::Cable(blow) => self.touch_links(blow, host),
+            Blow::Halt(blow) => self.halt(blow, host),
+            Blow::Storage(blow) => self.touch_store(blow, host),
+            Blow::Word(word) => self.operate(word, host),
+            Blow::Fitness(fitness) => self.judge(fitness, host),
         }
     }
 
@@ -178,16 +204,14 @@ impl Run {
         }
     }
 
-    fn run_or_not(&mut self, blow: Blow, host: usize) {
+    fn run_or_not(&mut self, blow: Life, host: usize) {
         let runs = self.world.hosts[host].agent.is_some();
-        if let Blow::Crash = blow {
-            self.world.crash(host);
-        } else if let Blow::PowerOff = blow {
-            self.world.power_off(host);
-        } else if let Blow::Restart = blow {
-            self.restart(host);
-        } else if !runs {
-            self.world.start(host);
+        match blow {
+            Life::Crash => self.world.crash(host),
+            Life::PowerOff => self.world.power_off(host),
+            Life::Restart => self.restart(host),
+            Life::Start if !runs => self.world.start(host),
+            Life::Start => {}
         }
     }
 
@@ -206,7 +230,7 @@ impl Run {
         self.world.start(host);
     }
 
-    fn touch_links(&mut self, blow: Blow, host: usize) {
+    fn touch_links(&mut self, blow: Cable, host: usize) {
         let paths = match self.rng.random_range(0..3) {
             0 => 0..PATHS,
             1 => 0..1,
@@ -218,99 +242,99 @@ impl Run {
         let (loss, slow) = (self.rng.random_range(0..100), self.rng.random_range(0..200_000));
         let everywhere = self.rng.random_bool(0.3);
         self.world.with_links(|links| match blow {
-            Blow::Unplug => paths.for_each(|path| links.set_carrier(host, path, false)),
-            Blow::Plug => (0..PATHS).for_each(|path| links.set_carrier(host, path, true)),
-            Blow::OneWay => links.for_each(|from, to, path, way| {
+            Cable::Unplug => paths.for_each(|path| links.set_carrier(host, path, false)),
+            Cable::Plug => (0..PATHS).for_each(|path| links.set_carrier(host, path, true)),
+            Cable::OneWay => links.for_each(|from, to, path, way| {
                 let hit = from == host && other.is_none_or(|other| to == other);
                 way.cut |= hit && paths.contains(&path);
             }),
-            Blow::Part => links.for_each(|from, to, _, way| {
+            Cable::Part => links.for_each(|from, to, _, way| {
                 way.cut |= part.contains(&from) != part.contains(&to);
             }),
-            Blow::Rough => links.for_each(|from, to, path, way| {
+            Cable::Rough => links.for_each(|from, to, path, way| {
                 if (everywhere || from == host || to == host) && paths.contains(&path) {
                     (way.loss, way.slow) = (loss, slow);
                 }
             }),
-            _ => links.mend(),
+            Cable::Mend => links.mend(),
         });
     }
 
-    fn stop(&mut self, blow: Blow, host: usize) {
+    fn halt(&mut self, blow: Halt, host: usize) {
         let longest = if self.rng.random_bool(0.7) { 400 } else { 4000 };
         let time = Duration::from_millis(self.rng.random_range(20..longest));
         match blow {
-            Blow::Stall => self.world.stall(host, time),
-            Blow::StallAll => {
+            Halt::Stall => self.world.stall(host, time),
+            Halt::StallAll => {
                 (0..self.world.hosts.len()).for_each(|host| self.world.stall(host, time));
             }
-            Blow::Freeze => self.world.set_frozen(host, true),
-            Blow::Thaw => self.world.set_frozen(host, false),
-            Blow::Pause => self.world.set_paused(host, true),
-            _ => self.world.set_paused(host, false),
+            Halt::Freeze => self.world.set_frozen(host, true),
+            Halt::Thaw => self.world.set_frozen(host, false),
+            Halt::Pause => self.world.set_paused(host, true),
+            Halt::Unpause => self.world.set_paused(host, false),
         }
     }
 
-    fn touch_store(&mut self, blow: Blow, host: usize) {
+    fn touch_store(&mut self, blow: Storage, host: usize) {
         let member = self.rng.random_range(0..self.world.cluster.members.len());
         let leader = self.world.cluster.acting_leader().unwrap_or(member);
         let world = &mut self.world;
         match blow {
-            Blow::LeaderDown => world.with_cluster(|cluster| cluster.members[leader].up = false),
-            Blow::MemberDown => world.with_cluster(|cluster| cluster.members[member].up = false),
-            Blow::MemberStops => {
+            Storage::LeaderDown => world.with_cluster(|cluster| cluster.members[leader].up = false),
+            Storage::MemberDown => world.with_cluster(|cluster| cluster.members[member].up = false),
+            Storage::MemberStops => {
                 world.with_cluster(|cluster| cluster.members[member].frozen = true);
             }
-            Blow::StoreDown => world.with_cluster(|cluster| {
+            Storage::StoreDown => world.with_cluster(|cluster| {
                 cluster.members.iter_mut().for_each(|member| member.up = false);
             }),
-            Blow::StoreBack => bring_store_back(world),
-            Blow::Unlink => world.set_linked(host, false),
-            Blow::Link => world.set_linked(host, true),
-            Blow::Quarrel => quarrel(world),
-            Blow::SlowDisk => world.disk = 500_000,
-            _ => world.disk = 2000,
+            Storage::StoreBack => bring_store_back(world),
+            Storage::Unlink => world.set_linked(host, false),
+            Storage::Link => world.set_linked(host, true),
+            Storage::Quarrel => quarrel(world),
+            Storage::SlowDisk => world.disk = 500_000,
+            Storage::FastDisk => world.disk = 2000,
         }
     }
 
-    fn operate(&mut self, blow: Blow, host: usize) {
+    fn operate(&mut self, word: Word, host: usize) {
         let name = self.world.hosts[host].name.clone();
-        let by = self.rng.random_range(0..self.world.hosts.len());
+        let mut by = self.rng.random_range(0..self.world.hosts.len());
+        if let Word::Leave = word {
+            by = host;
+            self.world.hosts[host].leaving = self.world.hosts[host].agent.is_some();
+        }
         // An agent that knows nothing yet refuses; so it does if the word makes no sense.
         let mut forced = false;
-        self.world.with_agent(by, |agent, now| match blow {
-            Blow::Drain => drop(agent.set_drained(&name, true, now)),
-            Blow::Undrain => drop(agent.set_drained(&name, false, now)),
-            Blow::TakeOver => forced = agent.take_over(&name, now).is_ok(),
-            Blow::Remove => drop(agent.remove(&name, now)),
-            _ => {}
+        self.world.with_agent(by, |agent, now| match word {
+            Word::Drain => drop(agent.set_drained(&name, true, now)),
+            Word::Undrain => drop(agent.set_drained(&name, false, now)),
+            Word::TakeOver => forced = agent.take_over(&name, now).is_ok(),
+            Word::Remove => drop(agent.remove(&name, now)),
+            Word::Leave => agent.leave(now),
         });
         // An operator's word counts, even if nothing is wrong with the host, and spreads.
         self.world.hosts[host].excused |= forced;
         self.world.hosts.iter_mut().for_each(|host| host.forced |= forced);
-        if let Blow::Leave = blow {
-            self.world.hosts[host].leaving = self.world.hosts[host].agent.is_some();
-            self.world.with_agent(host, |agent, now| agent.leave(now));
-        }
     }
 
-    fn judge(&mut self, blow: Blow, host: usize) {
+    fn judge(&mut self, fitness: Fitness, host: usize) {
         let name = self.world.hosts[host].name.clone();
         let gateway = self.world.hosts[host].part.role == NodeRole::Gateway;
         let half: BTreeSet<Vni> =
             self.world.vnis().filter(|vni| gateway && vni.get() % 2 == 0).collect();
-        if let Blow::Fit = blow {
-            return self.relieve(host);
-        }
-        self.world.hosts[host].excused |= !matches!(blow, Blow::Convict);
-        match blow {
-            Blow::Unfit => self.world.with_agent(host, |agent, now| {
-                agent.handle_problems(vec!["the uplink has no carrier".to_owned()], now);
-            }),
-            Blow::Half => {
+        match fitness {
+            Fitness::Fit => self.relieve(host),
+            Fitness::Convict => convict(&mut self.world, &name),
+            Fitness::Unfit => {
+                self.world.hosts[host].excused = true;
+                let problem = vec!["the uplink has no carrier".to_owned()];
+                self.world.with_agent(host, |agent, now| agent.handle_problems(problem, now));
+            }
+            Fitness::Half => {
+                self.world.hosts[host].excused = true;
                 self.world.with_agent(host, |agent, now| agent.handle_networks(half, now));
             }
-            _ => convict(&mut self.world, &name),
         }
     }
 
