@@ -230,6 +230,8 @@ impl Cache {
     pub fn replace(&mut self, snapshot: Snapshot) {
         *self = Self {
             revision: snapshot.revision,
+            // What was deleted before leaves no trace in it.
+            nodes_revision: snapshot.revision,
             registered_under: std::mem::take(&mut self.registered_under),
             ..Self::default()
         };
@@ -307,11 +309,16 @@ impl Cache {
     /// since they registered last.
     #[must_use]
     pub fn electorate(&self) -> Electorate {
-        let votes = |(name, slot): &(&NodeName, &Slot<RosterValue>)| {
-            !slot.value.left && !slot.value.probe.is_empty() && !self.is_struck(name)
-        };
-        let voters = self.roster.iter().filter(votes).map(|(name, _)| name.clone());
+        let voters = self.possible_voters().filter(|name| !self.is_struck(name)).cloned();
         Electorate { revision: self.nodes_revision, voters: voters.take(MAX_VOTERS).collect() }
+    }
+
+    /// Those on the roster that vote, or will once they have registered anew.
+    pub fn possible_voters(&self) -> impl Iterator<Item = &NodeName> {
+        let votes = |(_, slot): &(&NodeName, &Slot<RosterValue>)| {
+            !slot.value.left && !slot.value.probe.is_empty()
+        };
+        self.roster.iter().filter(votes).map(|(name, _)| name)
     }
 
     /// The ring of those that may be given networks: the lost are not among them.

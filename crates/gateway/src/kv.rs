@@ -307,7 +307,7 @@ mod tests {
             assert_eq!(txn(compare, std::slice::from_ref(&delete)).is_guarded(), deletes);
         }
         let other = Compare::Absent { key: "other".to_owned() };
-        assert!(!txn(&[other.clone()], &[put()]).is_guarded(), "of another key");
+        assert!(!txn(std::slice::from_ref(&other), &[put()]).is_guarded(), "of another key");
         assert!(txn(&[other, absent], &[put()]).is_guarded(), "one is enough");
         assert!(!txn(&[], &[put()]).is_guarded());
     }

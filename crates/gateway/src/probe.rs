@@ -68,6 +68,8 @@ pub struct News {
     pub votes: Vec<Vote>,
     /// For how long the sender will be away on purpose from now on; zero if it will not.
     pub away: Duration,
+    /// Whether something keeps the sender's host from serving as it should.
+    pub unfit: bool,
 }
 
 /// Who votes, at a revision of the store.

@@ -229,7 +229,7 @@ impl<'a> Parts<'a> {
 /// # Errors
 /// If it is too big: see [`EncodeError`].
 pub fn encode(message: &Message) -> Result<Vec<u8>, EncodeError> {
-    let News { sequence, electorate, hears, votes, away } = &message.news;
+    let News { sequence, electorate, hears, votes, away, unfit } = &message.news;
     let names = names(&message.news)?;
     let index = |name: &NodeName| position(&names, name);
     let (kind, nonce, answer) = match message.body {
@@ -248,6 +248,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, EncodeError> {
         votes: votes.iter().map(|vote| RawVote::of(vote, index(&vote.suspect))).collect(),
         away_ms: u64::try_from(away.as_millis()).unwrap_or(u64::MAX),
         names: names.iter().map(|name| name.as_str()).collect(),
+        unfit: unfit.then_some(true),
     };
     let bytes = minicbor::to_vec(&raw).expect("writing to a Vec does not fail");
     match bytes.len() {
@@ -277,6 +278,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         hears: raw.hears.iter().map(|index| name(&names, *index)).collect::<Result<_, _>>()?,
         votes: raw.votes.iter().map(|vote| vote.parse(&names)).collect::<Result<_, _>>()?,
         away: Duration::from_millis(raw.away_ms),
+        unfit: raw.unfit.unwrap_or_default(),
     };
     Ok(Message { incarnation: Revision(raw.incarnation), body: raw.body()?, news })
 }
@@ -315,6 +317,8 @@ struct RawMessage<'a> {
     votes: Vec<RawVote>,
     #[n(10)]
     away_ms: u64,
+    #[n(11)]
+    unfit: Option<bool>,
 }
 
 /// A vote as it is written.
@@ -719,11 +723,13 @@ mod tests {
             others in vec(any_name(), 0..4),
             votes in vec(any_vote(), 0..6),
             away: u64,
+            unfit: bool,
         ) -> News {
             let voters: Vec<_> = voters.into_iter().collect();
             let hears = others.into_iter().chain(voters.iter().rev().cloned()).collect();
             let electorate = Electorate { revision: Revision(revision), voters };
-            News { sequence, electorate, hears, votes, away: Duration::from_millis(away) }
+            let away = Duration::from_millis(away);
+            News { sequence, electorate, hears, votes, away, unfit }
         }
     }
 

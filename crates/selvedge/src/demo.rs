@@ -2,11 +2,14 @@
 //!
 //! Hosts are namespaces ([`selvedge_netlab`]); the agents and the store are processes of their
 //! own, started from this very program. Once it runs, nothing here touches a route or an address:
-//! what happens is asked for through the agents' API, or done to a cable.
+//! what happens is asked for through the agents' API, or done to a cable. Store and fabric are
+//! this program's own, or real etcd and real FRRouting.
 
+mod engines;
 mod interrupt;
 mod measure;
 mod narrator;
+mod preflight;
 mod stage;
 
 use std::collections::BTreeSet;
@@ -17,6 +20,7 @@ use selvedge_model::Vni;
 use selvedge_netlab::{Lab, clock};
 use serde::Serialize;
 
+pub use engines::{Engines, Fabric, Store, WireGuard};
 use interrupt::Interrupt;
 use measure::Measure;
 use narrator::Narrator;
@@ -27,7 +31,7 @@ const HOSTS: usize = 3;
 /// How many of them are gateways from the start.
 const FIRST_GATEWAYS: usize = 2;
 /// How long a step may take before the demo gives up.
-const STEP_LIMIT: Duration = Duration::from_secs(30);
+const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// For how long nothing may move before a step counts as done.
 const SETTLED: Duration = Duration::from_millis(1500);
 
@@ -40,6 +44,8 @@ pub struct Options {
     pub networks: u32,
     /// Whether to write plain lines even on a terminal.
     pub plain: bool,
+    /// What to do it with.
+    pub engines: Engines,
 }
 
 /// What came out. All packets are numbered and counted at both ends.
@@ -77,23 +83,6 @@ pub struct Outcome {
     pub engines: Engines,
 }
 
-/// What the demo was done with.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Engines {
-    /// The store.
-    pub store: &'static str,
-    /// The fabric.
-    pub fabric: &'static str,
-    /// WireGuard.
-    pub wireguard: &'static str,
-}
-
-impl Default for Engines {
-    fn default() -> Self {
-        Self { store: "embedded", fabric: "flood", wireguard: "userspace" }
-    }
-}
-
 impl Outcome {
     /// Whether everything went as the demo promises.
     ///
@@ -127,39 +116,13 @@ impl Outcome {
 pub fn run(options: &Options) -> anyhow::Result<Outcome> {
     let mut narrator = Narrator::new(options.plain);
     let interrupt = Interrupt::listen()?;
-    preflight()?;
+    preflight::check(options.engines)?;
     for name in Lab::sweep() {
         narrator.note(&format!("removed {name}, which an earlier demo had left behind"));
     }
     let result = Story::play(*options, &mut narrator, interrupt);
     narrator.end();
     result
-}
-
-/// Names everything that is missing at once, and what would help.
-fn preflight() -> anyhow::Result<()> {
-    let mut missing = Vec::new();
-    if let Err(error) = selvedge_host::netns::can_create() {
-        missing.push(error.to_string());
-    }
-    for (tool, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("nft", "nftables")] {
-        if !on_path(tool) {
-            missing.push(format!("the tool `{tool}` is not installed (Debian: {package})"));
-        }
-    }
-    if !std::path::Path::new("/dev/net/tun").exists() {
-        missing.push("there is no /dev/net/tun (modprobe tun)".to_owned());
-    }
-    match missing.is_empty() {
-        true => Ok(()),
-        false => bail!("the demo cannot run here: {}", missing.join("; ")),
-    }
-}
-
-fn on_path(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<_> = std::env::split_paths(&path).collect();
-    folders.iter().map(|folder| folder.join(tool)).any(|file| file.is_file())
 }
 
 /// The demo under way.
@@ -182,11 +145,13 @@ impl<'a> Story<'a> {
         let began = Instant::now();
         narrator.step(&format!(
             "Building {HOSTS} hosts, an access point with stations in {} overlay networks, and \
-             an upstream router, as network namespaces",
-            options.networks
+             an upstream router, as network namespaces; with {}",
+            options.networks,
+            options.engines.words()
         ));
-        let stage = Stage::build(HOSTS, options.networks)?;
-        let outcome = Outcome { networks: stage.networks(), ..Outcome::default() };
+        let stage = Stage::build(HOSTS, options.networks, options.engines)?;
+        let outcome =
+            Outcome { networks: stage.networks(), engines: options.engines, ..Outcome::default() };
         let measure = Measure::default();
         let mut story = Self { options, narrator, interrupt, measure, stage, outcome };
         let result = story.acts();
@@ -217,7 +182,10 @@ impl<'a> Story<'a> {
     }
 
     fn form_the_mesh(&mut self) -> anyhow::Result<()> {
-        self.narrator.step("Starting the store and an agent on each host");
+        self.narrator.step(match self.options.engines.store {
+            Store::Embedded => "Starting the store and an agent on each host",
+            Store::Etcd => "Starting an agent on each host; etcd runs there already",
+        });
         self.stage.start_store()?;
         for index in 0..HOSTS {
             self.stage.start_agent(index, index < FIRST_GATEWAYS)?;

@@ -54,8 +54,12 @@ impl Gateway {
         } else if problems.is_empty() {
             self.fitness.fit_since = now;
         }
+        let turned = was_fit != problems.is_empty();
         self.unfit.clone_from(&problems);
         self.events.push_back(Event::Fitness(problems));
+        if turned {
+            self.tell_everybody(now);
+        }
     }
 
     /// Whether networks may be placed here, as far as this host's condition goes; `None` if that

@@ -55,6 +55,7 @@ struct Partner {
     /// When it last answered that it has voted against this node.
     withheld: Option<Time>,
     news: Option<News>,
+    news_at: Time,
     away_until: Option<Time>,
     probed: Option<Time>,
     /// Whether it counted as heard at the last look.
@@ -118,7 +119,8 @@ impl Liveness {
     pub(super) fn begin(&mut self, now: Time) {
         self.awake_since = now;
         for partner in self.partners.values_mut() {
-            (partner.confirmed, partner.withheld) = (None, None);
+            (partner.confirmed, partner.withheld, partner.answered) = (None, None, None);
+            partner.was_heard = false;
             partner.paths.iter_mut().for_each(|path| path.sent.clear());
         }
     }
@@ -227,8 +229,8 @@ impl Liveness {
         let partner = self.partners.get(name)?;
         let incarnation = partner.incarnation?;
         let silent = now.since(partner.answered?.max(self.awake_since));
-        let away = partner.away_until.is_some_and(|until| now < until);
-        (silent >= self.timing.suspect && !away).then_some((incarnation, silent))
+        let suspicious = silent >= self.timing.suspect && !partner.is_away(now);
+        suspicious.then_some((incarnation, silent))
     }
 
     /// When the next voter may become suspect.
@@ -270,6 +272,26 @@ impl Liveness {
             .filter_map(move |(name, _, news)| Some((name, news.votes.iter().find(matches)?)))
     }
 
+    /// Whether the voter has answered within `within`.
+    pub(super) fn heard_within(&self, name: &NodeName, within: Duration, now: Time) -> bool {
+        let answered = self.partners.get(name).and_then(|partner| partner.answered);
+        answered.is_some_and(|at| now.since(at) < within)
+    }
+
+    /// Whether the voter has said lately that it hears another.
+    pub(super) fn says_it_hears(&self, name: &NodeName, other: &NodeName, now: Time) -> bool {
+        let partner = self.partners.get(name);
+        let recent = partner.filter(|it| now.since(it.news_at) < self.timing.lease);
+        let news = recent.and_then(|partner| partner.news.as_ref());
+        news.is_some_and(|news| news.hears.contains(other))
+    }
+
+    /// Whether the voter says that something keeps its host from serving as it should.
+    pub(super) fn is_unfit(&self, name: &NodeName) -> bool {
+        let news = self.partners.get(name).and_then(|partner| partner.news.as_ref());
+        news.is_some_and(|news| news.unfit)
+    }
+
     /// The voters that are heard.
     pub(super) fn heard(&self, now: Time) -> impl Iterator<Item = &NodeName> {
         let heard = move |(_, partner): &(&NodeName, &Partner)| self.is_heard(partner, now);
@@ -279,8 +301,7 @@ impl Liveness {
     /// The voters that are heard, or away on purpose: whose leases others keep alive.
     pub(super) fn expected(&self, now: Time) -> impl Iterator<Item = &NodeName> {
         let expected = move |(_, partner): &(&NodeName, &Partner)| {
-            let away = partner.away_until.is_some_and(|until| now < until);
-            away || self.is_heard(partner, now)
+            partner.is_away(now) || self.is_heard(partner, now)
         };
         self.partners.iter().filter(expected).map(|(name, _)| name)
     }
@@ -302,7 +323,7 @@ impl Liveness {
             if !partner.was_heard && now.since(answered) < suspect {
                 partner.was_heard = true;
                 changes.push(Hearing::Heard(name.clone()));
-            } else if partner.was_heard && silent >= suspect {
+            } else if partner.was_heard && silent >= suspect && !partner.is_away(now) {
                 partner.was_heard = false;
                 changes.push(Hearing::Silent(name.clone(), silent));
             }
@@ -355,6 +376,10 @@ impl Partner {
         }
     }
 
+    fn is_away(&self, now: Time) -> bool {
+        self.away_until.is_some_and(|until| now < until)
+    }
+
     /// Whoever has been silent for long is probed less often.
     fn is_due(&self, now: Time) -> bool {
         let lost = self.answered.is_none_or(|at| now.since(at) > LOST);
@@ -381,6 +406,7 @@ impl Partner {
         let away = news.away.min(LONGEST_ABSENCE);
         self.away_until = (!away.is_zero()).then(|| now + away);
         self.news = Some(news);
+        self.news_at = now;
         true
     }
 

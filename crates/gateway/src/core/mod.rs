@@ -289,9 +289,6 @@ pub enum OperatorError {
     /// The node is alive.
     #[error("{0} answers {1}: drain it instead, with `selvedge gateway drain {0}`")]
     Heard(NodeName, NodeName),
-    /// The node's registration has ended by itself.
-    #[error("{0} is not registered any more: there is nothing that keeps its networks from others")]
-    Gone(NodeName),
     /// The node takes part still.
     #[error("{0} is registered: stop its agent before it is removed")]
     Registered(NodeName),
@@ -308,7 +305,7 @@ enum Purpose {
     Registration,
     Campaign,
     Start,
-    Word(NodeName),
+    Word,
     /// Whether this registration stands, asked at that time.
     Confirm(Time),
     /// That an incarnation is lost.
@@ -329,8 +326,9 @@ enum Pending {
     No,
     /// A transaction is on its way.
     Sent,
-    /// It was committed, which is known once the watch has reached this revision.
-    Committed(Revision),
+    /// It was committed, which is known once the watch has reached this revision; there is a time
+    /// limit for the same reason as below.
+    Committed(Revision, Time),
     /// It was not, and why is known once the watch has reached this revision. The watch may never
     /// report it if keys of others have changed since, so there is a time limit; trying again
     /// too early does no harm.
@@ -344,8 +342,9 @@ impl Pending {
         match self {
             Self::No => true,
             Self::Sent => false,
-            Self::Committed(reached) => revision >= reached,
-            Self::Refused(reached, limit) => revision >= reached || now >= limit,
+            Self::Committed(reached, limit) | Self::Refused(reached, limit) => {
+                revision >= reached || now >= limit
+            }
             Self::RetryAt(at) => now >= at,
         }
     }
@@ -353,8 +352,8 @@ impl Pending {
     /// When it is free at the latest, without a word of the watch.
     const fn wakes_at(self) -> Option<Time> {
         match self {
-            Self::Refused(_, at) | Self::RetryAt(at) => Some(at),
-            Self::No | Self::Sent | Self::Committed(_) => None,
+            Self::Committed(_, at) | Self::Refused(_, at) | Self::RetryAt(at) => Some(at),
+            Self::No | Self::Sent => None,
         }
     }
 }
@@ -410,6 +409,10 @@ pub struct Gateway {
     title: Title,
     /// Who votes.
     electorate: Electorate,
+    /// Whom an operator has given up, although they are not registered.
+    given_up: BTreeSet<NodeName>,
+    /// A digest of who may be given networks.
+    placement_digest: u64,
     /// What keeps this host from doing its job.
     unfit: Vec<String>,
     fitness: Fitness,
@@ -474,6 +477,8 @@ impl Gateway {
             court: Court::default(),
             title: Title::new(now),
             electorate: Electorate::default(),
+            given_up: BTreeSet::new(),
+            placement_digest: 0,
             unfit: Vec::new(),
             fitness: Fitness::default(),
             away_until: None,
@@ -523,7 +528,7 @@ impl Gateway {
     pub fn handle_reply(&mut self, token: Token, reply: Result<TxnReply, StoreError>, now: Time) {
         let Some(purpose) = self.purposes.remove(&token) else { return };
         let pending = match &reply {
-            Ok(reply) if reply.committed => Pending::Committed(reply.revision),
+            Ok(reply) if reply.committed => Pending::Committed(reply.revision, now + CATCH_UP),
             Ok(reply) => Pending::Refused(reply.revision, now + CATCH_UP),
             Err(_) => Pending::RetryAt(now + self.jittered(RETRY)),
         };
@@ -541,19 +546,15 @@ impl Gateway {
             | Purpose::Chores => {}
             Purpose::Confirm(asked) => {
                 self.title.asking = pending;
-                if let Pending::Committed(_) = pending {
+                if let Pending::Committed(..) = pending {
                     self.title.note_confirmation(asked);
+                    self.title.asking = Pending::No;
                 }
             }
             Purpose::Registration => self.registration = pending,
             Purpose::Campaign => self.plan.campaign = pending,
             Purpose::Start => self.plan.start = pending,
-            Purpose::Word(name) => {
-                self.word = pending;
-                if let Pending::Committed(_) = pending {
-                    self.words.remove(&name);
-                }
-            }
+            Purpose::Word => self.word = pending,
         }
         self.run(now);
     }
@@ -605,7 +606,8 @@ impl Gateway {
     /// given up.
     pub fn handle_networks(&mut self, networks: BTreeSet<Vni>, now: Time) {
         for vni in &networks {
-            self.locals.entry(*vni).or_default().resigned = false;
+            let local = self.locals.entry(*vni).or_default();
+            local.resigned &= self.leaving;
         }
         for (vni, local) in &mut self.locals {
             local.resigned |= !networks.contains(vni);
@@ -622,8 +624,10 @@ impl Gateway {
             self.alarms.remove(&(at, vni));
             self.dirty.extend(vni);
         }
-        while self.tick_at <= now {
-            self.tick_at = self.tick_at + TICK;
+        self.wake(now);
+        if self.tick_at <= now {
+            // What was missed in a long sleep is not made up for.
+            self.tick_at = (self.tick_at + TICK).max(now);
             self.tick(now);
         }
         while let Some((at, vni)) = self.echoes.first().copied().filter(|(at, _)| *at <= now) {
@@ -813,9 +817,8 @@ impl Gateway {
     /// Looks at the clock. Whoever slept knows that its view of the others is old.
     fn wake(&mut self, now: Time) {
         self.looked_at = self.looked_at.max(now);
-        let Timing { fence, lease, .. } = self.config.timing;
         if let Some(slept) = self.liveness.wake(now) {
-            self.title.note_sleep(slept, fence, lease, now);
+            self.title.note_sleep(slept, self.config.timing.lease, now);
         }
     }
 
@@ -844,6 +847,8 @@ impl Gateway {
     /// A node came, went or changed. Concerned are the networks that name it, and those that the
     /// placement now wants elsewhere.
     fn nodes_changed(&mut self, now: Time) {
+        let live = &self.cache.live;
+        self.given_up.retain(|name| !live.contains_key(name));
         self.voters_changed();
         let reputes = self.reputes_now();
         let before = std::mem::replace(&mut self.reputes, reputes);
@@ -854,6 +859,7 @@ impl Gateway {
         self.report_verdicts(now);
         let placeable = self.cache.nodes.keys().filter(|name| !self.cache.is_struck(name));
         self.plan.note_nodes(placeable, !self.synced, now);
+        self.note_placement();
         let ring = std::mem::take(&mut self.ring);
         self.ring = self.cache.ring(|name| self.is_lost(name));
         if ring != self.ring {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::registration::put_json;
-use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
 use super::status::Right;
+use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
 use crate::cache::Network;
 use crate::desired::{Desired, Duty, Upstream};
 use crate::keys::{self, Field};
@@ -159,7 +159,7 @@ impl Gateway {
         for (at, vni) in vnis.iter().enumerate() {
             let pending = match (&nested, pending) {
                 // The step was refused although the others were taken.
-                (Some((true, revision, done)), Pending::Committed(_))
+                (Some((true, revision, done)), Pending::Committed(..))
                     if !done.get(at).copied().unwrap_or(true) =>
                 {
                     Pending::Refused(*revision, self.looked_at + CATCH_UP)
@@ -423,6 +423,7 @@ impl Gateway {
         let last = network.current().or(history.map(|change| &change.owner));
         let doubtful = network.state() != State::Unassigned
             && last.is_some_and(|last| self.may_still_serve(last));
+        let outvoted = last.is_some_and(|last| self.may_have_majority(last, now));
         let fence = self.config.timing.fence;
         let Some(local) = self.locals.get_mut(&vni) else { return false };
         if !doubtful {
@@ -430,13 +431,27 @@ impl Gateway {
             return true;
         }
         let until = *local.vacant_since.get_or_insert(now) + fence;
-        let backed = self.electorate.voters.len() <= 2
-            || matches!(self.title.right, Right::Majority | Right::Unknown);
+        let backed = matches!(self.title.right, Right::Majority | Right::Unknown) || !outvoted;
         let free = now >= until && backed;
         if !free {
             self.alarms.insert((until.max(now + fence / 4), Some(vni)));
         }
         free
+    }
+
+    /// Whether a majority of the voters may hear a node that is not registered: those that are cut
+    /// off from the store with it, and those that say so.
+    fn may_have_majority(&self, name: &NodeName, now: Time) -> bool {
+        let may_hear = |voter: &&NodeName| {
+            if **voter == self.config.name {
+                return self.liveness.hears(name, now);
+            }
+            *voter == name
+                || !self.cache.live.contains_key(*voter)
+                || self.liveness.says_it_hears(voter, name, now)
+        };
+        let voters = &self.electorate.voters;
+        voters.len() > 2 && voters.iter().filter(may_hear).count() >= self.majority()
     }
 
     /// Whether a node is a voter whose registration ended without a verdict.

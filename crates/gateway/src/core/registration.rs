@@ -70,20 +70,27 @@ impl Gateway {
 
     /// Writes a word of the operator into the roster, until it stands there.
     pub(super) fn write_word(&mut self, now: Time) {
-        let roster = &self.cache.roster;
-        let open = |name: &NodeName, word: Word| {
-            roster.get(name).is_some_and(|entry| word.is_open(entry.value.drained))
-        };
-        self.words.retain(|name, word| open(name, *word));
+        // What was written is seen first: the word after it may be the opposite.
         if !self.word.is_free(self.cache.revision, now) {
             return;
         }
+        let (roster, live) = (&self.cache.roster, &self.cache.live);
+        let open = |name: &NodeName, word: Word| {
+            roster
+                .get(name)
+                .is_some_and(|entry| word.is_open(entry.value.drained, live.contains_key(name)))
+        };
+        self.words.retain(|name, word| open(name, *word));
         let Some((name, word)) = self.words.first_key_value() else { return };
         let (name, word) = (name.clone(), *word);
         let Some(entry) = self.cache.roster.get(&name) else { return };
-        let txn = word_txn(&name, word, entry);
+        let mut txn = word_txn(&name, word, entry);
+        if word == Word::Remove {
+            let verdicts = self.cache.verdicts_on(&name).take(16);
+            txn.then.extend(verdicts.map(|at| Op::Delete { key: keys::verdict(&name, at) }));
+        }
         self.word = Pending::Sent;
-        self.send(Purpose::Word(name), txn);
+        self.send(Purpose::Word, txn);
     }
 
     fn note_standing(&mut self, now: Time) {
@@ -159,7 +166,8 @@ impl Gateway {
     /// Whether a convicted node has given the others time to take its networks over.
     fn has_yielded(&mut self, now: Time) -> bool {
         let until = self.convicted_at.map_or(now, |at| at + YIELD);
-        let done = now >= until || self.cache.named(&self.config.name).next().is_none();
+        let stays = |vni| self.cache.is_blocked(vni) || self.ring.owner(vni).is_none();
+        let done = now >= until || self.cache.named(&self.config.name).all(stays);
         if !done {
             self.alarms.insert((until, None));
         }
@@ -263,12 +271,12 @@ impl Gateway {
 }
 
 impl Word {
-    /// Whether there is anything to write for it.
-    const fn is_open(self, drained: bool) -> bool {
+    /// Whether there is anything to write for it. Who has come back is not removed.
+    const fn is_open(self, drained: bool, live: bool) -> bool {
         match self {
             Self::Drain => !drained,
             Self::Undrain => drained,
-            Self::Remove => true,
+            Self::Remove => !live,
         }
     }
 }

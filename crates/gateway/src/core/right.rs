@@ -26,7 +26,8 @@ pub(super) struct Title {
     confirmed: Option<Time>,
     asked_at: Time,
     pub(super) asking: Pending,
-    /// Until when a process that slept may ask.
+    /// By how much older a word may be for a process that slept, and until when it may ask.
+    grace: Duration,
     grace_until: Time,
     /// An incarnation of this node that others have said is convicted.
     told: Option<Revision>,
@@ -50,6 +51,7 @@ impl Title {
             confirmed: None,
             asked_at: Time::ZERO,
             asking: Pending::No,
+            grace: Duration::ZERO,
             grace_until: Time::ZERO,
             told: None,
             ended: None,
@@ -79,14 +81,9 @@ impl Title {
     }
 
     /// Takes note that this process slept. One that slept for less than its lease asks first.
-    pub(super) fn note_sleep(
-        &mut self,
-        slept: Duration,
-        fence: Duration,
-        lease: Duration,
-        now: Time,
-    ) {
-        if slept > fence / 2 && slept <= lease {
+    pub(super) fn note_sleep(&mut self, slept: Duration, lease: Duration, now: Time) {
+        if self.right != Right::None && slept <= lease {
+            self.grace = slept + ASK;
             self.grace_until = now + ASK;
         }
     }
@@ -102,6 +99,10 @@ impl Gateway {
     pub(super) fn check_right(&mut self, now: Time) {
         if self.incarnation().is_some() {
             self.title.registered_until = now;
+        }
+        if self.title.right == Right::Unknown && self.is_watched() {
+            // Until now nobody else had a vote.
+            self.title.note_confirmation(now);
         }
         self.ask_store(now);
         let (right, word) = self.right_now(now);
@@ -159,8 +160,13 @@ impl Gateway {
             return (Right::None, Time::ZERO);
         }
         let Some(last) = self.last_incarnation else { return (Right::Unknown, now) };
-        let allowance = self.allowance();
-        let fresh = |at: Time| now.since(at) < allowance || now < self.title.grace_until;
+        let asks = now < self.title.grace_until;
+        let grace = if asks { self.title.grace } else { Duration::ZERO };
+        let allowance = self.allowance() + grace;
+        let fresh = |at: Time| now.since(at) < allowance;
+        if self.title.ended.is_some_and(|(known, since)| known == last && !fresh(since)) {
+            return (Right::None, Time::ZERO);
+        }
         let majority = self.majority_heard_at(last).filter(|at| fresh(*at));
         let store = self.title.confirmed.filter(|at| fresh(*at) && !self.is_withheld(now));
         match (majority, store) {
@@ -178,10 +184,10 @@ impl Gateway {
     }
 
     fn serves_isolated(&self) -> bool {
-        let voters = &self.electorate.voters;
+        let votes = self.electorate.voters.contains(&self.config.name);
         match self.config.isolated {
-            // Whom the others have struck is not one of two.
-            Isolated::Auto => voters.len() <= 2 && voters.contains(&self.config.name),
+            // Whom the others have struck is not one of two, and who was struck may be back.
+            Isolated::Auto => votes && self.cache.possible_voters().count() <= 2,
             Isolated::Stop => false,
             Isolated::Serve => true,
         }

@@ -20,18 +20,22 @@ use selvedge_model::{NodeName, Time, Vni};
 
 use super::liveness::{Hearing, Registered};
 use super::registration::put_json;
-use super::{Event, Gateway, LeaseWork, OperatorError, Pending, Purpose};
+use super::{Event, Gateway, LeaseWork, NodeRole, OperatorError, Pending, Purpose};
 use crate::cache::VerdictValue;
 use crate::keys;
 use crate::kv::{Compare, Health, Op, Revision, Txn, TxnReply};
 use crate::placement::fmix64;
-use crate::probe::{Answer, Body, Electorate, Message, News, Stage, Vote};
+use crate::probe::{Answer, Body, Electorate, MAX_VOTERS, Message, News, Stage, Vote};
 
 /// How often the store's members are asked how they are, with and without a vote that stands.
 const HEALTH_URGENT: Duration = Duration::from_millis(50);
 const HEALTH: Duration = Duration::from_secs(1);
 /// For how long a vote is new.
 const URGENT: Duration = Duration::from_secs(5);
+/// How often stations are reminded of their gateway at most, because others are back.
+const REMINDED: Duration = Duration::from_secs(5);
+/// How long the only other voter has to be heard until the pauses between doubts are forgotten.
+const CALM: Duration = Duration::from_secs(3);
 /// For how long an answer about the store's members is waited for.
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 /// The pauses between doubts of the only other voter.
@@ -58,6 +62,8 @@ struct Doubt {
     written: Option<(Revision, Time)>,
     pause: Duration,
     not_before: Time,
+    /// Since when there is nothing to doubt.
+    calm_since: Option<Time>,
     pending: Pending,
 }
 
@@ -76,6 +82,13 @@ pub(super) struct Court {
     lease_work: Vec<LeaseWork>,
     /// A transaction of this node about itself: to refute a doubt, or to clear up.
     pub(super) chores: Pending,
+    /// What this node knows of each suspect's networks, as of a revision.
+    digests: BTreeMap<NodeName, u64>,
+    digested: Revision,
+    /// When stations were last reminded of their new gateway.
+    reminded_at: Option<Time>,
+    /// Whether others could serve what this unfit host serves, as of a revision.
+    relievable: Option<(Revision, bool)>,
     /// When suspects were first suspected, to tell how long it took.
     suspected: BTreeMap<NodeName, Time>,
     /// The verdicts that were reported.
@@ -156,7 +169,8 @@ impl Gateway {
 
     pub(super) fn is_forced(&self, name: &NodeName) -> bool {
         let ballot = self.court.ballots.get(name);
-        ballot.is_some_and(|ballot| ballot.stage == Stage::Forced) && !self.cache.is_struck(name)
+        let forced = ballot.is_some_and(|ballot| ballot.stage == Stage::Forced);
+        (forced && !self.cache.is_struck(name)) || self.given_up.contains(name)
     }
 
     /// Takes in a message of another voter.
@@ -194,22 +208,22 @@ impl Gateway {
 
     fn answer(&mut self, to: &NodeName, addr: SocketAddr, nonce: u64, asker: Revision, now: Time) {
         let Some(incarnation) = self.incarnation() else { return };
-        if let Some(answer) = self.answer_to(to, asker, now) {
+        if let Some(answer) = self.answer_to(to, asker) {
             let news = self.own_news(now);
             self.liveness.answer(to, addr, nonce, answer, incarnation, news);
         }
     }
 
     /// What to say to a node; nothing if its registration may be newer than what is known here.
-    fn answer_to(&self, name: &NodeName, incarnation: Revision, now: Time) -> Option<Answer> {
+    fn answer_to(&self, name: &NodeName, incarnation: Revision) -> Option<Answer> {
         let verdict = (name.clone(), incarnation);
         if self.cache.verdicts.contains_key(&verdict) {
             return Some(Answer::Convicted);
         }
         match self.cache.live.get(name).map(|live| live.incarnation) {
             Some(known) if known == incarnation => {
-                let bound = self.court.has_voted(name, incarnation)
-                    || self.others_acted(name, incarnation, now);
+                let bound =
+                    self.court.has_voted(name, incarnation) || self.others_acted(name, incarnation);
                 Some(if bound { Answer::Withheld } else { Answer::Alive })
             }
             Some(known) if known < incarnation => None,
@@ -218,18 +232,22 @@ impl Gateway {
         }
     }
 
-    /// Whether another voter that is heard has acted on its vote.
-    fn others_acted(&self, name: &NodeName, incarnation: Revision, now: Time) -> bool {
+    /// Whether another voter has acted on its vote, as far as was ever heard.
+    fn others_acted(&self, name: &NodeName, incarnation: Revision) -> bool {
         let mut votes = self.liveness.votes_against(name, incarnation);
-        votes.any(|(voter, vote)| {
-            voter != name && vote.stage >= Stage::Acted && self.liveness.hears(voter, now)
-        })
+        votes.any(|(voter, vote)| voter != name && vote.stage >= Stage::Acted)
     }
 
     pub(super) fn own_news(&mut self, now: Time) -> News {
-        let hears = self.liveness.heard(now).cloned().collect();
-        let ballots = self.court.ballots.iter();
-        let votes = ballots.map(|(suspect, ballot)| Vote {
+        let voters = &self.electorate.voters;
+        let hears = self.liveness.heard(now).filter(|name| voters.contains(name));
+        let hears = hears.take(MAX_VOTERS).cloned().collect();
+        self.refresh_digests();
+        // Those that may still decide something come first: there is an end to a datagram.
+        let settled = |name: &NodeName| self.cache.is_struck(name);
+        let mut ballots: Vec<_> = self.court.ballots.iter().collect();
+        ballots.sort_by_key(|(name, _)| settled(name));
+        let votes = ballots.into_iter().take(MAX_VOTERS).map(|(suspect, ballot)| Vote {
             suspect: suspect.clone(),
             incarnation: ballot.incarnation,
             networks: self.digest(suspect),
@@ -237,7 +255,8 @@ impl Gateway {
         });
         let votes = votes.collect();
         let away = self.away_until.map(|until| until.since(now)).unwrap_or_default();
-        News { sequence: 0, electorate: self.told_electorate(), hears, votes, away }
+        let (electorate, unfit) = (self.told_electorate(), !self.unfit.is_empty());
+        News { sequence: 0, electorate, hears, votes, away, unfit }
     }
 
     /// The electorate as the store has it: an operator's word to this node binds nobody else.
@@ -246,8 +265,30 @@ impl Gateway {
         if own.revision >= self.electorate.revision { own } else { self.electorate.clone() }
     }
 
-    /// A digest of the networks that name a node, with the revisions of all their keys.
-    fn digest(&self, name: &NodeName) -> u64 {
+    /// A digest of the networks that name a suspect, with the revisions of all their keys, and of
+    /// the ring that names their heirs.
+    fn digest(&self, suspect: &NodeName) -> u64 {
+        self.court.digests.get(suspect).copied().unwrap_or_default()
+    }
+
+    /// Computes the digests anew for the suspects, if anything has changed.
+    fn refresh_digests(&mut self) {
+        let known = |name| self.court.digests.contains_key(name);
+        let revision = self.cache.revision;
+        if self.court.digested == revision && self.court.ballots.keys().all(known) {
+            return;
+        }
+        self.court.digested = revision;
+        let placement = self.placement_digest;
+        let digests = self
+            .court
+            .ballots
+            .keys()
+            .map(|name| (name.clone(), placement.wrapping_add(self.networks_digest(name))));
+        self.court.digests = digests.collect();
+    }
+
+    fn networks_digest(&self, name: &NodeName) -> u64 {
         let revision = |modified: Option<Revision>| modified.map_or(0, |r| r.0.unsigned_abs());
         self.cache.named(name).fold(0, |sum: u64, vni| {
             let Some(network) = self.cache.networks.get(&vni) else { return sum };
@@ -259,6 +300,20 @@ impl Gateway {
             let one = parts.iter().fold(u64::from(vni.get()), |sum, part| fmix64(sum ^ part));
             sum.wrapping_add(one)
         })
+    }
+
+    /// Takes note of who may be given networks, and which.
+    pub(super) fn note_placement(&mut self) {
+        let limits =
+            |name| self.cache.live.get(name).and_then(|live| live.value.as_ref()?.networks.clone());
+        let nodes = self.cache.nodes.iter().map(|(name, node)| (name, &node.ids, limits(name)));
+        let mut hasher = blake3::Hasher::new();
+        for node in nodes {
+            hasher.update(format!("{node:?}").as_bytes());
+        }
+        let bytes = hasher.finalize();
+        let first = bytes.as_bytes().first_chunk().copied().unwrap_or_default();
+        self.placement_digest = u64::from_le_bytes(first);
     }
 
     /// Looks at the other voters, and does what follows.
@@ -314,7 +369,10 @@ impl Gateway {
             match change {
                 Hearing::Heard(name) => {
                     self.court.suspected.remove(&name);
-                    self.remind_stations(now);
+                    if self.court.reminded_at.is_none_or(|at| now.since(at) > REMINDED) {
+                        self.court.reminded_at = Some(now);
+                        self.remind_stations(now);
+                    }
                     self.events.push_back(Event::Heard(name));
                 }
                 Hearing::Silent(name, silent_for) => {
@@ -333,7 +391,10 @@ impl Gateway {
         self.court.ballots.retain(|name, ballot| {
             let live = cache.live.get(name).map(|live| live.incarnation);
             // After the verdict it stands until the node is back.
-            let gone = live.is_none() && cache.is_struck(name) && *name != config.name;
+            let gone = live.is_none()
+                && cache.is_struck(name)
+                && cache.roster.contains_key(name)
+                && *name != config.name;
             registered && (gone || live == Some(ballot.incarnation))
         });
         let court = &mut self.court;
@@ -353,13 +414,9 @@ impl Gateway {
         }
         let heard_again = match *name == self.config.name {
             true => self.unfit.is_empty(),
-            false => {
-                self.liveness.silence(name, now).is_none()
-                    && self.liveness.hears(name, now)
-                    && !self.asks_for_relief(name)
-            }
+            false => self.liveness.hears(name, now) && !self.is_relieved(name, now),
         };
-        let open = ballot.stage <= Stage::Firm && !self.others_acted(name, incarnation, now);
+        let open = ballot.stage <= Stage::Firm && !self.others_acted(name, incarnation);
         if !heard_again || !open {
             return;
         }
@@ -403,6 +460,27 @@ impl Gateway {
         votes.any(|(voter, _)| voter == name)
     }
 
+    /// Whether a node asks for relief that it can have: by a store that answers or is about to, and
+    /// by another gateway.
+    fn is_relieved(&self, name: &NodeName, now: Time) -> bool {
+        let recent = self.court.health.filter(|(_, asked)| now.since(*asked) < HEALTH * 3);
+        let decides = recent.is_some_and(|(health, _)| health.is_whole() || health.is_leaderless());
+        decides && self.asks_for_relief(name) && self.has_substitute(name, now)
+    }
+
+    /// Whether another gateway than `name`, this one included, could take networks over from it.
+    fn has_substitute(&self, name: &NodeName, now: Time) -> bool {
+        let me = &self.config.name;
+        let able = |other: &NodeName| {
+            let sound = match other == me {
+                true => self.unfit.is_empty(),
+                false => self.liveness.hears(other, now) && !self.liveness.is_unfit(other),
+            };
+            other != name && !self.is_lost(other) && sound
+        };
+        self.cache.nodes.keys().any(able)
+    }
+
     fn cast_ballots(&mut self, now: Time) {
         self.ask_for_relief(now);
         let voters = self.electorate.voters.clone();
@@ -425,7 +503,7 @@ impl Gateway {
             return None;
         }
         let forced = self.is_forced_by_others(name, incarnation, now);
-        if self.asks_for_relief(name) {
+        if self.is_relieved(name, now) {
             return Some((incarnation, Stage::Tentative));
         }
         let (silent, _) = self.liveness.silence(name, now)?;
@@ -463,30 +541,48 @@ impl Gateway {
         self.tell_everybody(now);
     }
 
-    /// A host that cannot do its job votes against itself, if another is there to do it.
+    /// A host that cannot do its job votes against itself, if others are there to do it.
     fn ask_for_relief(&mut self, now: Time) {
-        let me = self.config.name.clone();
-        let Some(incarnation) = self.incarnation() else { return };
-        let serves = self.cache.named(&me).next().is_some();
-        if self.unfit.is_empty() || !serves || self.court.has_voted(&me, incarnation) {
+        let Some(incarnation) = self.incarnation().filter(|_| !self.unfit.is_empty()) else {
             return;
-        }
-        if self.is_replaceable(now) {
+        };
+        let me = self.config.name.clone();
+        let asks = self.court.has_voted(&me, incarnation);
+        if !asks && self.has_substitute(&me, now) && self.is_relievable() {
             self.events.push_back(Event::AsksForRelief);
             self.cast(me, incarnation, Stage::Tentative, now);
         }
     }
 
-    /// Whether another gateway that is heard could take networks over.
+    /// Whether this host serves anything that another gateway could serve.
+    fn is_relievable(&mut self) -> bool {
+        let revision = self.cache.revision;
+        if let Some((_, relievable)) = self.court.relievable.filter(|(at, _)| *at == revision) {
+            return relievable;
+        }
+        let me = &self.config.name;
+        let others = self.cache.ring(|name| name == me || self.is_lost(name));
+        let free = |vni: Vni| !self.cache.is_blocked(vni) && others.owner(vni).is_some();
+        let relievable = self.cache.named(me).any(free);
+        self.court.relievable = Some((revision, relievable));
+        relievable
+    }
+
+    /// Whether networks are better placed elsewhere while this host is not sound. Of several that
+    /// are not, the first by name stays on the ring.
     pub(super) fn is_replaceable(&self, now: Time) -> bool {
-        let able = |name: &NodeName| {
-            *name != self.config.name
-                && self.cache.nodes.contains_key(name)
-                && !self.is_lost(name)
-                && self.liveness.hears(name, now)
-                && !self.asks_for_relief(name)
+        let me = &self.config.name;
+        let first = || {
+            let gateway = |name: &&NodeName| {
+                self.cache
+                    .roster
+                    .get(*name)
+                    .is_some_and(|slot| slot.value.role == NodeRole::Gateway)
+            };
+            let mut others = self.liveness.heard(now).filter(gateway);
+            !others.any(|other| other < me && !self.is_lost(other))
         };
-        self.cache.nodes.keys().any(able)
+        self.has_substitute(me, now) || !first()
     }
 
     fn weigh_ballots(&mut self, now: Time) {
@@ -542,8 +638,10 @@ impl Gateway {
         digest: Option<u64>,
     ) -> usize {
         let own = self.court.ballots.get(suspect).is_some_and(|ballot| ballot.stage >= stage);
+        let (fence, now) = (self.config.timing.fence, self.looked_at);
         let counts = |(voter, vote): &(&NodeName, &Vote)| {
             self.electorate.voters.contains(voter)
+                && self.liveness.heard_within(voter, fence, now)
                 && vote.stage >= stage
                 && digest.is_none_or(|digest| digest == vote.networks)
         };
@@ -675,9 +773,12 @@ impl Gateway {
         let key = (other.clone(), doubt.incarnation);
         let written = self.cache.suspicions.get(&key).copied();
         let settled = doubt.pending.is_free(self.cache.revision, now);
+        if doubted.is_some() {
+            doubt.calm_since = None;
+        }
         match (doubted, written) {
             (Some(_), None) if !settled => {}
-            (None, None) => doubt.written = None,
+            (None, None) => doubt.calm_down(now),
             (None, Some(_)) => self.withdraw_doubt(&other, &mut doubt, now),
             (Some(_), None) if doubt.written.is_some() => doubt.refuted(now),
             (Some((incarnation, _)), None) if incarnation == doubt.incarnation => {
@@ -831,7 +932,7 @@ impl Gateway {
             | Purpose::Campaign
             | Purpose::Start
             | Purpose::Confirm(_)
-            | Purpose::Word(_) => {}
+            | Purpose::Word => {}
         }
     }
 
@@ -864,18 +965,20 @@ impl Gateway {
 
     /// An operator's word that a gateway is lost.
     pub(super) fn force(&mut self, name: &NodeName, now: Time) -> Result<(), OperatorError> {
-        let live = self.cache.live.get(name);
-        let Some(incarnation) = live.map(|live| live.incarnation) else {
-            return Err(match self.cache.roster.contains_key(name) {
-                true => OperatorError::Gone(name.clone()),
-                false => OperatorError::Unknown(name.clone()),
-            });
-        };
         let me = &self.config.name;
         if name == me || self.liveness.hears(name, now) {
             return Err(OperatorError::Heard(name.clone(), me.clone()));
         }
-        self.cast(name.clone(), incarnation, Stage::Forced, now);
+        match self.cache.live.get(name).map(|live| live.incarnation) {
+            Some(incarnation) => {
+                self.cast(name.clone(), incarnation, Stage::Forced, now);
+            }
+            None if self.cache.roster.contains_key(name) => {
+                self.given_up.insert(name.clone());
+                self.dirty.extend(self.locals.keys());
+            }
+            None => return Err(OperatorError::Unknown(name.clone())),
+        }
         self.count_electorate();
         self.tell_everybody(now);
         Ok(())
@@ -910,6 +1013,14 @@ impl Gateway {
 }
 
 impl Doubt {
+    fn calm_down(&mut self, now: Time) {
+        self.written = None;
+        let since = *self.calm_since.get_or_insert(now);
+        if now.since(since) >= CALM {
+            (self.pause, self.not_before) = (Duration::ZERO, Time::ZERO);
+        }
+    }
+
     /// The other lives: only the paths between the two are broken.
     fn refuted(&mut self, now: Time) {
         self.written = None;

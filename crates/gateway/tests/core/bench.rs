@@ -39,6 +39,8 @@ pub(crate) struct Agent {
     pub(crate) runs: bool,
     /// Whether its host was told to be silent.
     pub(crate) silent: bool,
+    /// How often the switch was touched.
+    pub(crate) switches: usize,
     seen: Option<Revision>,
 }
 
@@ -106,6 +108,7 @@ impl Bench {
             linked: true,
             runs: true,
             silent: false,
+            switches: 0,
             seen: None,
         });
         let index = self.agents.len() - 1;
@@ -234,6 +237,7 @@ impl Bench {
         }
         if let Some(silent) = agent.core.poll_silence() {
             agent.silent = silent;
+            agent.switches += 1;
         }
         while let Some(work) = agent.core.poll_lease() {
             if let (true, LeaseWork::Revoke(lease)) = (up, work) {

@@ -68,6 +68,9 @@ fn a_convicted_node_gives_way_before_it_registers_anew() {
     let mut bench = Bench::new();
     bench.add(config("gw1", ids_for(&[1]), 1));
     bench.pass(SECOND);
+    let other = bench.lease();
+    bench.put("/selvedge/live/gw2", r#"{"identity":"2"}"#, Some(other));
+    bench.put("/wmgwd/node/gw2", "[1]", Some(other));
     let before = incarnation(&bench);
     bench.put(&format!("/selvedge/verdict/gw1/{before}"), "{}", None);
     bench.pass(SECOND * 3 - MS);
@@ -80,6 +83,36 @@ fn a_convicted_node_gives_way_before_it_registers_anew() {
     let current = bench.store.get("/wmgwd/vni/1/current").expect("owned").modified;
     assert!(current.0 > incarnation(&bench), "written anew");
     assert!(bench.duty(0, 1).answering);
+}
+
+#[test]
+fn a_convicted_node_that_nobody_can_follow_registers_at_once() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    let before = incarnation(&bench);
+    bench.put(&format!("/selvedge/verdict/gw1/{before}"), "{}", None);
+    bench.settle();
+    assert!(incarnation(&bench) > before);
+    assert!(bench.duty(0, 1).answering);
+}
+
+#[test]
+fn the_last_word_counts_although_the_one_before_is_on_its_way() {
+    let mut bench = Bench::new();
+    bench.add(config("gw1", ids_for(&[1]), 1));
+    bench.pass(SECOND);
+    let (gw1, now) = (name("gw1"), bench.now);
+    bench.agents[0].writes = false;
+    bench.agents[0].core.set_drained(&gw1, true, now).expect("known");
+    bench.settle();
+    bench.agents[0].core.set_drained(&gw1, false, now).expect("known");
+    bench.agents[0].writes = true;
+    let (token, txn) = bench.agents[0].held.remove(0);
+    let reply = bench.store.txn(&txn);
+    bench.agents[0].core.handle_reply(token, reply, now);
+    bench.pass(SECOND * 2);
+    assert!(!bench.cache().roster[&gw1].value.drained);
 }
 
 #[test]

@@ -367,6 +367,104 @@ fn a_second_loss_before_the_first_is_committed_is_nobodys_to_follow() {
 }
 
 #[test]
+fn where_no_probe_gets_through_the_lease_decides() {
+    let mut bench = three();
+    for agent in &mut bench.agents {
+        agent.linked = false;
+    }
+    bench.pass(SECOND * 5);
+    assert!((0..3).all(|agent| right(&bench, agent) == Right::Store));
+    bench.agents[0].runs = false;
+    let lease = bench.agents[0].lease;
+    bench.store.revoke(lease).expect("it lives");
+    bench.pass(SECOND * 2);
+    assert!(owners(&bench, 1..=2).iter().all(|owner| owner == "gw2" || owner == "gw3"));
+}
+
+#[test]
+fn who_may_still_have_a_majority_is_followed_only_by_the_operators_word() {
+    let mut bench = three();
+    for agent in [0, 1] {
+        bench.agents[agent].runs = false;
+        let lease = bench.agents[agent].lease;
+        bench.store.revoke(lease).expect("it lives");
+    }
+    bench.pass(SECOND * 20);
+    assert_eq!(owners(&bench, 1..=4), ["", "", "", ""], "two of three may serve on, cut off");
+    let now = bench.now;
+    for lost in ["gw1", "gw2"] {
+        bench.agents[2].core.take_over(&name(lost), now).expect("on the roster");
+    }
+    bench.pass(SECOND * 2);
+    assert_eq!(owners(&bench, 1..=4), ["gw3", "gw3", "gw3", "gw3"]);
+}
+
+#[test]
+fn what_only_the_unfit_one_can_serve_stays_with_it_in_peace() {
+    let mut bench = started([voter(1, ids_for(&[1, 3]), 3), voter(2, ids_for(&[2]), 2)]);
+    assert_eq!(owners(&bench, 1..=3), ["gw1", "gw2", "gw1"]);
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec!["up0 has no carrier".to_owned()], now);
+    bench.pass(SECOND * 30);
+    assert_eq!(owners(&bench, 1..=3), ["gw2", "gw2", "gw1"]);
+    assert!(bench.duty(0, 3).answering);
+    let convicted = |event: &&Event| **event == Event::Convicted;
+    assert_eq!(bench.agents[0].events.iter().filter(convicted).count(), 1);
+}
+
+#[test]
+fn nobody_is_relieved_while_the_store_is_away() {
+    let mut bench = three();
+    bench.health = AWAY;
+    bench.pass(SECOND * 5);
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec!["bgpd is away".to_owned()], now);
+    bench.pass(SECOND * 20);
+    assert_eq!(right(&bench, 0), Right::Majority);
+    assert_eq!(bench.duty(0, 1), Duty::FULL);
+}
+
+#[test]
+fn all_being_unfit_at_once_convicts_nobody_for_it() {
+    let mut bench = three();
+    let now = bench.now;
+    for agent in &mut bench.agents {
+        agent.core.handle_problems(vec!["the upstream router is away".to_owned()], now);
+    }
+    let before = bench.store.revision();
+    bench.pass(SECOND * 30);
+    let served = owners(&bench, 1..=6);
+    assert!(served.iter().all(|owner| !owner.is_empty()), "{served:?}");
+    assert!(bench.store.revision().0 - before.0 < 200, "no storm of writes");
+    assert!((0..3).all(|agent| !bench.agents[agent].silent));
+}
+
+#[test]
+fn a_gateway_alone_is_not_silent_for_a_moment_when_another_comes() {
+    let stop = |config| Config { isolated: Isolated::Stop, ..config };
+    let mut bench = started([stop(voter(1, ids_for(&[1]), 2))]);
+    bench.agents[0].switches = 0;
+    bench.add(stop(voter(2, ids_for(&[2]), 2)));
+    bench.pass(SECOND * 10);
+    assert_eq!(bench.agents[0].switches, 0);
+    assert_eq!(right(&bench, 0), Right::Majority);
+}
+
+#[test]
+fn a_stall_gives_no_right_to_who_had_none() {
+    let mut bench = three();
+    cut(&mut bench, 0);
+    bench.pass(SECOND * 5);
+    assert!(bench.agents[0].silent);
+    bench.agents[0].switches = 0;
+    bench.agents[0].runs = false;
+    bench.pass(MS * 900);
+    bench.agents[0].runs = true;
+    bench.pass(SECOND * 2);
+    assert_eq!((bench.agents[0].switches, right(&bench, 0)), (0, Right::None));
+}
+
+#[test]
 fn probes_cost_nothing_when_there_is_nobody_to_probe() {
     let bench = started([voter(1, ids_for(&[1]), 2)]);
     let core = &bench.agents[0].core;

@@ -1,7 +1,7 @@
 use clap::Args;
 
 use super::output::line;
-use crate::demo::{self, Options};
+use crate::demo::{self, Engines, Fabric, Options, Store};
 
 #[derive(Args, Debug)]
 pub(super) struct DemoArgs {
@@ -21,6 +21,12 @@ pub(super) struct DemoArgs {
         value_parser = clap::value_parser!(u32).range(3..=200)
     )]
     networks: u32,
+    /// Where the gateways agree on who serves what; etcd has to be installed
+    #[arg(long, value_enum, default_value_t)]
+    store: Store,
+    /// How networks reach their gateway; FRRouting has to be installed
+    #[arg(long, value_enum, default_value_t)]
+    fabric: Fabric,
     /// Tell the story in plain lines, without live figures
     ///
     /// The story goes to standard error. What comes out is one line of JSON on standard output,
@@ -30,8 +36,9 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: DemoArgs) -> anyhow::Result<()> {
-    let DemoArgs { seconds, networks, json } = args;
-    let outcome = demo::run(&Options { seconds, networks, plain: json })?;
+    let DemoArgs { seconds, networks, store, fabric, json } = args;
+    let engines = Engines { store, fabric, ..Engines::default() };
+    let outcome = demo::run(&Options { seconds, networks, plain: json, engines })?;
     line(&serde_json::to_string(&outcome)?)?;
     outcome.verdict()
 }

@@ -11,14 +11,14 @@ use anyhow::{Context, bail};
 use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Role};
 use selvedge_api::{Client, ClientError};
 use selvedge_model::{NodeName, Vni, VniRanges};
-use selvedge_netlab::campus::{
-    AccessPoint, Campus, EtcdPlace, Family, Fault, Flavour, Network, Plan, Switch,
-};
+use selvedge_netlab::campus::{AccessPoint, Campus, Family, Fault, Gateway, Network, Plan, Switch};
 use selvedge_netlab::stream::{End, Spec};
 use selvedge_netlab::{Lab, Process, Recipe};
 
+use super::engines::Engines;
 use crate::config::{
-    EmbeddedFile, FabricName, File, FloodFile, GatewayFile, MeshFile, NetworkFile,
+    EmbeddedFile, EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, MeshFile,
+    NetworkFile,
 };
 
 const STORE_PORT: u16 = 7655;
@@ -45,13 +45,13 @@ struct Agent {
 }
 
 impl Stage {
-    /// Builds the hosts; nothing of ours runs on them yet.
-    pub(super) fn build(hosts: usize, networks: u32) -> anyhow::Result<Self> {
+    /// Builds the hosts, with etcd and FRRouting if asked for; nothing of ours runs on them yet.
+    pub(super) fn build(hosts: usize, networks: u32, engines: Engines) -> anyhow::Result<Self> {
         let plan = Plan {
             gateways: u32::try_from(hosts)?,
             networks,
-            flavour: Flavour::Flood,
-            etcd: EtcdPlace::Absent,
+            flavour: engines.flavour(),
+            etcd: engines.etcd(),
         };
         let campus = Campus::build(Lab::new()?, plan).context("cannot build the hosts")?;
         let program = std::env::current_exe().context("cannot find this program")?;
@@ -67,8 +67,11 @@ impl Stage {
         self.campus.networks().count()
     }
 
-    /// Starts the embedded store, on the management segment.
+    /// Starts the embedded store, on the management segment; nothing if etcd is the store.
     pub(super) fn start_store(&mut self) -> anyhow::Result<()> {
+        if self.campus.etcd.is_some() {
+            return Ok(());
+        }
         let recipe = Recipe::new("store", &self.campus.switch, &self.program);
         let listen = format!("--listen={}", store_address());
         self.store = Some(recipe.args(["store", &listen]).start()?);
@@ -244,7 +247,7 @@ impl Stage {
             state: Some(self.path(index, "state")),
             socket: Some(self.path(index, "sock")),
             mesh: Some(MeshFile { endpoints: Some(vec![uplink]), ..MeshFile::default() }),
-            gateway: gateway.then(|| self.gateway_file()).transpose()?,
+            gateway: gateway.then(|| self.gateway_file(campus_gateway)).transpose()?,
             ..File::default()
         };
         let path = self.path(index, "toml");
@@ -253,26 +256,39 @@ impl Stage {
         Ok(path)
     }
 
-    fn gateway_file(&self) -> anyhow::Result<GatewayFile> {
+    fn gateway_file(&self, gateway: &Gateway) -> anyhow::Result<GatewayFile> {
         let last = Vni::try_from(self.campus.plan.networks)?;
-        let network = |network: Network| NetworkFile {
-            vni: network.vni(),
-            addresses: Family::ALL.map(|family| network.gateway(family)).to_vec(),
-            next_hops: Family::ALL.map(|family| network.next_hop(family)).to_vec(),
-            ra: None,
-        };
+        let etcd = self.campus.etcd.as_ref();
+        let embedded = etcd.is_none().then(|| EmbeddedFile { address: store_address() });
+        let etcd = etcd.map(|etcd| EtcdFile { endpoints: etcd.endpoints(), ..EtcdFile::default() });
+        let frr = gateway
+            .frr
+            .as_ref()
+            .map(|frr| FrrFile { vty_dir: Some(frr.vty_dir().to_owned()), ..FrrFile::default() });
         Ok(GatewayFile {
             networks: Some(VniRanges::range(Vni::try_from(1)?, last)?),
-            fabric: Some(FabricName::Flood),
+            fabric: Some(if frr.is_some() { FabricName::Frr } else { FabricName::Flood }),
             hold_down_s: Some(0),
-            embedded: Some(EmbeddedFile { address: store_address() }),
-            flood: Some(FloodFile {
-                uplink: "up0".to_owned(),
-                endpoints: vec![AccessPoint::FABRIC.into()],
-            }),
-            network: self.campus.networks().map(network).collect(),
+            embedded,
+            etcd,
+            flood: frr.is_none().then(flood_file),
+            frr,
+            network: self.campus.networks().map(network_file).collect(),
             ..GatewayFile::default()
         })
+    }
+}
+
+fn flood_file() -> FloodFile {
+    FloodFile { uplink: "up0".to_owned(), endpoints: vec![AccessPoint::FABRIC.into()] }
+}
+
+fn network_file(network: Network) -> NetworkFile {
+    NetworkFile {
+        vni: network.vni(),
+        addresses: Family::ALL.map(|family| network.gateway(family)).to_vec(),
+        next_hops: Family::ALL.map(|family| network.next_hop(family)).to_vec(),
+        ra: None,
     }
 }
 

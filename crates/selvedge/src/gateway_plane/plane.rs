@@ -450,10 +450,9 @@ impl Plane {
 fn refused(error: OperatorError) -> Error {
     match error {
         OperatorError::Unknown(_) => Error::not_found(error),
-        OperatorError::Predecessor(_)
-        | OperatorError::Heard(..)
-        | OperatorError::Gone(_)
-        | OperatorError::Registered(_) => Error::conflict(error),
+        OperatorError::Predecessor(_) | OperatorError::Heard(..) | OperatorError::Registered(_) => {
+            Error::conflict(error)
+        }
         OperatorError::NotSynced => {
             Error::unavailable(error).hint("`selvedge gateway status` shows the store's state")
         }
