@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help deps test-deps build demo test scenarios lint fmt doc clean
+.PHONY: help deps test-deps build demo test scenarios soak bench lint fmt doc clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +25,12 @@ test: deps test-deps ## run everything, real etcd and FRR included, and say what
 
 scenarios: deps test-deps ## run the scenarios of the demo, the lab and the simulator only
 	@scripts/test.sh scenarios
+
+soak: deps test-deps ## run the long scenarios with their bounds, for hours; ONLY="name ..." runs those
+	@scripts/soak.sh $(ONLY)
+
+bench: deps ## measure what the gateway core costs, in a minute or two
+	$(CARGO) bench -p selvedge-gateway --bench core
 
 lint: deps ## formatting, clippy, documentation, dependencies, rules of the house
 	@scripts/deps.sh lint

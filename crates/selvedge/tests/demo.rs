@@ -48,6 +48,7 @@ fn what_is_missing_is_named_with_its_package() {
 }
 
 /// Says so if a test cannot run here; with `CI=true` that is a failure.
+#[allow(clippy::print_stderr, reason = "a skipped test is named")]
 fn can_run(test: &str, lacks: Option<&str>) -> bool {
     let namespaces = selvedge_host::netns::can_create().err().map(|error| error.to_string());
     let Some(reason) = namespaces.or_else(|| lacks.map(str::to_owned)) else { return true };

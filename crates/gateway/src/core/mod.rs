@@ -409,6 +409,8 @@ pub struct Gateway {
     title: Title,
     /// Who votes.
     electorate: Electorate,
+    /// When each registration was first seen; those that were there at first, long ago.
+    registered_at: BTreeMap<NodeName, (Revision, Time)>,
     /// Whom an operator has given up, although they are not registered.
     given_up: BTreeSet<NodeName>,
     /// A digest of who may be given networks.
@@ -477,6 +479,7 @@ impl Gateway {
             court: Court::default(),
             title: Title::new(now),
             electorate: Electorate::default(),
+            registered_at: BTreeMap::new(),
             given_up: BTreeSet::new(),
             placement_digest: 0,
             unfit: Vec::new(),
@@ -847,6 +850,7 @@ impl Gateway {
     /// A node came, went or changed. Concerned are the networks that name it, and those that the
     /// placement now wants elsewhere.
     fn nodes_changed(&mut self, now: Time) {
+        self.note_registrations(now);
         let live = &self.cache.live;
         self.given_up.retain(|name| !live.contains_key(name));
         self.voters_changed();
@@ -871,6 +875,18 @@ impl Gateway {
         if std::mem::replace(&mut self.predecessor, predecessor) != predecessor {
             self.dirty.extend(self.locals.keys());
         }
+    }
+
+    fn note_registrations(&mut self, now: Time) {
+        let at = if self.synced { now } else { Time::ZERO };
+        for (name, live) in &self.cache.live {
+            let known = self.registered_at.get(name);
+            if known.is_none_or(|(incarnation, _)| *incarnation != live.incarnation) {
+                self.registered_at.insert(name.clone(), (live.incarnation, at));
+            }
+        }
+        let roster = &self.cache.roster;
+        self.registered_at.retain(|name, _| roster.contains_key(name));
     }
 
     fn reputes_now(&self) -> BTreeMap<NodeName, Repute> {

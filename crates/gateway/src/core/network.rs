@@ -423,14 +423,16 @@ impl Gateway {
         let last = network.current().or(history.map(|change| &change.owner));
         let doubtful = network.state() != State::Unassigned
             && last.is_some_and(|last| self.may_still_serve(last));
-        let outvoted = last.is_some_and(|last| self.may_have_majority(last, now));
+        let last = last.cloned();
         let fence = self.config.timing.fence;
         let Some(local) = self.locals.get_mut(&vni) else { return false };
         if !doubtful {
             local.vacant_since = None;
             return true;
         }
-        let until = *local.vacant_since.get_or_insert(now) + fence;
+        let since = *local.vacant_since.get_or_insert(now);
+        let until = since + fence;
+        let outvoted = last.is_some_and(|last| self.may_have_majority(&last, since, now));
         let backed = matches!(self.title.right, Right::Majority | Right::Unknown) || !outvoted;
         let free = now >= until && backed;
         if !free {
@@ -439,19 +441,26 @@ impl Gateway {
         free
     }
 
-    /// Whether a majority of the voters may hear a node that is not registered: those that are cut
-    /// off from the store with it, and those that say so.
-    fn may_have_majority(&self, name: &NodeName, now: Time) -> bool {
-        let may_hear = |voter: &&NodeName| {
-            if **voter == self.config.name {
+    /// Whether a node whose registration ended at `since` may have a majority of the voters on its
+    /// side: those that are cut off from the store with it, and those that say that they hear it. It
+    /// may not know of those who have registered since it was last heard of.
+    fn may_have_majority(&self, name: &NodeName, since: Time, now: Time) -> bool {
+        let may_hear = |voter: &&&NodeName| {
+            if ***voter == self.config.name {
                 return self.liveness.hears(name, now);
             }
-            *voter == name
-                || !self.cache.live.contains_key(*voter)
+            **voter == name
+                || !self.cache.live.contains_key(**voter)
                 || self.liveness.says_it_hears(voter, name, now)
         };
-        let voters = &self.electorate.voters;
-        voters.len() > 2 && voters.iter().filter(may_hear).count() >= self.majority()
+        let timing = self.config.timing;
+        let is_new = |voter: &&NodeName| {
+            let registered = self.registered_at.get(*voter);
+            registered.is_some_and(|(_, at)| *at + timing.lease + timing.fence > since)
+        };
+        let known: Vec<&NodeName> =
+            self.electorate.voters.iter().filter(|voter| !is_new(voter)).collect();
+        self.electorate.voters.len() > 2 && known.iter().filter(may_hear).count() > known.len() / 2
     }
 
     /// Whether a node is a voter whose registration ended without a verdict.

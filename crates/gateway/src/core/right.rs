@@ -36,6 +36,9 @@ pub(super) struct Title {
     ended: Option<(Revision, Time)>,
     /// Until when this node was registered, as far as it knows.
     registered_until: Time,
+    /// When the last word of a majority was asked for. It counts for its time although the
+    /// electorate has changed since.
+    majority_word: Time,
     /// When the last word of a majority or of the store was asked for.
     last_word: Time,
     /// Whether the host was told to be silent; `None` until it is known: an earlier run may have
@@ -56,6 +59,7 @@ impl Title {
             told: None,
             ended: None,
             registered_until: Time::ZERO,
+            majority_word: Time::ZERO,
             last_word: now,
             silenced: None,
             switch: None,
@@ -107,6 +111,9 @@ impl Gateway {
         self.ask_store(now);
         let (right, word) = self.right_now(now);
         self.title.last_word = self.title.last_word.max(word);
+        if right == Right::Majority {
+            self.title.majority_word = word;
+        }
         if right != Right::Unknown || self.incarnation().is_some() {
             self.set_silence(right == Right::None);
         }
@@ -167,7 +174,8 @@ impl Gateway {
         if self.title.ended.is_some_and(|(known, since)| known == last && !fresh(since)) {
             return (Right::None, Time::ZERO);
         }
-        let majority = self.majority_heard_at(last).filter(|at| fresh(*at));
+        let kept = Some(self.title.majority_word).filter(|_| self.title.right == Right::Majority);
+        let majority = self.majority_heard_at(last).max(kept).filter(|at| fresh(*at));
         let store = self.title.confirmed.filter(|at| fresh(*at) && !self.is_withheld(now));
         match (majority, store) {
             (Some(at), _) => (Right::Majority, at),
