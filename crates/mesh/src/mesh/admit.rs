@@ -8,7 +8,7 @@ use crate::event::Rejection;
 use crate::invite::{Invite, InviteError, InviteId};
 use crate::roster::RosterEntry;
 use crate::signed::Signed;
-use crate::wire::{Join, Message, Records, Refused, RefusedReason, Welcome};
+use crate::wire::{Join, Message, RECORDS_BUDGET, Records, Refused, RefusedReason, Welcome};
 
 /// Why an invite is not redeemed: for the joiner's program and for its user.
 type Refusal = (RefusedReason, String);
@@ -133,6 +133,6 @@ impl Mesh {
         let others = map.entries().filter(|(node, _)| **node != joiner).map(|(_, entry)| entry);
         let entries = map.entries_of(&joiner).chain(others).map(|entry| entry.cloned());
         let entries: Vec<RosterEntry> = entries.collect();
-        super::sync::chunks(entries.iter()).into_iter().next().unwrap_or_default()
+        super::sync::chunks(entries.iter(), RECORDS_BUDGET).into_iter().next().unwrap_or_default()
     }
 }
