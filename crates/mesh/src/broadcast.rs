@@ -27,9 +27,9 @@ const MEMORY: Duration = Duration::from_secs(10);
 /// The greatest number of news remembered, and of those missed.
 const MAX_NEWS: usize = 4096;
 /// How long after an announcement news may still arrive by itself.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(60);
 /// How long after asking one for it the next is asked.
-const RETRY: Duration = Duration::from_millis(400);
+const RETRY: Duration = Duration::from_millis(250);
 /// The greatest number of those that can be asked for one thing.
 const MAX_SOURCES: usize = 4;
 
@@ -252,11 +252,11 @@ mod tests {
         tree.announced(news(7), node(3), at(10));
         tree.announced(news(8), node(3), at(10));
         tree.go_on(&[news(8)], node(1), &neighbours(), at(50));
-        assert_eq!(tree.poll_timeout(), Some(at(100)));
-        assert!(tree.handle_timeout(at(99)).is_empty());
-        assert_eq!(tree.handle_timeout(at(100)), [(node(2), vec![news(7)])].into());
-        assert_eq!(tree.handle_timeout(at(500)), [(node(3), vec![news(7)])].into());
-        assert!(tree.handle_timeout(at(900)).is_empty());
+        assert_eq!(tree.poll_timeout(), Some(at(60)));
+        assert!(tree.handle_timeout(at(59)).is_empty());
+        assert_eq!(tree.handle_timeout(at(60)), [(node(2), vec![news(7)])].into());
+        assert_eq!(tree.handle_timeout(at(310)), [(node(3), vec![news(7)])].into());
+        assert!(tree.handle_timeout(at(560)).is_empty());
         assert_eq!(tree.poll_timeout(), None);
         let targets = tree.go_on(&[news(9)], node(1), &neighbours(), at(950));
         assert!(targets.lazy.is_empty(), "who was asked is eager again");

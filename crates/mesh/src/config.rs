@@ -30,7 +30,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             probing: Probing::default(),
-            copies: 2,
+            copies: 5,
             settle: Duration::from_secs(1),
             push_limit: 256,
             record_life: Duration::from_secs(86_400),

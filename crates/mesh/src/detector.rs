@@ -60,8 +60,8 @@ impl Default for Probing {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            interval: ms(1000),
-            random_every: 6,
+            interval: ms(1100),
+            random_every: 8,
             again: ms(300),
             ask: ms(420),
             helpers: 4,

@@ -156,6 +156,7 @@ mod tests {
     use super::*;
     use crate::identity::Identity;
     use crate::rumor::Accusation;
+    use crate::verifier::Verifier;
     use selvedge_model::MeshId;
 
     const MESH: MeshId = MeshId([1; 20]);
@@ -166,7 +167,7 @@ mod tests {
 
     fn verdict(incarnation: u64) -> Verdict {
         let accuse = |by| Accusation::sign(MESH, identity(9).node_id(), incarnation, &identity(by));
-        Verdict::of(&[accuse(1), accuse(2)]).expect("two members")
+        Verdict::of(&[accuse(1), accuse(2)], &Verifier::default()).expect("two members")
     }
 
     fn alive(incarnation: u64) -> Signed<Alive> {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, fixed, fixed_list, optional};
-use crate::crdt::{Content, Entry, Key, TwoPhaseMap, Version, Versions};
+use crate::crdt::{Content, Digest, Entry, Key, TwoPhaseMap, Version, Versions};
 
 /// Into so many parts a range is divided.
 const BRANCHES: usize = 16;
@@ -29,6 +29,10 @@ pub const MAX_WANT: usize = 4096;
 /// The first bytes of a key, too many for anyone to find two keys that begin alike; the whole
 /// key, and zeros, if it is shorter.
 pub type Prefix = [u8; 16];
+
+/// The beginning of a range's hash: as much as makes it hopeless to meet another's by chance, and
+/// pointless to aim at one, for whoever does hides its own entries alone.
+pub type Hash = [u8; 12];
 
 /// What one side holds of some ranges that follow each other, and what it asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -56,7 +60,7 @@ pub struct Part {
     pub end: Option<End>,
     /// A hash of what is held of it.
     #[cbor(n(1), with = "optional", has_nil)]
-    pub hash: Option<[u8; 16]>,
+    pub hash: Option<Hash>,
     /// All that is held of it.
     #[n(2)]
     pub items: Option<Items>,
@@ -102,8 +106,8 @@ pub struct Answer<K, A, R> {
 impl Ranges {
     /// Says in one hash what a map holds.
     #[must_use]
-    pub fn whole(hash: [u8; 16]) -> Self {
-        let part = Part { end: None, hash: Some(hash), items: None };
+    pub fn whole(digest: &Digest) -> Self {
+        let part = Part { end: None, hash: Some(shortened(digest)), items: None };
         Self { start: Vec::new(), parts: vec![part], want: Vec::new() }
     }
 }
@@ -167,6 +171,10 @@ where
     entries.map(|(key, entry)| (key.clone(), entry.cloned())).collect()
 }
 
+fn shortened(digest: &Digest) -> Hash {
+    digest.hash.first_chunk().copied().unwrap_or_default()
+}
+
 /// Without the zeros that a short key was filled up with.
 fn trimmed(prefix: &Prefix) -> &[u8] {
     let len = prefix.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -190,13 +198,14 @@ impl<'a, K: Key, A: Content + Clone, R: Content + Clone> Reply<'a, K, A, R> {
         }
         let ours = self.map.digest_of(start, end);
         match part.hash {
-            Some(hash) if hash != ours.hash && ours.count <= FEW => self.list(start, end),
-            Some(hash) if hash != ours.hash => self.divide(start, end, ours.count),
-            Some(_) | None => self.skip(end),
+            Some(hash) if hash == shortened(&ours) => self.skip(end),
+            Some(_) if ours.count <= FEW => self.list(start, end),
+            Some(_) => self.divide(start, end, ours.count),
+            None => self.skip(end),
         }
     }
 
-    fn push(&mut self, end: Option<&[u8]>, hash: Option<[u8; 16]>, items: Option<Items>) {
+    fn push(&mut self, end: Option<&[u8]>, hash: Option<Hash>, items: Option<Items>) {
         self.open |= hash.is_some() || items.is_some();
         let end = end.map(|end| End(end.to_vec()));
         self.out.parts.push(Part { end, hash, items });
@@ -216,7 +225,7 @@ impl<'a, K: Key, A: Content + Clone, R: Content + Clone> Reply<'a, K, A, R> {
 
     /// States the hash of a range.
     fn claim(&mut self, start: &[u8], end: Option<&[u8]>) {
-        let hash = self.map.digest_of(start, end).hash;
+        let hash = shortened(&self.map.digest_of(start, end));
         self.push(end, Some(hash), None);
     }
 

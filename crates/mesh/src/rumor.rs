@@ -2,6 +2,7 @@
 //! local knowledge, passed on.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId};
@@ -66,7 +67,7 @@ pub struct Rumor {
 pub struct Verdict {
     target: NodeId,
     incarnation: u64,
-    accusations: Vec<Raw>,
+    accusations: Arc<[Raw]>,
 }
 
 /// Why a rumor is not believed. Nothing was changed.
@@ -154,7 +155,10 @@ fn check(
 
 impl Verdict {
     /// The verdict that verified accusations make.
-    pub(crate) fn of(accusations: &[Signed<Accusation>]) -> Result<Self, RumorError> {
+    pub(crate) fn of(
+        accusations: &[Signed<Accusation>],
+        verifier: &Verifier,
+    ) -> Result<Self, RumorError> {
         let first = accusations.first().ok_or(RumorError::TooFew)?.value();
         let of_one = accusations.iter().all(|a| a.value().target == first.target);
         let accusers: BTreeSet<NodeId> = accusations.iter().map(|a| a.value().accuser).collect();
@@ -164,6 +168,7 @@ impl Verdict {
         // An accuser that knows of a later sign of life accuses of the earlier ones too.
         let incarnation = accusations.iter().map(|a| a.value().incarnation).min().unwrap_or(0);
         let accusations = accusations.iter().map(|a| a.raw().clone()).collect();
+        let accusations = verifier.accusations(accusations);
         Ok(Self { target: first.target, incarnation, accusations })
     }
 
@@ -176,7 +181,7 @@ impl Verdict {
     ) -> Result<Self, RumorError> {
         let verify = |raw| Accusation::verify(raw, mesh, &is_member, verifier);
         let accusations: Vec<_> = accusations.into_iter().map(verify).collect::<Result<_, _>>()?;
-        Self::of(&accusations)
+        Self::of(&accusations, verifier)
     }
 
     /// What a verdict claims, its signatures *not* checked: the node, and its incarnation.
@@ -202,7 +207,7 @@ impl Verdict {
     /// As it travels.
     #[must_use]
     pub fn rumor(&self) -> Rumor {
-        Rumor { alive: None, accusations: self.accusations.clone() }
+        Rumor { alive: None, accusations: self.accusations.to_vec() }
     }
 }
 

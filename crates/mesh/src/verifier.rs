@@ -21,6 +21,7 @@ pub struct Verifier {
 struct Known {
     signed: BTreeSet<[u8; 32]>,
     entries: BTreeMap<[u8; 32], RosterEntry>,
+    verdicts: BTreeMap<[u8; 32], Arc<[Raw]>>,
 }
 
 impl Verifier {
@@ -40,6 +41,17 @@ impl Verifier {
         let signed = Signed::verify(raw)?;
         lock(known).signed.insert(key);
         Ok(signed)
+    }
+
+    /// The same accusations, as one copy for all who hold them.
+    pub(crate) fn accusations(&self, raws: Vec<Raw>) -> Arc<[Raw]> {
+        let Some(known) = &self.shared else { return raws.into() };
+        let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 known accusations");
+        for raw in &raws {
+            hasher.update(&raw.signature).update(&raw.bytes);
+        }
+        let key = *hasher.finalize().as_bytes();
+        lock(known).verdicts.entry(key).or_insert_with(|| raws.into()).clone()
     }
 
     /// The entry of a mesh that `raw` is, or what `verify` finds it to be.

@@ -512,7 +512,7 @@ mod tests {
         let target = NodeId([2; 32]);
         let item = Item { prefix: [2; 16], added: Some(version), removed: None };
         let parts = vec![
-            Part { end: Some(End(vec![7])), hash: Some([5; 16]), items: None },
+            Part { end: Some(End(vec![7])), hash: Some([5; 12]), items: None },
             Part { end: Some(End(vec![8, 1])), hash: None, items: Some(Items(vec![item, item])) },
             Part::default(),
         ];
@@ -653,9 +653,9 @@ mod tests {
     fn what_is_frequent_is_small() {
         let len = |message| encoded(message).len();
         assert!(len(Message::Ping(Probe { number: u32::MAX, hash: [1; 8], down: None })) <= 48);
-        let part = Part { end: Some(End(vec![1, 2])), hash: Some([5; 16]), items: None };
+        let part = Part { end: Some(End(vec![1, 2])), hash: Some([5; 12]), items: None };
         let ranges = Ranges { start: vec![], parts: vec![part; 16], want: vec![] };
-        assert!(len(Message::Ranges(ranges)) <= 400);
+        assert!(len(Message::Ranges(ranges)) <= 330);
     }
 
     #[test]

@@ -332,7 +332,7 @@ fn strangers_are_not_heard() {
         Message::Same,
         Message::WhoAreYou,
         want(stranger),
-        Message::Ranges(Ranges::whole([0; 16])),
+        Message::Ranges(Ranges::default()),
         Message::News(News::default()),
         Message::Prune,
         Message::Records(none),

@@ -1,6 +1,7 @@
 //! Forgetting: what its owner does not renew is dropped by all by the same rule. Where a node that
 //! was forgotten was reached last is kept, and tried, as long as it may come back.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const TICK: Duration = Duration::from_secs(1);
 const TRY: Duration = Duration::from_secs(30);
 /// A node that nobody has answered yet introduces itself again after this.
 const INTRODUCE: Duration = Duration::from_secs(1);
+/// So many are asked at once, so that one of them is near.
+const ASKED: usize = 4;
 /// So long after its start a node counts as one of the others, whatever it holds.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -102,15 +105,17 @@ impl Mesh {
         }
     }
 
-    /// Shows this node to a member, another one each time, until one answers.
+    /// Shows this node to some members, others each time, until one answers.
     fn introduce(&mut self, now: Time) {
         if self.house.answered || now < self.house.next_introduction {
             return;
         }
         self.house.next_introduction = now + INTRODUCE;
-        if let Some(partner) = self.draw() {
-            self.begin_sync(partner, true);
+        let mut asked = BTreeSet::new();
+        for _ in 0..ASKED {
+            asked.extend(self.draw(&asked));
         }
+        asked.into_iter().for_each(|partner| self.begin_sync(partner, true));
     }
 
     /// Tries to reach one of those that were forgotten: the larger the mesh, the less often each

@@ -173,7 +173,7 @@ impl Mesh {
                 }
                 Wish::Accuse { asker, target } => self.accuse(asker, target),
                 Wish::Convict(accusations) => {
-                    if let Ok(verdict) = Verdict::of(&accusations) {
+                    if let Ok(verdict) = Verdict::of(&accusations, &self.state.roster.verifier) {
                         self.convict(verdict, now);
                     }
                 }

@@ -304,6 +304,12 @@ impl Mesh {
         self.lives.down()
     }
 
+    /// The number of members that do not answer.
+    #[must_use]
+    pub const fn count_down(&self) -> usize {
+        self.lives.count_down()
+    }
+
     /// Whether a member does not answer.
     #[must_use]
     pub fn is_down(&self, node: NodeId) -> bool {
@@ -519,13 +525,14 @@ impl Mesh {
         self.broadcast.retain(&self.neighbours);
     }
 
-    /// A member drawn at random, one that is not down if there is any.
-    fn draw(&mut self) -> Option<NodeId> {
+    /// A member drawn at random, none of `without`, and one that is not down if there is any.
+    fn draw(&mut self, without: &BTreeSet<NodeId>) -> Option<NodeId> {
         let lives = &self.lives;
         let view =
             View { roster: &self.state.roster, lives, own: self.state.node(), wall: self.wall };
-        let drawn = view.draw(&BTreeSet::new(), &mut self.rng);
-        drawn.or_else(|| lives.next_down(NodeId(self.rng.random())))
+        let drawn = view.draw(without, &mut self.rng);
+        let down = lives.next_down(NodeId(self.rng.random()));
+        drawn.or(down.filter(|node| !without.contains(node)))
     }
 
     fn send(&mut self, to: NodeId, message: Message) {

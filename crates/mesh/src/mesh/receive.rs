@@ -59,7 +59,7 @@ impl Mesh {
         }
         match message {
             Message::Same => self.receive_same(from),
-            Message::Ranges(ranges) => self.receive_ranges(from, &ranges),
+            Message::Ranges(ranges) => self.receive_ranges(from, &ranges, now),
             Message::Records(records) => self.receive_records(from, records, now),
             Message::News(news) => self.receive_news(from, news, now),
             Message::Announce(named) => self.receive_announcement(from, &named, now),

@@ -18,6 +18,8 @@ use crate::wire::{MAX_RECORDS, Message, RECORDS_BUDGET, Records, Summary};
 /// How long a node that is being sent a great deal begins no other reconciliation, lest it is
 /// sent everything several times.
 const BUSY: Duration = Duration::from_secs(1);
+/// How long the one that answered first may take for the next step.
+const SOURCE: Duration = Duration::from_secs(2);
 /// Records beyond this number in one message are a great deal.
 const BULK: usize = 64;
 
@@ -28,13 +30,16 @@ pub(super) struct Syncing {
     pub(super) due: Option<(Time, NodeId)>,
     /// A great deal is being received until then.
     busy: Time,
+    /// Who answered first when this node had just started, and until when the others that were
+    /// asked do not count.
+    source: Option<(NodeId, Time)>,
     /// Whether this node has been found to hold what another holds since it started.
     pub(super) settled: bool,
 }
 
 impl Syncing {
     pub(super) const fn new() -> Self {
-        Self { due: None, busy: Time::ZERO, settled: false }
+        Self { due: None, busy: Time::ZERO, source: None, settled: false }
     }
 }
 
@@ -94,7 +99,7 @@ impl Mesh {
         if theirs == self.digest() {
             self.send(from, Message::Same);
         } else if now >= self.syncing.busy {
-            self.answer(from, &Ranges::whole(theirs.hash));
+            self.answer(from, &Ranges::whole(&theirs));
         }
         Ok(())
     }
@@ -121,7 +126,16 @@ impl Mesh {
         self.syncing.due.take_if(|(_, with)| *with == from);
     }
 
-    pub(super) fn receive_ranges(&mut self, from: NodeId, ranges: &Ranges) {
+    /// Goes on with a reconciliation. Who has just started asks several, and goes on with the one
+    /// that answers first: it is the nearest.
+    pub(super) fn receive_ranges(&mut self, from: NodeId, ranges: &Ranges, now: Time) {
+        if !self.syncing.settled {
+            let others = |(first, until): (NodeId, Time)| first != from && now < until;
+            if self.syncing.source.is_some_and(others) {
+                return;
+            }
+            self.syncing.source = Some((from, now + SOURCE));
+        }
         let map = &self.state.roster.map;
         let entries = reconcile::wanted(map, &ranges.want);
         self.send_entries(from, entries.iter().map(|(_, entry)| entry));

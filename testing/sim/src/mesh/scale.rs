@@ -279,8 +279,10 @@ fn join(world: &mut World) -> Option<usize> {
 }
 
 fn holds_all(world: &mut World, place: usize) -> bool {
-    let founder = world.nodes[0].mesh.as_mut().map(Mesh::digest);
-    world.nodes[place].mesh.as_mut().map(Mesh::digest) == founder
+    let count = |mesh: Option<&mut Mesh>| mesh.map(|mesh| mesh.digest().count);
+    let held = count(world.nodes[place].mesh.as_mut());
+    // All that were there before, and itself.
+    held.is_some_and(|held| held > place as u64)
 }
 
 /// Lets two nodes alone make one difference good, and counts what they send.
@@ -344,10 +346,9 @@ fn partition(world: &mut World, options: &Options, report: &mut Report) {
                 break place;
             }
         };
-        world.update(place);
+        world.change(place);
         world.run(length / (options.changes as u32 * 2));
     }
-    world.tracked.clear();
     world.mend();
     let healed = world.run_until(PATIENCE, World::agreed);
     report.heal_ms = millis(healed.unwrap_or(PATIENCE));
