@@ -115,7 +115,10 @@ impl Mesh {
         for _ in 0..ASKED {
             asked.extend(self.draw(&asked));
         }
-        asked.into_iter().for_each(|partner| self.begin_sync(partner, true));
+        for partner in asked {
+            self.syncing.asked.insert(partner);
+            self.begin_sync(partner, true);
+        }
     }
 
     /// Tries to reach one of those that were forgotten: the larger the mesh, the less often each

@@ -2,6 +2,7 @@
 //! the mesh was torn apart. Two nodes that probe each other compare their states in passing; if
 //! they stay different, one of them begins.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -30,7 +31,9 @@ pub(super) struct Syncing {
     pub(super) due: Option<(Time, NodeId)>,
     /// A great deal is being received until then.
     busy: Time,
-    /// Who answered first when this node had just started, and until when the others that were
+    /// Whom this node asked since it has started.
+    pub(super) asked: BTreeSet<NodeId>,
+    /// Who of these answered first when this node had just started, and until when the others that were
     /// asked do not count.
     source: Option<(NodeId, Time)>,
     /// Whether this node has been found to hold what another holds since it started.
@@ -39,7 +42,7 @@ pub(super) struct Syncing {
 
 impl Syncing {
     pub(super) const fn new() -> Self {
-        Self { due: None, busy: Time::ZERO, source: None, settled: false }
+        Self { due: None, busy: Time::ZERO, asked: BTreeSet::new(), source: None, settled: false }
     }
 }
 
@@ -129,7 +132,7 @@ impl Mesh {
     /// Goes on with a reconciliation. Who has just started asks several, and goes on with the one
     /// that answers first: it is the nearest.
     pub(super) fn receive_ranges(&mut self, from: NodeId, ranges: &Ranges, now: Time) {
-        if !self.syncing.settled {
+        if !self.syncing.settled && self.syncing.asked.contains(&from) {
             let others = |(first, until): (NodeId, Time)| first != from && now < until;
             if self.syncing.source.is_some_and(others) {
                 return;
