@@ -1,6 +1,7 @@
 //! How news spreads: over the broadcast tree, entries and rumors alike.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use selvedge_model::{NodeId, Time};
 
@@ -12,10 +13,29 @@ use crate::record::{Record, Removal};
 use crate::roster::RosterEntry;
 use crate::rumor::{Alive, Rumor, RumorError, Verdict};
 use crate::signed::{Raw, Signed};
-use crate::wire::{MAX_DATAGRAM, MAX_NEWS, Message, Named, News, Records};
+use crate::wire::{MAX_DATAGRAM, MAX_NEWS, MAX_RUMORS, Message, Named, News, Records};
 
 /// What goes into one message, beside its header.
 const BUDGET: usize = MAX_DATAGRAM - 80;
+
+/// Rumors that follow another within this time wait for each other.
+const CROWD: Duration = Duration::from_millis(40);
+
+/// Rumors that wait to be spread.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    /// Who brought each, if not this node.
+    waiting: Vec<(Option<NodeId>, Rumor)>,
+    /// Until then they wait.
+    next: Time,
+}
+
+impl Crowd {
+    /// When [`Mesh::spread_due_rumors`] is to be called.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        (!self.waiting.is_empty()).then_some(self.next)
+    }
+}
 
 /// What a message brought, sorted by whether it is held already.
 #[derive(Default)]
@@ -43,12 +63,61 @@ impl Mesh {
         self.spread(&targets, messages.collect(), &ids);
     }
 
-    /// Spreads a rumor that is new here.
+    /// Spreads a rumor that is new here: at once, or, if others went before it a moment ago, with
+    /// those that follow, so that many at a time need few messages.
     pub(super) fn push_rumor(&mut self, rumor: Rumor, from: Option<NodeId>, now: Time) {
-        let Some(id) = id_of_rumor(&rumor) else { return };
-        let targets = self.targets(&[id], from, now);
-        let news = News { entries: Records::default(), rumors: vec![rumor] };
-        self.spread(&targets, vec![news], &[id]);
+        self.crowd.waiting.push((from, rumor));
+        if now >= self.crowd.next {
+            self.spread_rumors(now);
+        }
+    }
+
+    /// Spreads the rumors that wait, if it is time.
+    pub(super) fn spread_due_rumors(&mut self, now: Time) {
+        if self.crowd.poll_timeout().is_some_and(|due| due <= now) {
+            self.spread_rumors(now);
+        }
+    }
+
+    fn spread_rumors(&mut self, now: Time) {
+        self.crowd.next = now + CROWD;
+        let mut parcels: BTreeMap<NodeId, (Vec<Rumor>, Vec<NewsId>)> = BTreeMap::new();
+        for (from, rumor) in std::mem::take(&mut self.crowd.waiting) {
+            let Some(id) = id_of_rumor(&rumor) else { continue };
+            let targets = self.targets(&[id], from, now);
+            for node in targets.eager {
+                parcels.entry(node).or_default().0.push(rumor.clone());
+            }
+            for node in targets.lazy {
+                parcels.entry(node).or_default().1.push(id);
+            }
+        }
+        for (node, (rumors, ids)) in parcels {
+            self.send_rumors(node, rumors);
+            for news in ids.chunks(MAX_NEWS) {
+                self.send(node, Message::Announce(Named { news: news.to_vec() }));
+            }
+        }
+    }
+
+    /// Sends rumors: a few as datagrams, many in a long message.
+    fn send_rumors(&mut self, to: NodeId, rumors: Vec<Rumor>) {
+        let total: usize = rumors.iter().map(len_of_rumor).sum();
+        let budget = if total <= 4 * BUDGET { BUDGET } else { usize::MAX };
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        for rumor in rumors {
+            let len = len_of_rumor(&rumor);
+            if !chunk.is_empty() && (bytes + len > budget || chunk.len() == MAX_RUMORS) {
+                let rumors = std::mem::take(&mut chunk);
+                self.send(to, Message::News(News { entries: Records::default(), rumors }));
+                bytes = 0;
+            }
+            bytes += len;
+            chunk.push(rumor);
+        }
+        if !chunk.is_empty() {
+            self.send(to, Message::News(News { entries: Records::default(), rumors: chunk }));
+        }
     }
 
     /// Takes in news, and passes it on.
@@ -71,7 +140,7 @@ impl Mesh {
         }
         self.push(&fresh, Some(from), now);
         for rumor in rumors {
-            match self.hear(&rumor, now) {
+            match self.hear(from, &rumor, now) {
                 Ok(true) => self.push_rumor(rumor, Some(from), now),
                 Ok(false) => {}
                 Err(reason) => self.reject(from, Rejection::Rumor(reason)),
@@ -80,7 +149,7 @@ impl Mesh {
     }
 
     /// Takes over a rumor. Says whether it was new.
-    pub(super) fn hear(&mut self, rumor: &Rumor, now: Time) -> Result<bool, RumorError> {
+    fn hear(&mut self, from: NodeId, rumor: &Rumor, now: Time) -> Result<bool, RumorError> {
         let (mesh, roster, wall) = (self.id(), &self.state.roster, self.wall);
         let is_member = |node| roster.is_member(node, wall);
         if let Some(raw) = &rumor.alive {
@@ -97,7 +166,7 @@ impl Mesh {
         let verdict = Verdict::verify(accusations, mesh, is_member, &roster.verifier)?;
         let (node, incarnation) = (verdict.target(), verdict.incarnation());
         if node == self.node() {
-            self.refute(incarnation, now);
+            self.refute(from, incarnation, now);
             return Ok(false);
         }
         let news = self.lives.hear_verdict(verdict);
@@ -123,10 +192,8 @@ impl Mesh {
         for entries in super::sync::chunks(entries.iter(), BUDGET) {
             self.send(from, Message::News(News { entries, rumors: Vec::new() }));
         }
-        for rumor in asked.iter().flat_map(|id| self.rumors_named(id)).collect::<Vec<_>>() {
-            let news = News { entries: Records::default(), rumors: vec![rumor] };
-            self.send(from, Message::News(news));
-        }
+        let rumors = asked.iter().flat_map(|id| self.rumors_named(id)).collect();
+        self.send_rumors(from, rumors);
     }
 
     /// Asks for what was announced and did not arrive.
@@ -227,6 +294,12 @@ impl Mesh {
         let nodes = self.lives.beginning(id.node).take(2).filter(|_| of_lives);
         nodes.filter_map(|node| self.lives.rumor(node)).collect()
     }
+}
+
+/// About how many bytes a rumor takes.
+fn len_of_rumor(rumor: &Rumor) -> usize {
+    let raws = rumor.alive.iter().chain(&rumor.accusations);
+    raws.map(|raw| raw.bytes.len() + 74).sum::<usize>() + 4
 }
 
 fn entry_id(node: NodeId, stamp: u64) -> NewsId {

@@ -95,9 +95,17 @@ impl Mesh {
         Ok(())
     }
 
-    /// Somebody holds this node to be down since `incarnation`.
-    pub(super) fn refute(&mut self, incarnation: u64, now: Time) {
-        if incarnation < self.pulse.incarnation || now < self.pulse.quiet_until {
+    /// `by` holds this node to be down since `incarnation`.
+    pub(super) fn refute(&mut self, by: NodeId, incarnation: u64, now: Time) {
+        if incarnation < self.pulse.incarnation {
+            // It has missed what all were told.
+            if let Some(rumor) = self.lives.rumor(self.node()) {
+                let news = News { entries: Records::default(), rumors: vec![rumor] };
+                self.send(by, Message::News(news));
+            }
+            return;
+        }
+        if now < self.pulse.quiet_until {
             return;
         }
         // Nobody can accuse of an incarnation that was never announced, but another process with
@@ -153,7 +161,7 @@ impl Mesh {
             self.note_life(from, now);
         }
         if let Some(incarnation) = probe.down {
-            self.refute(incarnation, now);
+            self.refute(from, incarnation, now);
         }
     }
 

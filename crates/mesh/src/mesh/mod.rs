@@ -32,6 +32,7 @@ use crate::time::UnixTime;
 use crate::wire::{Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
 use forget::House;
+use gossip::Crowd;
 use health::Pulse;
 use sync::Syncing;
 
@@ -65,6 +66,7 @@ pub struct Mesh {
     lives: Lives,
     pulse: Pulse,
     broadcast: Broadcast,
+    crowd: Crowd,
     syncing: Syncing,
     house: House,
     /// Cached; stale if the links changed.
@@ -180,6 +182,7 @@ impl Mesh {
             lives: Lives::default(),
             pulse: Pulse::new(),
             broadcast: Broadcast::new(config.copies),
+            crowd: Crowd::default(),
             syncing: Syncing::new(),
             house: House::new(expected, now),
             neighbours: BTreeSet::new(),
@@ -228,6 +231,7 @@ impl Mesh {
         if self.detector.poll_timeout() <= now {
             self.drive_detector(now);
         }
+        self.spread_due_rumors(now);
         self.begin_due_grafts(now);
         self.begin_due_sync(now);
     }
@@ -237,8 +241,8 @@ impl Mesh {
     pub fn poll_timeout(&self) -> Option<Time> {
         let due = self.house.tick.min(self.detector.poll_timeout());
         let sync = self.syncing.due.map(|(due, _)| due);
-        let others = self.broadcast.poll_timeout().into_iter().chain(sync);
-        (!self.has_left).then(|| others.fold(due, Time::min))
+        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync];
+        (!self.has_left).then(|| others.into_iter().flatten().fold(due, Time::min))
     }
 
     /// The next message to send, and to whom. It may be lost.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rand::seq::IndexedRandom as _;
 use selvedge_mesh::wire::{Envelope, Message, Summary};
 use selvedge_mesh::{Config, InviteId, InviteTerms, Joining, Mesh, Role, State, UnixTime};
 use selvedge_model::{Time, WgKey};
@@ -340,13 +341,11 @@ fn partition(world: &mut World, options: &Options, report: &mut Report) {
     world.tear(|place| u8::from(place >= half));
     let length = Duration::from_secs(options.partition);
     for change in 0..options.changes * 2 {
-        let place = loop {
-            let place = world.draw();
-            if (place >= half) == (change % 2 == 0) {
-                break place;
-            }
-        };
-        world.change(place);
+        let side: Vec<usize> =
+            world.running().filter(|place| (*place >= half) == (change % 2 == 0)).collect();
+        if let Some(place) = side.choose(&mut world.rng) {
+            world.change(*place);
+        }
         world.run(length / (options.changes as u32 * 2));
     }
     world.mend();
