@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         Mesh::new(identity, state, Config::default(), 1, Time::ZERO, WALL).expect("its own state");
     mesh_core.handle_message(NodeId([4; 32]), data, Time::ZERO, WALL);
     // The same again, behind a header that lets it through.
-    let framed = [&[0x84, 0x01, 0x54][..], mesh.as_bytes(), data].concat();
+    let framed = [&[0x84, 0x02, 0x54][..], mesh.as_bytes(), data].concat();
     mesh_core.handle_message(NodeId([4; 32]), &framed, Time::ZERO, WALL);
     assert_eq!(mesh_core.members().count(), 1);
 });

@@ -7,16 +7,14 @@
 //! in any order and any number of times, hold the same state.
 //! (Shapiro, Preguiça, Baquero, Zawirski: Conflict-free Replicated Data Types, SSS 2011.)
 
-use std::collections::BTreeMap;
-use std::ops::RangeBounds;
-
 use minicbor::{Decode, Encode};
 
 use crate::codec::fixed;
+use crate::tree::{Sum, Summed, Tree};
 
 /// A key of the map.
 pub trait Key: Ord + Clone {
-    /// Bytes that are different for different keys.
+    /// Bytes that are different for different keys, and ordered as they are.
     fn key_bytes(&self) -> &[u8];
 }
 
@@ -28,6 +26,9 @@ pub trait Content {
     /// Decides between contents of equal stamps: 128 bits of a hash of everything the content
     /// consists of, too many for anyone to find two contents that have the same.
     fn tie(&self) -> [u8; 16];
+
+    /// The last second of Unix time in which it is held; then all drop it.
+    fn expiry(&self) -> u64;
 }
 
 /// Which of two entries is the newer: the greater stamp; of equal stamps the greater tie.
@@ -69,9 +70,11 @@ pub struct Digest {
 }
 
 /// A replicated map of keys `K`: add entries `A`, remove entries `R`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Copies share what they have in common; a range's hash takes logarithmic time.
+#[derive(Clone, Debug)]
 pub struct TwoPhaseMap<K, A, R> {
-    slots: BTreeMap<K, Slot<A, R>>,
+    slots: Tree<K, Slot<A, R>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,31 +83,55 @@ struct Slot<A, R> {
     removed: Option<(Version, R)>,
 }
 
-impl<K: Key, A: Content, R: Content> TwoPhaseMap<K, A, R> {
+impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
     /// A map without entries.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: BTreeMap::new() }
+        Self { slots: Tree::new() }
     }
 
     /// Takes over an entry if it is newer than the one that is here. Says whether it did.
     pub fn merge_entry(&mut self, key: K, entry: Entry<A, R>) -> bool {
-        let slot = self.slots.entry(key).or_default();
-        match entry {
+        let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
+        let newer = match entry {
             Entry::Add(content) => replace_if_newer(&mut slot.added, content),
             Entry::Remove(content) => replace_if_newer(&mut slot.removed, content),
+        };
+        if newer {
+            self.slots.insert(key, slot);
         }
+        newer
     }
 
     /// Takes over all newer entries of another map.
-    pub fn merge(&mut self, other: &Self)
-    where
-        A: Clone,
-        R: Clone,
-    {
+    pub fn merge(&mut self, other: &Self) {
         for (key, entry) in other.entries() {
             self.merge_entry(key.clone(), entry.cloned());
         }
+    }
+
+    /// Drops what has expired before the second `now`, the entries of `keep` aside, and returns
+    /// it.
+    pub fn expire(&mut self, now: u64, keep: &K) -> Vec<(K, Entry<A, R>)> {
+        let keys: Vec<K> = self.slots.expired(now).into_iter().cloned().collect();
+        let mut dropped = Vec::new();
+        for key in keys.into_iter().filter(|key| key != keep) {
+            let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
+            let added = take_expired(&mut slot.added, now).map(Entry::Add);
+            let removed = take_expired(&mut slot.removed, now).map(Entry::Remove);
+            match slot.added.is_some() || slot.removed.is_some() {
+                true => self.slots.insert(key.clone(), slot),
+                false => self.slots.remove(&key),
+            }
+            dropped.extend(added.into_iter().chain(removed).map(|entry| (key.clone(), entry)));
+        }
+        dropped
+    }
+
+    /// The first second after which something has expired.
+    #[must_use]
+    pub fn expiry(&self) -> u64 {
+        self.slots.expiry()
     }
 
     /// The content of a key that is in the map.
@@ -141,13 +168,28 @@ impl<K: Key, A: Content, R: Content> TwoPhaseMap<K, A, R> {
     /// The number of keys, present or removed.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        usize::try_from(self.slots.sum().count).unwrap_or(usize::MAX)
     }
 
     /// Whether the map has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
+    }
+
+    /// The key of a rank among all keys, present or removed, and its content if it is present.
+    #[must_use]
+    pub fn nth(&self, rank: usize) -> Option<(&K, Option<&A>)> {
+        self.slots.nth(rank as u64).map(|(key, slot)| (key, slot.present()))
+    }
+
+    /// The keys that are in the map from `start` on, ascending, and their contents.
+    pub fn iter_from<'a>(
+        &'a self,
+        start: &[u8],
+    ) -> impl Iterator<Item = (&'a K, &'a A)> + use<'a, K, A, R> {
+        let slots = self.slots.iter_from(|key| key.key_bytes() < start);
+        slots.filter_map(|(key, slot)| Some((key, slot.present()?)))
     }
 
     /// All entries, by ascending key.
@@ -160,49 +202,97 @@ impl<K: Key, A: Content, R: Content> TwoPhaseMap<K, A, R> {
         self.slots.get(key).into_iter().flat_map(Slot::entries)
     }
 
-    /// The versions of all keys in a range, ascending.
-    pub fn stamps(&self, range: impl RangeBounds<K>) -> impl Iterator<Item = (&K, Versions)> {
-        self.slots.range(range).map(|(key, slot)| (key, slot.versions()))
+    /// All keys, present or removed, that begin so, ascending.
+    pub fn keys_beginning<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = &'a K> {
+        let keys = self.versions_from(prefix).map(|(key, _)| key);
+        keys.take_while(move |key| key.key_bytes().starts_with(prefix))
     }
 
-    /// The entries in a range that whoever holds just `theirs` in it lacks.
-    pub fn delta<'a>(
+    /// The entries of one key that whoever holds `theirs` of it lacks.
+    pub fn newer_than(&self, key: &K, theirs: Versions) -> impl Iterator<Item = Entry<&A, &R>> {
+        self.slots.get(key).into_iter().flat_map(move |slot| slot.newer_than(theirs))
+    }
+
+    /// The versions of all keys, present or removed, from `start` on, ascending.
+    pub fn versions_from<'a>(
         &'a self,
-        theirs: &'a BTreeMap<K, Versions>,
-        range: impl RangeBounds<K>,
-    ) -> impl Iterator<Item = (&'a K, Entry<&'a A, &'a R>)> {
-        self.slots.range(range).flat_map(|(key, slot)| {
-            let theirs = theirs.get(key).copied().unwrap_or_default();
-            slot.newer_than(theirs).map(move |entry| (key, entry))
-        })
+        start: &[u8],
+    ) -> impl Iterator<Item = (&'a K, Versions)> + use<'a, K, A, R> {
+        let slots = self.slots.iter_from(|key| key.key_bytes() < start);
+        slots.map(|(key, slot)| (key, slot.versions()))
     }
 
-    /// The keys of which whoever holds `theirs` has an entry that is newer than ours.
-    pub fn lacking<'a>(&'a self, theirs: &'a BTreeMap<K, Versions>) -> impl Iterator<Item = &'a K> {
-        theirs.iter().filter_map(|(key, theirs)| {
-            let ours = self.slots.get(key).map(Slot::versions).unwrap_or_default();
-            (theirs.added > ours.added || theirs.removed > ours.removed).then_some(key)
-        })
-    }
-
-    /// In short what the map holds. Takes time proportional to the number of keys.
+    /// In short what the map holds.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 two-phase map digest");
-        for (key, slot) in &self.slots {
-            let bytes = key.key_bytes();
-            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
-            let versions = slot.versions();
-            hash_version(&mut hasher, versions.added);
-            hash_version(&mut hasher, versions.removed);
-        }
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        Digest { hash, count: self.slots.len() as u64 }
+        Digest::of(self.slots.sum())
+    }
+
+    /// In short what the map holds of the keys from `start` to below `end`, to the last if there
+    /// is none. Takes time proportional to the logarithm of the number of keys.
+    #[must_use]
+    pub fn digest_of(&self, start: &[u8], end: Option<&[u8]>) -> Digest {
+        let before = self.slots.sum_where(|key| key.key_bytes() < start);
+        let through = match end {
+            Some(end) => self.slots.sum_where(|key| key.key_bytes() < end),
+            None => self.slots.sum(),
+        };
+        Digest::of(through.minus(before))
+    }
+
+    /// The number of keys, present or removed, below `bound`.
+    #[must_use]
+    pub fn rank(&self, bound: &[u8]) -> usize {
+        let below = self.slots.sum_where(|key| key.key_bytes() < bound);
+        usize::try_from(below.count).unwrap_or(usize::MAX)
     }
 }
 
-impl<K: Key, A: Content, R: Content> Default for TwoPhaseMap<K, A, R> {
+impl Digest {
+    fn of(sum: Sum) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 range digest");
+        hasher.update(&sum.count.to_le_bytes());
+        for part in sum.hash {
+            hasher.update(&part.to_le_bytes());
+        }
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self { hash, count: sum.count }
+    }
+}
+
+impl<K: Key, A: Content, R: Content> Summed<K> for Slot<A, R> {
+    fn hash(&self, key: &K) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 two-phase map item");
+        let bytes = key.key_bytes();
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        let versions = self.versions();
+        hash_version(&mut hasher, versions.added);
+        hash_version(&mut hasher, versions.removed);
+        *hasher.finalize().as_bytes()
+    }
+
+    fn expiry(&self) -> u64 {
+        let added = self.added.as_ref().map_or(u64::MAX, |(_, content)| content.expiry());
+        let removed = self.removed.as_ref().map_or(u64::MAX, |(_, content)| content.expiry());
+        added.min(removed)
+    }
+}
+
+impl<K, A, R> PartialEq for TwoPhaseMap<K, A, R>
+where
+    K: PartialEq,
+    A: PartialEq,
+    R: PartialEq,
+{
+    fn eq(&self, other: &Self) -> bool {
+        self.slots.iter().eq(other.slots.iter())
+    }
+}
+
+impl<K: Eq, A: Eq, R: Eq> Eq for TwoPhaseMap<K, A, R> {}
+
+impl<K: Key, A: Content + Clone, R: Content + Clone> Default for TwoPhaseMap<K, A, R> {
     fn default() -> Self {
         Self::new()
     }
@@ -261,6 +351,10 @@ fn replace_if_newer<T: Content>(slot: &mut Option<(Version, T)>, content: T) -> 
     newer
 }
 
+fn take_expired<T: Content>(slot: &mut Option<(Version, T)>, now: u64) -> Option<T> {
+    slot.take_if(|(_, content)| content.expiry() < now).map(|(_, content)| content)
+}
+
 fn hash_version(hasher: &mut blake3::Hasher, version: Option<Version>) {
     match version {
         Some(version) => {
@@ -293,6 +387,10 @@ mod tests {
 
         fn tie(&self) -> [u8; 16] {
             [self.text; 16]
+        }
+
+        fn expiry(&self) -> u64 {
+            self.stamp
         }
     }
 
@@ -329,10 +427,6 @@ mod tests {
         a
     }
 
-    fn stamps(map: &Map) -> BTreeMap<[u8; 1], Versions> {
-        map.stamps(..).map(|(key, versions)| (*key, versions)).collect()
-    }
-
     proptest! {
         #[test]
         fn merging_is_commutative(a in any_map(), b in any_map()) {
@@ -363,30 +457,23 @@ mod tests {
         }
 
         #[test]
-        fn a_delta_equals_the_whole(a in any_map(), b in any_map()) {
-            let mut by_delta = a.clone();
-            let theirs = stamps(&a);
-            for (key, entry) in b.delta(&theirs, ..) {
-                prop_assert!(by_delta.merge_entry(*key, entry.cloned()), "{:?} is not new", entry);
-            }
-            prop_assert_eq!(by_delta, merged(a, &b));
-        }
-
-        #[test]
-        fn what_is_lacking_equals_the_whole(a in any_map(), b in any_map()) {
-            let mut asked = a.clone();
-            let theirs = stamps(&b);
-            for key in a.lacking(&theirs) {
-                for entry in b.entries_of(key) {
-                    asked.merge_entry(*key, entry.cloned());
-                }
-            }
-            prop_assert_eq!(asked, merged(a, &b));
-        }
-
-        #[test]
         fn digests_tell_maps_apart(a in any_map(), b in any_map()) {
             prop_assert_eq!(a == b, a.digest() == b.digest());
+        }
+
+        #[test]
+        fn what_expired_is_dropped_and_nothing_else(steps in vec(step(), 0..12), now in 0..6_u64) {
+            let whole = map(steps);
+            let mut rest = whole.clone();
+            let dropped = rest.expire(now, &[0]);
+            for (key, entry) in whole.entries() {
+                let (Entry::Add(note) | Entry::Remove(note)) = entry;
+                let gone = note.stamp < now && *key != [0];
+                let found = dropped.contains(&(*key, entry.cloned()));
+                prop_assert_eq!(found, gone);
+                prop_assert_eq!(rest.entries_of(key).any(|kept| kept == entry), !gone);
+            }
+            prop_assert_eq!(whole.entries().count(), rest.entries().count() + dropped.len());
         }
 
         #[test]
@@ -421,8 +508,6 @@ mod tests {
         // A removal with a great stamp says nothing about other keys with small ones.
         let removed = map(vec![([0], Entry::Remove(Note { stamp: 1000, text: 0 }))]);
         let quiet = map(vec![([1], Entry::Add(Note { stamp: 1, text: 0 }))]);
-        let theirs = stamps(&removed);
-        assert_eq!(quiet.delta(&theirs, ..).count(), 1);
         assert!(merged(removed, &quiet).get(&[1]).is_some());
     }
 }

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use selvedge_model::{MeshId, NodeId};
 
 use crate::record::RecordError;
+use crate::rumor::RumorError;
 use crate::wire::WireError;
 
 /// What happened in a mesh.
@@ -14,6 +15,11 @@ pub enum Event {
     MemberUpdated(NodeId),
     /// A node is a member no more: it left, or its certificate has expired.
     MemberLeft(NodeId),
+    /// A member does not answer any more, as several others found, or, if none of these can be
+    /// reached, this node alone. It stays a member.
+    MemberDown(NodeId),
+    /// A member that was down is heard again.
+    MemberUp(NodeId),
     /// A message, or an entry in one, was not accepted. Nothing was changed by it.
     Rejected {
         /// Who sent it.
@@ -50,6 +56,18 @@ pub enum Rejection {
     /// An entry in it does not hold.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A rumor in it does not hold.
+    #[error(transparent)]
+    Rumor(RumorError),
+    /// An accusation is not that of its sender.
+    #[error("the accusation is not the sender's")]
+    NotItsAccusation,
+    /// An entry in it has expired.
+    #[error("the record of node {node} has expired: its clock may be wrong, or this node's")]
+    Expired {
+        /// The node.
+        node: NodeId,
+    },
     /// An introduction is not that of its sender.
     #[error("the introduction is that of node {shown}")]
     NotItsIntroduction {
@@ -88,6 +106,9 @@ impl Rejection {
             Self::Record(
                 RecordError::Certificate { .. } | RecordError::NotItsCertificate { .. },
             ) => "record_certificate",
+            Self::Rumor(_) => "rumor",
+            Self::NotItsAccusation => "accusation",
+            Self::Expired { .. } => "expired",
             Self::NotItsIntroduction { .. } => "introduction",
             Self::Full { .. } => "full",
             Self::Invite(_) => "invite",

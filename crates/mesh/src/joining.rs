@@ -1,9 +1,10 @@
 use selvedge_model::{MeshId, NodeId, WgKey};
 
 use crate::admission::{Certificate, CertificateError};
+use crate::config::Config;
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteError};
-use crate::record::Profile;
+use crate::record::{Life, Profile};
 use crate::roster::Roster;
 use crate::signed::Signed;
 use crate::state::{State, WriteError};
@@ -157,11 +158,19 @@ impl Joining {
             }
             Message::Digest(_)
             | Message::Same
-            | Message::Stamps(_)
-            | Message::Want(_)
+            | Message::Ranges(_)
             | Message::Records(_)
+            | Message::News(_)
+            | Message::Announce(_)
+            | Message::Graft(_)
+            | Message::Prune
             | Message::WhoAreYou
-            | Message::Join(_) => Err(JoinError::Unexpected { from }),
+            | Message::Join(_)
+            | Message::Ping(_)
+            | Message::Ack(_)
+            | Message::Ask(_)
+            | Message::Vouch(_)
+            | Message::Accuse(_) => Err(JoinError::Unexpected { from }),
         }
     }
 
@@ -179,6 +188,8 @@ impl Joining {
         for (node, entry) in entries {
             roster.map.merge_entry(node, entry);
         }
-        Ok(State::with_member(roster, &certificate, self.profile.clone(), &self.identity)?)
+        let life = Life::new(wall, Config::default().record_life);
+        let profile = self.profile.clone();
+        Ok(State::with_member(roster, &certificate, profile, life, &self.identity)?)
     }
 }

@@ -13,32 +13,45 @@
 
 pub mod address;
 mod admission;
+mod broadcast;
 mod codec;
 mod config;
 pub mod crdt;
+mod detector;
 mod event;
 mod identity;
 mod invite;
 mod joining;
+mod lives;
 mod mesh;
+mod overlay;
+pub mod reconcile;
 mod record;
 mod roster;
+pub mod rumor;
 mod signed;
 mod state;
 mod time;
+mod tree;
+mod verifier;
 pub mod wire;
 mod wireguard;
 
 pub use admission::{Certificate, CertificateError, Genesis, Role};
+pub use broadcast::{NewsId, NewsKind};
 pub use config::Config;
+pub use detector::Probing;
 pub use event::{Event, Rejection, Rejections};
 pub use identity::Identity;
 pub use invite::{Bootstrap, Invite, InviteError, InviteId, TokenError};
 pub use joining::{JoinError, Joining};
-pub use mesh::{InviteTerms, Mesh, MeshError};
-pub use record::{Admitted, Endpoint, MAX_SEQ, Profile, Record, RecordError, Removal, Removed};
+pub use mesh::{InviteTerms, Mesh, MeshError, Transmit};
+pub use record::{
+    Admitted, Endpoint, Life, MAX_SEQ, Profile, Record, RecordError, Removal, Removed,
+};
 pub use roster::Member;
 pub use signed::{Raw, Signed, SignedError, Statement};
 pub use state::{SnapshotError, State, WriteError};
 pub use time::UnixTime;
+pub use verifier::Verifier;
 pub use wireguard::PeerSpec;

@@ -1,4 +1,6 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId};
@@ -7,6 +9,8 @@ use crate::admission::{Certificate, CertificateError, Genesis};
 use crate::codec::{self, fixed};
 use crate::crdt::Content;
 use crate::signed::{Raw, Signed, SignedError, Statement};
+use crate::time::UnixTime;
+use crate::verifier::Verifier;
 
 /// The greatest sequence number. A record that had the last number of all could never be
 /// followed by another.
@@ -93,6 +97,46 @@ pub struct Record {
     /// What the node says about itself.
     #[n(4)]
     pub profile: Profile,
+    /// How long all others hold it.
+    #[n(5)]
+    #[cbor(default)]
+    pub life: Life,
+}
+
+/// How long a record is held by others than its node: whoever does not renew its record in time
+/// is forgotten, by all by the same rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Life {
+    /// The second of Unix time in which it was signed, by its node's clock.
+    #[n(0)]
+    pub issued: u64,
+    /// How many seconds it lives; 0 as long as its certificate is valid. At most
+    /// [`Life::MAX_SECONDS`].
+    #[n(1)]
+    pub seconds: u32,
+}
+
+impl Life {
+    /// The longest life, 30 days.
+    pub const MAX_SECONDS: u32 = 30 * 86_400;
+
+    /// A life that begins at `issued`.
+    #[must_use]
+    pub fn new(issued: UnixTime, length: Duration) -> Self {
+        let seconds = u32::try_from(length.as_secs()).unwrap_or(u32::MAX).min(Self::MAX_SECONDS);
+        Self { issued: issued.0, seconds }
+    }
+
+    /// The last second of it, of something that is of no use after `not_after`. A clock that goes
+    /// wrong makes no life longer than its certificate's.
+    const fn end(self, not_after: u64) -> u64 {
+        let end = self.issued.saturating_add(self.seconds as u64);
+        match self.seconds != 0 && end < not_after {
+            true => end,
+            false => not_after,
+        }
+    }
 }
 
 /// Takes a node out of the mesh, signed by that node: it left. It shows the certificate that had
@@ -113,20 +157,24 @@ pub struct Removal {
     /// Had admitted the node to the mesh: a signed [`Certificate`].
     #[n(4)]
     pub certificate: Raw,
+    /// How long it is held: longer than any copy of what it buries.
+    #[n(5)]
+    #[cbor(default)]
+    pub life: Life,
 }
 
-/// A record whose signature and certificate hold.
+/// A record whose signature and certificate hold. Copies are cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admitted {
-    record: Signed<Record>,
+pub struct Admitted(Arc<Verified<Record>>);
+
+/// A removal whose signature and certificate hold. Copies are cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed(Arc<Verified<Removal>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Verified<T> {
+    statement: Signed<T>,
     certificate: Signed<Certificate>,
-    tie: [u8; 16],
-}
-
-/// A removal whose signature and certificate hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed {
-    removal: Signed<Removal>,
     tie: [u8; 16],
 }
 
@@ -167,32 +215,32 @@ impl Admitted {
     ///
     /// # Errors
     /// See [`RecordError`].
-    pub fn verify(raw: Raw, genesis: &Genesis) -> Result<Self, RecordError> {
-        let record = Signed::<Record>::verify(raw)?;
+    pub fn verify(raw: Raw, genesis: &Genesis, verifier: &Verifier) -> Result<Self, RecordError> {
+        let record = verifier.statement::<Record>(raw)?;
         let Record { mesh, node, ref certificate, .. } = *record.value();
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
         let certificate = verify_certificate(node, certificate, genesis)?;
-        Ok(Self { tie: tie(record.raw()), record, certificate })
+        Ok(Self(Arc::new(Verified { tie: tie(record.raw()), statement: record, certificate })))
     }
 
     /// The record.
     #[must_use]
-    pub const fn record(&self) -> &Record {
-        self.record.value()
+    pub fn record(&self) -> &Record {
+        self.0.statement.value()
     }
 
     /// The certificate in it.
     #[must_use]
-    pub const fn certificate(&self) -> &Certificate {
-        self.certificate.value()
+    pub fn certificate(&self) -> &Certificate {
+        self.0.certificate.value()
     }
 
     /// The record as it travels.
     #[must_use]
-    pub const fn raw(&self) -> &Raw {
-        self.record.raw()
+    pub fn raw(&self) -> &Raw {
+        self.0.statement.raw()
     }
 }
 
@@ -201,26 +249,26 @@ impl Removed {
     ///
     /// # Errors
     /// See [`RecordError`].
-    pub fn verify(raw: Raw, genesis: &Genesis) -> Result<Self, RecordError> {
-        let removal = Signed::<Removal>::verify(raw)?;
+    pub fn verify(raw: Raw, genesis: &Genesis, verifier: &Verifier) -> Result<Self, RecordError> {
+        let removal = verifier.statement::<Removal>(raw)?;
         let Removal { mesh, node, ref certificate, .. } = *removal.value();
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
-        verify_certificate(node, certificate, genesis)?;
-        Ok(Self { tie: tie(removal.raw()), removal })
+        let certificate = verify_certificate(node, certificate, genesis)?;
+        Ok(Self(Arc::new(Verified { tie: tie(removal.raw()), statement: removal, certificate })))
     }
 
     /// The removal.
     #[must_use]
-    pub const fn removal(&self) -> &Removal {
-        self.removal.value()
+    pub fn removal(&self) -> &Removal {
+        self.0.statement.value()
     }
 
     /// The removal as it travels.
     #[must_use]
-    pub const fn raw(&self) -> &Raw {
-        self.removal.raw()
+    pub fn raw(&self) -> &Raw {
+        self.0.statement.raw()
     }
 }
 
@@ -257,13 +305,24 @@ fn check_seq(seq: u64) -> Result<(), &'static str> {
     }
 }
 
+fn check_life(life: Life) -> Result<(), &'static str> {
+    match life.seconds <= Life::MAX_SECONDS {
+        true => Ok(()),
+        false => Err("it is to live longer than 30 days"),
+    }
+}
+
 impl Content for Admitted {
     fn stamp(&self) -> u64 {
         self.record().seq
     }
 
     fn tie(&self) -> [u8; 16] {
-        self.tie
+        self.0.tie
+    }
+
+    fn expiry(&self) -> u64 {
+        self.record().life.end(self.certificate().not_after)
     }
 }
 
@@ -273,7 +332,12 @@ impl Content for Removed {
     }
 
     fn tie(&self) -> [u8; 16] {
-        self.tie
+        self.0.tie
+    }
+
+    fn expiry(&self) -> u64 {
+        // Beyond its certificate nothing can be made of what it buries.
+        self.removal().life.end(self.0.certificate.value().not_after)
     }
 }
 
@@ -289,6 +353,7 @@ impl Statement for Record {
 
     fn check(&self) -> Result<(), &'static str> {
         check_seq(self.seq)?;
+        check_life(self.life)?;
         self.profile.check()
     }
 }
@@ -305,7 +370,8 @@ impl Statement for Removal {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        check_seq(self.seq)
+        check_seq(self.seq)?;
+        check_life(self.life)
     }
 }
 
@@ -333,13 +399,14 @@ mod tests {
             seq: 1,
             certificate: certificate.raw().clone(),
             profile: Profile { alias: "one".into(), ..Profile::default() },
+            life: Life { issued: 100, seconds: 50 },
         }
     }
 
     fn verify(record: Record, signer: &Identity) -> Result<Admitted, RecordError> {
         let record = Record { node: signer.node_id(), ..record };
         let raw = Signed::sign(record, signer).expect("in bounds").raw().clone();
-        Admitted::verify(raw, &genesis())
+        Admitted::verify(raw, &genesis(), &Verifier::default())
     }
 
     #[test]
@@ -360,7 +427,8 @@ mod tests {
         let raw = Signed::sign(record(), &founder()).expect("in bounds").raw().clone();
         let thief = Identity::from_secret(&[9; 32]);
         let signature = thief.sign(&[Record::CONTEXT, &raw.bytes].concat());
-        let error = Admitted::verify(Raw { signature, ..raw }, &genesis()).expect_err("forged");
+        let error = Admitted::verify(Raw { signature, ..raw }, &genesis(), &Verifier::default())
+            .expect_err("forged");
         assert!(matches!(error, RecordError::Signed(SignedError::BadSignature { .. })), "{error}");
     }
 
@@ -376,6 +444,9 @@ mod tests {
         let refused = |record: Record| Signed::sign(record, &founder()).is_err();
         assert!(!refused(Record { seq: MAX_SEQ, ..record() }));
         assert!(refused(Record { seq: MAX_SEQ + 1, ..record() }));
+        let life = Life { issued: u64::MAX, seconds: Life::MAX_SECONDS };
+        assert!(!refused(Record { life, ..record() }));
+        assert!(refused(Record { life: Life { seconds: life.seconds + 1, ..life }, ..record() }));
         let with = |profile: Profile| Record { profile, ..record() };
         let endpoint = Endpoint::from("192.0.2.1:1".parse::<SocketAddr>().expect("valid"));
         let endpoints = vec![endpoint; Profile::MAX_ENDPOINTS + 1];
@@ -383,6 +454,17 @@ mod tests {
         assert!(refused(with(Profile { alias: "x".repeat(64), ..Profile::default() })));
         assert!(refused(with(Profile { alias: "\u{1b}[2J".into(), ..Profile::default() })));
         assert!(refused(with(Profile { description: "x".repeat(256), ..Profile::default() })));
+    }
+
+    #[test]
+    fn no_record_outlives_its_certificate() {
+        let end = |issued, seconds, not_after| Life { issued, seconds }.end(not_after);
+        assert_eq!(end(100, 50, 1000), 150);
+        assert_eq!(end(100, 50, 120), 120);
+        assert_eq!(end(100, 0, 1000), 1000);
+        assert_eq!(end(u64::MAX, 50, 1000), 1000);
+        let expiry = verify(record(), &founder()).expect("valid").expiry();
+        assert_eq!(expiry, 150, "a founder's certificate does not expire");
     }
 
     #[test]
@@ -394,6 +476,7 @@ mod tests {
             alias: "x".repeat(Profile::MAX_ALIAS),
             description: "x".repeat(Profile::MAX_DESCRIPTION),
         };
-        verify(Record { profile, seq: MAX_SEQ, ..record() }, &founder()).expect("fits");
+        let life = Life { issued: u64::MAX, seconds: Life::MAX_SECONDS };
+        verify(Record { profile, life, seq: MAX_SEQ, ..record() }, &founder()).expect("fits");
     }
 }

@@ -8,12 +8,14 @@ use crate::crdt::{Entry, Key, TwoPhaseMap};
 use crate::record::{Admitted, Profile, Record, RecordError, Removal, Removed};
 use crate::signed::{Raw, Signed};
 use crate::time::UnixTime;
+use crate::verifier::Verifier;
 use crate::wire::Records;
 
 /// The replicated entries of one mesh, each of them verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Roster {
     genesis: Genesis,
+    pub(crate) verifier: Verifier,
     pub(crate) map: TwoPhaseMap<NodeId, Admitted, Removed>,
 }
 
@@ -44,8 +46,8 @@ pub struct Member {
 }
 
 impl Roster {
-    pub(crate) const fn new(genesis: Genesis) -> Self {
-        Self { genesis, map: TwoPhaseMap::new() }
+    pub(crate) fn new(genesis: Genesis) -> Self {
+        Self { genesis, verifier: Verifier::default(), map: TwoPhaseMap::new() }
     }
 
     pub(crate) const fn genesis(&self) -> &Genesis {
@@ -93,13 +95,17 @@ impl Roster {
     }
 
     pub(crate) fn verify_record(&self, raw: Raw) -> Result<(NodeId, RosterEntry), RecordError> {
-        let admitted = Admitted::verify(raw, &self.genesis)?;
-        Ok((admitted.record().node, Entry::Add(admitted)))
+        let entry = self.verifier.entry(self.mesh(), raw, |raw| {
+            Admitted::verify(raw, &self.genesis, &self.verifier).map(Entry::Add)
+        })?;
+        Ok((node_of(&entry), entry))
     }
 
     pub(crate) fn verify_removal(&self, raw: Raw) -> Result<(NodeId, RosterEntry), RecordError> {
-        let removed = Removed::verify(raw, &self.genesis)?;
-        Ok((removed.removal().node, Entry::Remove(removed)))
+        let entry = self.verifier.entry(self.mesh(), raw, |raw| {
+            Removed::verify(raw, &self.genesis, &self.verifier).map(Entry::Remove)
+        })?;
+        Ok((node_of(&entry), entry))
     }
 
     /// Whether just this record is held already.
@@ -144,6 +150,14 @@ impl Roster {
             founder: record.node == self.genesis.founder,
             serial: certificate.serial,
         }
+    }
+}
+
+/// The node that an entry is of.
+pub(crate) fn node_of(entry: &RosterEntry) -> NodeId {
+    match entry {
+        Entry::Add(admitted) => admitted.record().node,
+        Entry::Remove(removed) => removed.removal().node,
     }
 }
 

@@ -1,16 +1,18 @@
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId, WgKey};
 
-use crate::admission::{Certificate, CertificateError, Genesis};
+use crate::admission::{Certificate, CertificateError, Genesis, Role};
 use crate::codec::{self, Fixed as _, fixed};
 use crate::crdt::Entry;
 use crate::identity::Identity;
 use crate::invite::InviteId;
-use crate::record::{MAX_SEQ, Profile, Record, RecordError, Removal};
+use crate::record::{Life, MAX_SEQ, Profile, Record, RecordError, Removal};
 use crate::roster::{Roster, RosterEntry};
 use crate::signed::{Raw, Signed, SignedError};
+use crate::verifier::Verifier;
 
 /// What every snapshot begins with, its version following.
 const MAGIC: &[u8; 4] = b"SVMS";
@@ -19,6 +21,7 @@ const CHECKSUM_LEN: usize = 16;
 /// No snapshot is longer than this, in bytes.
 const MAX_SNAPSHOT: usize = 256 << 20;
 const MAX_ENTRIES: usize = 100_000;
+const MAX_WAYS_BACK: usize = 1024;
 
 /// What a node knows of one mesh, and must not forget: to be kept on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,16 @@ pub struct State {
     node: NodeId,
     pub(crate) roster: Roster,
     pub(crate) ledger: Ledger,
+    /// Where those that were forgotten were reached last.
+    pub(crate) ways_back: BTreeMap<NodeId, WayBack>,
+}
+
+/// Where a node that was forgotten was reached last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WayBack {
+    pub(crate) addrs: Vec<SocketAddr>,
+    /// The last second in which it may come back.
+    pub(crate) not_after: u64,
 }
 
 /// What has become of the invites that this node issued.
@@ -102,7 +115,55 @@ impl State {
         let genesis = Genesis { founder: identity.node_id(), salt, name: name.into() };
         genesis.check().map_err(WriteError::Name)?;
         let certificate = Certificate::of_founder(&genesis, wg, identity)?;
-        Self::with_member(Roster::new(genesis), &certificate, profile, identity)
+        // Without a clock, so until it is renewed, which is soon, this record lives for ever.
+        let life = Life::default();
+        Self::with_member(Roster::new(genesis), &certificate, profile, life, identity)
+    }
+
+    /// The state of a founder that others have joined, each of whom said at its own time what it
+    /// says of itself. For simulators and tests.
+    ///
+    /// # Errors
+    /// If a name or profile is out of bounds.
+    #[doc(hidden)]
+    pub fn peopled<'a>(
+        mut self,
+        founder: &Identity,
+        others: impl Iterator<Item = (&'a Identity, WgKey, Profile, Life)>,
+    ) -> Result<Self, WriteError> {
+        for (serial, (identity, wg, profile, life)) in (1..).zip(others) {
+            let certificate = Certificate {
+                mesh: self.mesh(),
+                subject: identity.node_id(),
+                wg,
+                role: Role::Peer,
+                prefixes: Vec::new(),
+                may_invite: false,
+                not_after: u64::MAX - 1,
+                serial,
+                issuer: founder.node_id(),
+            };
+            let certificate = Signed::sign(certificate, founder)?.raw().clone();
+            let mut one = Self { node: identity.node_id(), ..self };
+            one.publish(certificate, profile, life, identity)?;
+            self = Self { node: founder.node_id(), ..one };
+        }
+        Ok(self)
+    }
+
+    /// The same, as another member keeps it that knows no more and no less; `None` if `node` has
+    /// no record in it. For simulators and tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn kept_by(&self, node: NodeId) -> Option<Self> {
+        self.roster.map.added(&node)?;
+        let (ledger, ways_back) = (Ledger::default(), BTreeMap::new());
+        Some(Self { node, roster: self.roster.clone(), ledger, ways_back })
+    }
+
+    /// Has signatures checked by `verifier` from now on.
+    pub fn verify_by(&mut self, verifier: Verifier) {
+        self.roster.verifier = verifier;
     }
 
     /// The state of a node that was just admitted to a mesh of which it knows `roster`.
@@ -110,10 +171,12 @@ impl State {
         roster: Roster,
         certificate: &Signed<Certificate>,
         profile: Profile,
+        life: Life,
         identity: &Identity,
     ) -> Result<Self, WriteError> {
-        let mut state = Self { node: identity.node_id(), roster, ledger: Ledger::default() };
-        state.publish(certificate.raw().clone(), profile, identity)?;
+        let (ledger, ways_back) = (Ledger::default(), BTreeMap::new());
+        let mut state = Self { node: identity.node_id(), roster, ledger, ways_back };
+        state.publish(certificate.raw().clone(), profile, life, identity)?;
         Ok(state)
     }
 
@@ -175,6 +238,7 @@ impl State {
         &mut self,
         certificate: Raw,
         profile: Profile,
+        life: Life,
         identity: &Identity,
     ) -> Result<RosterEntry, WriteError> {
         let record = Record {
@@ -183,6 +247,7 @@ impl State {
             seq: self.next_seq()?,
             certificate,
             profile,
+            life,
         };
         let raw = Signed::sign(record, identity)?.raw().clone();
         let (node, entry) = self.roster.verify_record(raw).map_err(|error| {
@@ -195,6 +260,7 @@ impl State {
     /// Writes the removal of this node.
     pub(crate) fn publish_removal(
         &mut self,
+        life: Life,
         identity: &Identity,
     ) -> Result<RosterEntry, WriteError> {
         let own = self.roster.map.added(&self.node).ok_or(WriteError::NotAMember(self.node))?;
@@ -203,6 +269,7 @@ impl State {
             node: self.node,
             seq: self.next_seq()?,
             certificate: own.record().certificate.clone(),
+            life,
         };
         let raw = Signed::sign(removal, identity)?.raw().clone();
         let (node, entry) = self.roster.verify_removal(raw).map_err(|error| {
@@ -213,6 +280,13 @@ impl State {
         })?;
         self.roster.map.merge_entry(node, entry.clone());
         Ok(entry)
+    }
+
+    /// Notes where a node that is forgotten was reached, while there is room.
+    pub(crate) fn keep_way_back(&mut self, node: NodeId, way: WayBack) {
+        if !way.addrs.is_empty() && self.ways_back.len() < MAX_WAYS_BACK {
+            self.ways_back.insert(node, way);
+        }
     }
 
     fn next_seq(&self) -> Result<u64, WriteError> {
@@ -240,6 +314,20 @@ struct Snapshot {
     last_serial: u64,
     #[cbor(n(5), decode_with = "codec::list::<MAX_ENTRIES, _, _>")]
     redeemed: Vec<Redeemed>,
+    #[cbor(n(6), decode_with = "codec::list::<MAX_WAYS_BACK, _, _>", default)]
+    ways_back: Vec<Way>,
+}
+
+/// Where a node was reached last.
+#[derive(Encode, Decode)]
+#[cbor(map)]
+struct Way {
+    #[cbor(n(0), with = "fixed")]
+    node: NodeId,
+    #[cbor(n(1), decode_with = "codec::list::<{ Profile::MAX_ENDPOINTS }, _, _>")]
+    addrs: Vec<SocketAddr>,
+    #[n(2)]
+    not_after: u64,
 }
 
 /// The certificates that were issued for one invite.
@@ -265,6 +353,11 @@ impl From<&State> for Snapshot {
             invite: *invite,
             certificates: nodes.values().map(|certificate| certificate.raw().clone()).collect(),
         });
+        let ways_back = state.ways_back.iter().map(|(node, way)| Way {
+            node: *node,
+            addrs: way.addrs.clone(),
+            not_after: way.not_after,
+        });
         Self {
             node: state.node,
             genesis: state.genesis().clone(),
@@ -272,6 +365,7 @@ impl From<&State> for Snapshot {
             removals,
             last_serial: state.ledger.last_serial,
             redeemed: redeemed.collect(),
+            ways_back: ways_back.collect(),
         }
     }
 }
@@ -300,7 +394,11 @@ impl Snapshot {
                 nodes.insert(certificate.value().subject, certificate);
             }
         }
-        Ok(State { node: self.node, roster, ledger })
+        let ways_back = self
+            .ways_back
+            .into_iter()
+            .map(|Way { node, addrs, not_after }| (node, WayBack { addrs, not_after }));
+        Ok(State { node: self.node, roster, ledger, ways_back: ways_back.collect() })
     }
 }
 

@@ -8,36 +8,54 @@
 //! |---|---|---|
 //! | 1 | [`Message::Digest`] | begins a reconciliation |
 //! | 2 | [`Message::Same`] | the answer if the states are equal |
-//! | 3 | [`Message::Stamps`] | the answer if they are not |
-//! | 4 | [`Message::Want`] | asks for what is lacking |
-//! | 5 | [`Message::Records`] | brings what the other lacks, or what is new |
-//! | 6 | [`Message::WhoAreYou`] | the answer to a digest of a node that is not known |
+//! | 5 | [`Message::Records`] | brings what the other lacks |
+//! | 6 | [`Message::WhoAreYou`] | the answer to a node that is not known |
+//! | 7 | [`Message::Ranges`] | narrows down what is different, and asks for what is lacking |
+//! | 8 | [`Message::News`] | brings what is new |
+//! | 9 | [`Message::Announce`] | names what is new |
+//! | 10 | [`Message::Graft`] | asks for what was named, and for what comes after it |
+//! | 11 | [`Message::Prune`] | asks to name only what comes after it |
 //! | 16 | [`Message::Join`] | redeems an invite |
 //! | 17 | [`Message::Welcome`] | the answer if it is accepted |
 //! | 18 | [`Message::Refused`] | the answer if it is not |
+//! | 24 | [`Message::Ping`] | asks whether a node lives |
+//! | 25 | [`Message::Ack`] | it does |
+//! | 26 | [`Message::Ask`] | asks to probe another node |
+//! | 27 | [`Message::Vouch`] | the answer if that node lives |
+//! | 28 | [`Message::Accuse`] | the answer if it does not answer |
 //!
-//! 7 to 15 are kept for finer reconciliation and rumors, 19 to 23 for eviction and renewal, 24
-//! and above for probes. No decoder allocates more than a few times the length of its input.
+//! 3 and 4 were used by version 1; 12 to 15 are kept for routes, 19 to 23 for eviction and
+//! renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
+//! input.
+//!
+//! A node reads its own version and the next one: whatever a version adds, the one before skips,
+//! so that a mesh can be upgraded node by node.
 
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
 use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId, WgKey};
 
-use crate::codec::{self, fixed, fixed_list, optional};
-use crate::crdt::{Digest, Version, Versions};
+use crate::broadcast::NewsId;
+use crate::codec::{self, fixed};
+use crate::crdt::Digest;
+use crate::reconcile::Ranges;
+use crate::rumor::Rumor;
 use crate::signed::Raw;
 
-/// The version of the format.
-pub const WIRE_VERSION: u8 = 1;
+/// The version of the format. The next one is read too.
+pub const WIRE_VERSION: u8 = 2;
+/// Messages of up to so many bytes are sent as datagrams: they fit into one packet on any path,
+/// the headers of IPv6, UDP and the encryption included.
+pub const MAX_DATAGRAM: usize = 1180;
 /// No message is longer than this, in bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
 /// No message of a node that is not a member need be longer than this, in bytes.
 pub const MAX_STRANGERS_MESSAGE: usize = 16 << 10;
-/// The greatest number of stamps in one message.
-pub const MAX_STAMPS: usize = 4096;
-/// The greatest number of keys in one [`Message::Want`].
-pub const MAX_WANT: usize = 4096;
+/// The greatest number of rumors in one message.
+pub const MAX_RUMORS: usize = 64;
+/// The greatest number of pieces of news that are named in one message.
+pub const MAX_NEWS: usize = 256;
 /// The greatest number of records, and of removals, in one message.
 pub const MAX_RECORDS: usize = 1024;
 /// A sender begins a new message when the records in one exceed this many bytes.
@@ -59,12 +77,18 @@ pub enum Message {
     Digest(Summary),
     /// I hold the same.
     Same,
-    /// Here is what I hold of a range of keys.
-    Stamps(Stamps),
-    /// Send me the entries of these keys.
-    Want(Want),
-    /// Here are entries.
+    /// Here is what I hold of some ranges of keys, and what I lack.
+    Ranges(Ranges),
+    /// Here is what you lack.
     Records(Records),
+    /// Here is what is new.
+    News(News),
+    /// I know something new.
+    Announce(Named),
+    /// Send me this, and what is new from now on.
+    Graft(Named),
+    /// Name to me what is new from now on.
+    Prune,
     /// I do not know you: show me your record.
     WhoAreYou,
     /// Admit me.
@@ -73,6 +97,16 @@ pub enum Message {
     Welcome(Welcome),
     /// You are not admitted.
     Refused(Refused),
+    /// Do you live?
+    Ping(Probe),
+    /// I live.
+    Ack(Probe),
+    /// Does that node live?
+    Ask(Ask),
+    /// That node lives.
+    Vouch(Vouch),
+    /// A node does not answer me: a signed [`crate::rumor::Accusation`].
+    Accuse(Accuse),
 }
 
 /// The body of [`Message::Digest`].
@@ -90,44 +124,77 @@ pub struct Summary {
     pub introduction: Option<Raw>,
 }
 
-/// The body of [`Message::Stamps`]: all stamps of one range of keys.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// The body of [`Message::News`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Stamps {
-    /// The range begins after this key; with the first key if absent.
-    #[cbor(n(0), with = "optional", has_nil)]
-    pub after: Option<NodeId>,
-    /// The range ends with this key; with the last key if absent.
-    #[cbor(n(1), with = "optional", has_nil)]
-    pub through: Option<NodeId>,
-    /// The stamps.
-    #[cbor(n(2), decode_with = "codec::list::<MAX_STAMPS, _, _>")]
-    pub stamps: Vec<Stamp>,
+pub struct News {
+    /// Entries.
+    #[n(0)]
+    #[cbor(default)]
+    pub entries: Records,
+    /// What is said of the members' lives.
+    #[cbor(n(1), decode_with = "codec::list::<MAX_RUMORS, _, _>", default)]
+    pub rumors: Vec<Rumor>,
 }
 
-/// The versions of one node's entries.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// The body of [`Message::Announce`] and [`Message::Graft`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Stamp {
-    /// The node.
-    #[cbor(n(0), with = "fixed")]
-    pub node: NodeId,
-    /// The version of its record.
-    #[n(1)]
-    pub added: Option<Version>,
-    /// The version of its removal.
+pub struct Named {
+    /// What is named.
+    #[cbor(n(0), decode_with = "codec::list::<MAX_NEWS, _, _>", default)]
+    pub news: Vec<NewsId>,
+}
+
+/// The body of [`Message::Ping`] and [`Message::Ack`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Probe {
+    /// Chosen by who asks; the answer repeats it.
+    #[n(0)]
+    pub number: u32,
+    /// How the hash of the sender's state begins.
+    #[cbor(n(1), with = "fixed")]
+    pub hash: [u8; 8],
+    /// The receiver is held to be down, and this is the last incarnation of it that was heard.
     #[n(2)]
-    pub removed: Option<Version>,
+    pub down: Option<u64>,
 }
 
-/// The body of [`Message::Want`].
+/// The body of [`Message::Ask`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ask {
+    /// Whom to probe.
+    #[cbor(n(0), with = "fixed")]
+    pub target: NodeId,
+    /// The answer repeats it.
+    #[n(1)]
+    pub number: u32,
+    /// The last incarnation of it that was heard.
+    #[n(2)]
+    pub incarnation: u64,
+}
+
+/// The body of [`Message::Vouch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Vouch {
+    /// Who lives.
+    #[cbor(n(0), with = "fixed")]
+    pub target: NodeId,
+    /// That of the question.
+    #[n(1)]
+    pub number: u32,
+}
+
+/// The body of [`Message::Accuse`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Want {
-    /// The nodes whose entries are asked for.
-    #[cbor(n(0), encode_with = "fixed_list::encode")]
-    #[cbor(decode_with = "fixed_list::decode::<MAX_WANT, _, _>")]
-    pub nodes: Vec<NodeId>,
+pub struct Accuse {
+    /// The signed accusation.
+    #[n(0)]
+    pub accusation: Raw,
 }
 
 /// The body of [`Message::Records`].
@@ -225,7 +292,8 @@ pub enum WireError {
     },
     /// Of a version that is not known here.
     #[error(
-        "the message has wire version {found}, which is not known here (known: {WIRE_VERSION})"
+        "the message has wire version {found}, which is not known here (known: {WIRE_VERSION} \
+         and the next)"
     )]
     UnknownVersion {
         /// Its version.
@@ -282,26 +350,39 @@ impl Message {
         match self {
             Self::Digest(_) => 1,
             Self::Same => 2,
-            Self::Stamps(_) => 3,
-            Self::Want(_) => 4,
             Self::Records(_) => 5,
             Self::WhoAreYou => 6,
+            Self::Ranges(_) => 7,
+            Self::News(_) => 8,
+            Self::Announce(_) => 9,
+            Self::Graft(_) => 10,
+            Self::Prune => 11,
             Self::Join(_) => 16,
             Self::Welcome(_) => 17,
             Self::Refused(_) => 18,
+            Self::Ping(_) => 24,
+            Self::Ack(_) => 25,
+            Self::Ask(_) => 26,
+            Self::Vouch(_) => 27,
+            Self::Accuse(_) => 28,
         }
     }
 
     fn encode_body(&self) -> Vec<u8> {
         match self {
             Self::Digest(body) => codec::to_vec(body),
-            Self::Stamps(body) => codec::to_vec(body),
-            Self::Want(body) => codec::to_vec(body),
             Self::Records(body) => codec::to_vec(body),
+            Self::Ranges(body) => codec::to_vec(body),
+            Self::News(body) => codec::to_vec(body),
+            Self::Announce(body) | Self::Graft(body) => codec::to_vec(body),
             Self::Join(body) => codec::to_vec(body),
             Self::Welcome(body) => codec::to_vec(body),
             Self::Refused(body) => codec::to_vec(body),
-            Self::Same | Self::WhoAreYou => codec::to_vec(&Empty {}),
+            Self::Ping(body) | Self::Ack(body) => codec::to_vec(body),
+            Self::Ask(body) => codec::to_vec(body),
+            Self::Vouch(body) => codec::to_vec(body),
+            Self::Accuse(body) => codec::to_vec(body),
+            Self::Same | Self::WhoAreYou | Self::Prune => codec::to_vec(&Empty {}),
         }
     }
 
@@ -312,13 +393,21 @@ impl Message {
         match kind {
             1 => body(bytes).map(Self::Digest),
             2 => body::<Empty>(bytes).map(|Empty {}| Self::Same),
-            3 => body(bytes).map(Self::Stamps),
-            4 => body(bytes).map(Self::Want),
             5 => body(bytes).map(Self::Records),
             6 => body::<Empty>(bytes).map(|Empty {}| Self::WhoAreYou),
+            7 => body(bytes).map(Self::Ranges),
+            8 => body(bytes).map(Self::News),
+            9 => body(bytes).map(Self::Announce),
+            10 => body(bytes).map(Self::Graft),
+            11 => body::<Empty>(bytes).map(|Empty {}| Self::Prune),
             16 => body(bytes).map(Self::Join),
             17 => body(bytes).map(Self::Welcome),
             18 => body(bytes).map(Self::Refused),
+            24 => body(bytes).map(Self::Ping),
+            25 => body(bytes).map(Self::Ack),
+            26 => body(bytes).map(Self::Ask),
+            27 => body(bytes).map(Self::Vouch),
+            28 => body(bytes).map(Self::Accuse),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -329,14 +418,6 @@ impl Summary {
     #[must_use]
     pub const fn digest(&self) -> Digest {
         Digest { hash: self.hash, count: self.count }
-    }
-}
-
-impl Stamp {
-    /// The versions.
-    #[must_use]
-    pub const fn versions(&self) -> Versions {
-        Versions { added: self.added, removed: self.removed }
     }
 }
 
@@ -359,7 +440,8 @@ impl<'a> Header<'a> {
         let mut d = Decoder::new(bytes);
         let items = d.array().map_err(malformed)?;
         let found = d.u64().map_err(malformed)?;
-        if found != u64::from(WIRE_VERSION) {
+        let known = u64::from(WIRE_VERSION)..=u64::from(WIRE_VERSION) + 1;
+        if !known.contains(&found) {
             return Err(WireError::UnknownVersion { found });
         }
         if items != Some(4) {
@@ -415,6 +497,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::broadcast::NewsKind;
+    use crate::crdt::Version;
+    use crate::reconcile::{End, Item, Items, MAX_PARTS, MAX_WANT, Part};
 
     const MESH: MeshId = MeshId([1; 20]);
 
@@ -424,20 +509,36 @@ mod tests {
 
     fn messages() -> Vec<Message> {
         let version = Version { stamp: 3, tie: [1; 16] };
-        let node = NodeId([2; 32]);
+        let target = NodeId([2; 32]);
+        let item = Item { prefix: [2; 16], added: Some(version), removed: None };
+        let parts = vec![
+            Part { end: Some(End(vec![7])), hash: Some([5; 12]), items: None },
+            Part { end: Some(End(vec![8, 1])), hash: None, items: Some(Items(vec![item, item])) },
+            Part::default(),
+        ];
+        let ranges = Ranges { start: vec![1], parts, want: vec![[3; 16]] };
+        let news = NewsId { kind: NewsKind::Verdict, node: [1; 8], stamp: 300 };
+        let rumors = vec![
+            Rumor { alive: Some(raw()), accusations: vec![] },
+            Rumor { alive: None, accusations: vec![raw(), raw()] },
+        ];
         let records = Records { records: vec![raw()], removals: vec![raw(), raw()] };
         vec![
             Message::Digest(Summary { hash: [5; 16], count: 9, introduction: Some(raw()) }),
             Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
             Message::Same,
             Message::WhoAreYou,
-            Message::Stamps(Stamps {
-                after: Some(node),
-                through: None,
-                stamps: vec![Stamp { node, added: Some(version), removed: None }],
-            }),
-            Message::Stamps(Stamps { after: None, through: Some(node), stamps: vec![] }),
-            Message::Want(Want { nodes: vec![node, node] }),
+            Message::Ranges(ranges),
+            Message::Ranges(Ranges::default()),
+            Message::News(News { entries: records.clone(), rumors }),
+            Message::Announce(Named { news: vec![news, news] }),
+            Message::Graft(Named { news: vec![news] }),
+            Message::Prune,
+            Message::Ping(Probe { number: 70_000, hash: [6; 8], down: None }),
+            Message::Ack(Probe { number: 0, hash: [6; 8], down: Some(3) }),
+            Message::Ask(Ask { target, number: 4, incarnation: 9 }),
+            Message::Vouch(Vouch { target, number: 4 }),
+            Message::Accuse(Accuse { accusation: raw() }),
             Message::Records(records.clone()),
             Message::Join(Join { invite: raw(), wg: WgKey([6; 32]) }),
             Message::Welcome(Welcome { certificate: raw(), state: records }),
@@ -479,12 +580,24 @@ mod tests {
         let mut bytes = encoded(Message::Same);
         bytes[1] = 9;
         let error = Envelope::decode(&bytes).expect_err("newer");
-        let expected = "the message has wire version 9, which is not known here (known: 1)";
+        let expected =
+            "the message has wire version 9, which is not known here (known: 2 and the next)";
         assert_eq!(error.to_string(), expected);
+        bytes[1] = WIRE_VERSION - 1;
+        assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownVersion { found: 1 }));
         let mut bytes = encoded(Message::Same);
         let kind = bytes.len() - 2;
         bytes[kind] = 15;
         assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownKind { kind: 15 }));
+    }
+
+    #[test]
+    fn messages_of_the_next_version_are_read() {
+        for message in messages() {
+            let mut bytes = encoded(message.clone());
+            bytes[1] = WIRE_VERSION + 1;
+            assert_eq!(Envelope::decode(&bytes), Ok(Envelope { mesh: MESH, message }));
+        }
     }
 
     #[test]
@@ -535,12 +648,39 @@ mod tests {
         );
     }
 
+    /// What is sent every second, and what is sent when one record differs.
+    #[test]
+    fn what_is_frequent_is_small() {
+        let len = |message| encoded(message).len();
+        assert!(len(Message::Ping(Probe { number: u32::MAX, hash: [1; 8], down: None })) <= 48);
+        let part = Part { end: Some(End(vec![1, 2])), hash: Some([5; 12]), items: None };
+        let ranges = Ranges { start: vec![], parts: vec![part; 16], want: vec![] };
+        assert!(len(Message::Ranges(ranges)) <= 330);
+    }
+
     #[test]
     fn lists_and_texts_are_bounded() {
         let refused = |message| Envelope::decode(&encoded(message)).is_err();
-        let want = |count| Message::Want(Want { nodes: vec![NodeId([0; 32]); count] });
+        let want =
+            |count| Message::Ranges(Ranges { want: vec![[0; 16]; count], ..Ranges::default() });
         assert!(!refused(want(MAX_WANT)));
         assert!(refused(want(MAX_WANT + 1)));
+        let parts = |count| {
+            let parts = vec![Part::default(); count];
+            Message::Ranges(Ranges { parts, ..Ranges::default() })
+        };
+        assert!(!refused(parts(MAX_PARTS)));
+        assert!(refused(parts(MAX_PARTS + 1)));
+        let id = NewsId { kind: NewsKind::Entry, node: [0; 8], stamp: 0 };
+        let named = |count| Message::Announce(Named { news: vec![id; count] });
+        assert!(!refused(named(MAX_NEWS)));
+        assert!(refused(named(MAX_NEWS + 1)));
+        let rumors = |count| {
+            let rumors = vec![Rumor::default(); count];
+            Message::News(News { entries: Records::default(), rumors })
+        };
+        assert!(!refused(rumors(MAX_RUMORS)));
+        assert!(refused(rumors(MAX_RUMORS + 1)));
         let records = |count| Records { records: vec![raw(); count], removals: vec![] };
         assert!(!refused(Message::Records(records(MAX_RECORDS))));
         assert!(refused(Message::Records(records(MAX_RECORDS + 1))));
@@ -568,7 +708,7 @@ mod tests {
 
         #[test]
         fn damaged_messages_never_panic(
-            which in 0..11_usize, at in any::<prop::sample::Index>(), value in any::<u8>(),
+            which in 0..messages().len(), at in any::<prop::sample::Index>(), value in any::<u8>(),
         ) {
             let mut bytes = encoded(messages().swap_remove(which));
             let at = at.index(bytes.len());

@@ -6,10 +6,11 @@ use common::{
     WALL, admit, ask, events, founder, identity, invite, join, joining, mesh_of, profile, terms,
     transmits, wg,
 };
-use selvedge_mesh::wire::{Envelope, Message, Records, RefusedReason, Stamps, Summary, Want};
+use selvedge_mesh::reconcile::{self, Ranges};
+use selvedge_mesh::wire::{Envelope, Message, News, Records, RefusedReason, Summary};
 use selvedge_mesh::{
-    Certificate, Event, Identity, Invite, JoinError, Joining, MAX_SEQ, Mesh, MeshError, Profile,
-    Raw, Record, Rejection, Removal, Role, Signed, State, Statement, UnixTime,
+    Certificate, Event, Identity, Invite, JoinError, Joining, Life, MAX_SEQ, Mesh, MeshError,
+    Profile, Raw, Record, Rejection, Removal, Role, Signed, State, Statement, UnixTime,
 };
 use selvedge_model::{MeshId, NodeId, Time};
 
@@ -43,11 +44,17 @@ fn records_of(mesh: &Mesh, node: NodeId) -> Records {
     let number = (0..1000).find(|n| identity(*n).node_id() == mesh.node()).expect("one of ours");
     let mut copy = mesh_of(number, state);
     let asker = copy.members().map(|m| m.node).find(|n| *n != mesh.node()).expect("a member");
-    give(&mut copy, asker, Message::Want(Want { nodes: vec![node] }));
+    transmits(&mut copy);
+    give(&mut copy, asker, want(node));
     let (_, bytes) = transmits(&mut copy).pop().expect("an answer");
     let message = Envelope::decode(&bytes).expect("our own format").message;
     let Message::Records(records) = message else { panic!("{message:?} is no answer") };
     records
+}
+
+/// Asks for what is held of a node.
+fn want(node: NodeId) -> Message {
+    Message::Ranges(Ranges { want: vec![reconcile::prefix(&node)], ..Ranges::default() })
 }
 
 fn give(to: &mut Mesh, from: NodeId, message: Message) {
@@ -138,6 +145,7 @@ fn a_removal_by_another_is_refused() {
             mesh: founder.id(),
             node: founder.node(),
             seq: 99,
+            life: Life::default(),
             certificate: certificate_in(&own_record(founder)),
         };
         give_removal(founder, member.node(), sign_unchecked(&removal, 1));
@@ -148,7 +156,8 @@ fn a_removal_by_another_is_refused() {
 fn removals_of_made_up_nodes_are_refused() {
     let made_up = |founder: &Mesh, certificate: Raw| {
         let node = identity(99).node_id();
-        let removal = Removal { mesh: founder.id(), node, seq: 99, certificate };
+        let removal =
+            Removal { mesh: founder.id(), node, seq: 99, certificate, life: Life::default() };
         Signed::sign(removal, &identity(99)).expect("in bounds").raw().clone()
     };
     // Another's certificate is none of its own, and a member's signature is not the founder's.
@@ -232,7 +241,7 @@ fn a_member_cannot_bring_back_who_left() {
     assert!(!founder.is_member(third.node()));
     assert!(!founder.desired_wireguard().contains_key(&wg(2)));
     // Its own messages are not heard either.
-    give(&mut founder, third.node(), Message::Want(Want { nodes: vec![member.node()] }));
+    give(&mut founder, third.node(), want(member.node()));
     assert_eq!(founder.rejections()["not_a_member"], 1);
 }
 
@@ -293,12 +302,13 @@ fn who_comes_back_to_a_large_mesh_outdoes_its_removal() {
     for number in 2..COUNT {
         let (mesh, node, profile) = (founder.id(), id(number), long.clone());
         let certificate = certificate_by(&founder, &identity(0), node);
-        let record = Record { mesh, node, seq: 1, certificate, profile };
+        let record = Record { mesh, node, seq: 1, certificate, profile, life: Life::default() };
         let raw = Signed::sign(record, &identity(number)).expect("in bounds").raw().clone();
         give_record(&mut founder, member.node(), raw);
     }
     let certificate = certificate_by(&founder, &identity(0), id(last));
-    let removal = Removal { mesh: founder.id(), node: id(last), seq: 2, certificate };
+    let life = Life::default();
+    let removal = Removal { mesh: founder.id(), node: id(last), seq: 2, certificate, life };
     let removal = Signed::sign(removal, &identity(last)).expect("in bounds").raw().clone();
     give_removal(&mut founder, member.node(), removal);
     let count = usize::try_from(COUNT).expect("small");
@@ -321,8 +331,10 @@ fn strangers_are_not_heard() {
     let messages = [
         Message::Same,
         Message::WhoAreYou,
-        Message::Want(Want { nodes: vec![stranger] }),
-        Message::Stamps(Stamps { after: None, through: None, stamps: vec![] }),
+        want(stranger),
+        Message::Ranges(Ranges::default()),
+        Message::News(News::default()),
+        Message::Prune,
         Message::Records(none),
         refused,
     ];
@@ -376,7 +388,7 @@ fn unreadable_messages_are_counted() {
     });
     assert_refused("wire_version", |founder, member| {
         let mut bytes = Envelope { mesh: founder.id(), message: Message::Same }.encode();
-        bytes[1] = 2;
+        bytes[1] = 9;
         founder.handle_message(member.node(), &bytes, Time::ZERO, WALL);
     });
     assert_refused("wrong_mesh", |founder, member| {
@@ -396,25 +408,101 @@ fn rejections_do_not_fill_the_memory() {
 }
 
 #[test]
-fn an_expired_member_is_none() {
+fn who_does_not_renew_is_forgotten_and_may_come_back() {
     let (mut founder, mut member) = pair();
     let node = member.node();
-    let not_after = founder.member(node).expect("a member").not_after;
-    let due = founder.poll_timeout().expect("a member");
-    founder.handle_timeout(due, not_after);
+    let kept = State::decode(&member.snapshot()).expect("its own");
+    let endpoints = founder.control_endpoints(node);
+    let last = UnixTime(WALL.0 + 86_400);
+    timeout(&mut founder, last);
     assert!(founder.is_member(node));
     events(&mut founder);
-    let late = UnixTime(not_after.0 + 1);
-    let due = founder.poll_timeout().expect("a member");
-    founder.handle_timeout(due, late);
-    assert_eq!(events(&mut founder), [Event::MemberLeft(node), Event::StateChanged]);
+    let late = UnixTime(last.0 + 1);
+    timeout(&mut founder, late);
+    let left = [Event::MemberLeft(node), Event::StateChanged];
+    assert_eq!(events(&mut founder).split_off(0), left);
     assert!(founder.desired_wireguard().is_empty());
-    transmits(&mut founder);
-    member.set_profile(profile(50)).expect("in bounds");
+    assert_eq!(founder.control_endpoints(node), endpoints, "a way back is kept");
+    let restarted = State::decode(&founder.snapshot()).expect("its own");
+    assert_eq!(mesh_of(0, restarted).control_endpoints(node), endpoints);
+    // Old copies of what it said are refused, by whomever they are brought.
+    give_at(&mut founder, node, introduction(&member), late);
+    assert!(!founder.is_member(node));
+    assert_eq!(founder.rejections()["expired"], 1);
+    // It was away, and says something new.
+    member = mesh_of(1, kept);
+    timeout(&mut member, late);
+    give_at(&mut founder, node, introduction(&member), late);
+    assert!(founder.is_member(node));
+}
+
+#[test]
+fn a_removal_outlives_every_copy_of_what_it_buries() {
+    let (mut founder, mut member) = pair();
+    let node = member.node();
+    let old = introduction(&member);
+    member.leave().expect("a member");
     for (_, bytes) in transmits(&mut member) {
-        founder.handle_message(node, &bytes, due, late);
+        founder.handle_message(node, &bytes, Time::ZERO, WALL);
     }
-    assert_eq!(founder.rejections()["not_a_member"], 1);
+    for seconds in [0, 86_400, 86_401, 2 * 86_400] {
+        let wall = UnixTime(WALL.0 + seconds);
+        timeout(&mut founder, wall);
+        give_at(&mut founder, node, old.clone(), wall);
+        assert!(!founder.is_member(node));
+        assert_eq!(founder.digest().count, 2, "the removal is held");
+    }
+    timeout(&mut founder, UnixTime(WALL.0 + 2 * 86_400 + 1));
+    assert_eq!(founder.digest().count, 1);
+}
+
+/// Members say again in time what they say of themselves, and without end.
+#[test]
+fn who_renews_is_kept() {
+    let (mut founder, mut member) = pair();
+    for hour in 0..100 {
+        let wall = UnixTime(WALL.0 + hour * 3600);
+        for mesh in [&mut founder, &mut member] {
+            timeout(mesh, wall);
+        }
+        for (_, bytes) in transmits(&mut member) {
+            founder.handle_message(member.node(), &bytes, Time::ZERO, wall);
+        }
+        for (_, bytes) in transmits(&mut founder) {
+            member.handle_message(founder.node(), &bytes, Time::ZERO, wall);
+        }
+        assert!(founder.is_member(member.node()) && member.is_member(founder.node()), "{hour}");
+    }
+    let seq = founder.member(member.node()).expect("a member").seq;
+    assert!((5..10).contains(&seq), "{seq} renewals in four days");
+}
+
+#[test]
+fn whose_certificate_has_expired_is_no_member() {
+    let (mut founder, mut member) = pair();
+    let node = member.node();
+    let late = UnixTime(founder.member(node).expect("a member").not_after.0 + 1);
+    timeout(&mut founder, late);
+    timeout(&mut member, late);
+    give_at(&mut founder, node, introduction(&member), late);
+    assert!(!founder.is_member(node));
+    assert!(founder.control_endpoints(node).is_empty(), "nothing leads back");
+}
+
+/// The message by which a node shows its record.
+fn introduction(mesh: &Mesh) -> Message {
+    let introduction = Some(own_record(mesh));
+    Message::Digest(Summary { hash: [0; 16], count: 0, introduction })
+}
+
+fn timeout(mesh: &mut Mesh, wall: UnixTime) {
+    let due = mesh.poll_timeout().expect("a member") + std::time::Duration::from_secs(2);
+    mesh.handle_timeout(due, wall);
+}
+
+fn give_at(to: &mut Mesh, from: NodeId, message: Message, wall: UnixTime) {
+    let bytes = Envelope { mesh: to.id(), message }.encode();
+    to.handle_message(from, &bytes, Time::ZERO, wall);
 }
 
 #[test]

@@ -4,3 +4,4 @@
 //! and kernel. Everything that is random comes from one seed, so that a run repeats to the letter.
 
 pub mod gateway;
+pub mod mesh;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use selvedge_gateway::Timing;
 use selvedge_sim::gateway::{chaos, scale};
+use selvedge_sim::mesh::scale as mesh;
 
 #[derive(Parser)]
 #[command(name = "selvedge-sim", about = "Selvedge's protocols on virtual time", version)]
@@ -19,12 +20,15 @@ enum Command {
     /// Many gateways share many networks; one is lost and comes back. With `--chaos`, everything
     /// goes wrong.
     Gateway(GatewayOptions),
+    /// Many members: changes, crashes, joins, and a partition.
+    Mesh(mesh::Options),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Gateway(options) if options.chaos => chaos(&options),
         Command::Gateway(options) => gateway(&options.scale()),
+        Command::Mesh(options) => mesh(&options),
     }
 }
 
@@ -105,6 +109,19 @@ fn gateway(options: &scale::Options) -> ExitCode {
     let report = scale::run(options);
     for violation in &report.details {
         eprintln!("violation: {violation}");
+    }
+    if !options.json {
+        eprintln!("{report:#?}");
+    }
+    println!("{}", serde_json::to_string(&report).expect("a report of plain numbers"));
+    if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+fn mesh(options: &mesh::Options) -> ExitCode {
+    let report = mesh::run(options);
+    for detail in &report.details {
+        eprintln!("violation: {detail}");
     }
     if !options.json {
         eprintln!("{report:#?}");

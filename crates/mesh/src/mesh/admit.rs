@@ -10,6 +10,9 @@ use crate::roster::RosterEntry;
 use crate::signed::Signed;
 use crate::wire::{Join, Message, Records, Refused, RefusedReason, Welcome};
 
+/// So many bytes of records a joiner is told at once.
+const WELCOME: usize = 16 << 10;
+
 /// Why an invite is not redeemed: for the joiner's program and for its user.
 type Refusal = (RefusedReason, String);
 
@@ -126,13 +129,15 @@ impl Mesh {
         Ok(signed)
     }
 
-    /// As much of the state as fits into one message. What is held of the joiner comes first: its
-    /// first record must outdo its earlier ones, and its removal.
+    /// Some of the state: enough to go on with anybody, for the issuer may be far away. What is held of the joiner comes first: its
+    /// first record must outdo its earlier ones, and its removal. Then comes who admits it.
     fn first_records(&self, joiner: NodeId) -> Records {
         let map = &self.state.roster.map;
-        let others = map.entries().filter(|(node, _)| **node != joiner).map(|(_, entry)| entry);
-        let entries = map.entries_of(&joiner).chain(others).map(|entry| entry.cloned());
+        let own = self.node();
+        let others = map.entries().filter(|(node, _)| **node != joiner && **node != own);
+        let first = map.entries_of(&joiner).chain(map.entries_of(&own));
+        let entries = first.chain(others.map(|(_, entry)| entry)).map(|entry| entry.cloned());
         let entries: Vec<RosterEntry> = entries.collect();
-        super::sync::chunks(entries.iter()).into_iter().next().unwrap_or_default()
+        super::sync::chunks(entries.iter(), WELCOME).into_iter().next().unwrap_or_default()
     }
 }

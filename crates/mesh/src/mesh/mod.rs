@@ -1,27 +1,40 @@
 mod admit;
+mod forget;
+mod gossip;
+mod health;
 mod receive;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
-use rand::SeedableRng as _;
+use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use selvedge_model::{MeshId, NodeId, Prefix, Time, WgKey};
 
 use crate::address::node_address;
 use crate::admission::{Genesis, Role};
+use crate::broadcast::Broadcast;
 use crate::config::Config;
-use crate::crdt::{Digest, Entry};
+use crate::crdt::{Content as _, Digest, Entry};
+use crate::detector::Detector;
 use crate::event::{Event, Rejection, Rejections};
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteId};
-use crate::record::Profile;
-use crate::roster::{Member, RosterEntry};
+use crate::lives::Lives;
+use crate::overlay::View;
+use crate::record::{Life, Profile};
+use crate::roster::{Member, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
 use crate::time::UnixTime;
+use crate::wire::{Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
+use forget::House;
+use gossip::Crowd;
+use health::Pulse;
+use sync::Syncing;
 
 /// Rejections are counted always, but no more than this many wait to be told as events, so that
 /// nobody can fill the memory with them.
@@ -47,10 +60,20 @@ pub struct Mesh {
     rng: ChaCha8Rng,
     /// As of the last call that told it.
     wall: UnixTime,
-    next_sync: Time,
-    /// To how many partners, from the start, we show our record unasked: since we were last
-    /// heard, they may have forgotten us, or never have known us.
-    introductions: usize,
+    /// As of the last call that told it.
+    now: Time,
+    detector: Detector,
+    lives: Lives,
+    pulse: Pulse,
+    broadcast: Broadcast,
+    crowd: Crowd,
+    syncing: Syncing,
+    house: House,
+    /// Cached; stale if the links changed.
+    neighbours: BTreeSet<NodeId>,
+    links_changed: bool,
+    /// Whom the events so far have made down.
+    down_reported: BTreeSet<NodeId>,
     /// Cached; `None` after each change of the roster.
     digest: Option<Digest>,
     /// Whom the events so far have made members, this node aside.
@@ -60,8 +83,20 @@ pub struct Mesh {
     has_left: bool,
     has_changed: bool,
     events: VecDeque<Event>,
-    transmits: VecDeque<(NodeId, Vec<u8>)>,
+    transmits: VecDeque<Transmit>,
     rejections: Rejections,
+}
+
+/// A message to send. It may be lost, doubled, and overtaken by others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// To whom.
+    pub to: NodeId,
+    /// The message.
+    pub bytes: Arc<[u8]>,
+    /// Whether it is to be sent as a datagram, which must be authenticated and encrypted; else it
+    /// is too long for one, or for a stranger, and goes over a stream.
+    pub datagram: bool,
 }
 
 /// The parts of this node's record that do not follow from the rest.
@@ -141,13 +176,23 @@ impl Mesh {
             return Err(MeshError::ForeignState { found, expected });
         }
         let reported = state.roster.nodes(wall).filter(|node| *node != expected).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Ok(Self {
-            introductions: config.fan_out,
+            detector: Detector::new(config.probing, expected, &mut rng, now),
+            lives: Lives::default(),
+            pulse: Pulse::new(),
+            broadcast: Broadcast::new(config.copies),
+            crowd: Crowd::default(),
+            syncing: Syncing::new(),
+            house: House::new(expected, now),
+            neighbours: BTreeSet::new(),
+            links_changed: true,
+            down_reported: BTreeSet::new(),
             identity,
             config,
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            rng,
             wall,
-            next_sync: now,
+            now,
             digest: None,
             reported,
             outdone: None,
@@ -163,10 +208,11 @@ impl Mesh {
 
     /// Takes in a message of node `from`. `wall` is looked at for expiry alone.
     pub fn handle_message(&mut self, from: NodeId, bytes: &[u8], now: Time, wall: UnixTime) {
-        self.wall = wall;
+        (self.now, self.wall) = (now, wall);
         if self.has_left {
             return;
         }
+        self.detector.note_time(now);
         if let Err(reason) = self.receive(from, bytes, now) {
             self.reject(from, reason);
         }
@@ -174,23 +220,33 @@ impl Mesh {
 
     /// Does what is due at `now`. Calls that come too early are harmless.
     pub fn handle_timeout(&mut self, now: Time, wall: UnixTime) {
-        self.wall = wall;
-        if self.has_left || now < self.next_sync {
+        (self.now, self.wall) = (now, wall);
+        if self.has_left {
             return;
         }
-        self.report_members();
-        self.outdo();
-        self.begin_due_syncs(now);
+        self.detector.note_time(now);
+        if self.house.tick <= now {
+            self.keep_house(now);
+        }
+        if self.detector.poll_timeout() <= now {
+            self.drive_detector(now);
+        }
+        self.spread_due_rumors(now);
+        self.begin_due_grafts(now);
+        self.begin_due_sync(now);
     }
 
     /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        (!self.has_left).then_some(self.next_sync)
+        let due = self.house.tick.min(self.detector.poll_timeout());
+        let sync = self.syncing.due.map(|(due, _)| due);
+        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync];
+        (!self.has_left).then(|| others.into_iter().flatten().fold(due, Time::min))
     }
 
     /// The next message to send, and to whom. It may be lost.
-    pub fn poll_transmit(&mut self) -> Option<(NodeId, Vec<u8>)> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
     }
 
@@ -247,12 +303,33 @@ impl Mesh {
         self.state.roster.is_member(node, self.wall)
     }
 
-    /// Where the agent of a member listens, the most preferred address first. Empty if the node
-    /// is no member or announces none.
+    /// The members that do not answer, ascending.
+    pub fn down(&self) -> impl Iterator<Item = NodeId> {
+        self.lives.down()
+    }
+
+    /// The number of members that do not answer.
+    #[must_use]
+    pub const fn count_down(&self) -> usize {
+        self.lives.count_down()
+    }
+
+    /// Whether a member does not answer.
+    #[must_use]
+    pub fn is_down(&self, node: NodeId) -> bool {
+        self.lives.is_down(node)
+    }
+
+    /// Where the agent of a member listens, the most preferred address first; of a node that was
+    /// forgotten, where it listened. Empty if neither is known.
     #[must_use]
     pub fn control_endpoints(&self, node: NodeId) -> Vec<SocketAddr> {
-        let endpoints = self.member(node).map(|member| member.profile.control).unwrap_or_default();
-        endpoints.into_iter().map(|endpoint| endpoint.addr).collect()
+        match self.member(node) {
+            Some(member) => {
+                member.profile.control.into_iter().map(|endpoint| endpoint.addr).collect()
+            }
+            None => self.way_back(node),
+        }
     }
 
     /// The peers that WireGuard is to have, by their keys: all other members.
@@ -264,6 +341,19 @@ impl Mesh {
     /// In short what the replicated state is. Nodes that agree have equal digests.
     pub fn digest(&mut self) -> Digest {
         *self.digest.get_or_insert_with(|| self.state.roster.map.digest())
+    }
+
+    /// The greatest sequence number that is held of a node; 0 if none is.
+    #[must_use]
+    pub fn seq(&self, node: NodeId) -> u64 {
+        self.state.roster.map.stamp(&node)
+    }
+
+    /// What this node keeps, after which it takes part no more. For simulators and tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn into_state(self) -> State {
+        self.state
     }
 
     /// The state in bytes, as [`State::decode`] reads it.
@@ -295,7 +385,7 @@ impl Mesh {
         if self.profile() == profile {
             return Ok(false);
         }
-        self.publish(Own { profile, ..self.own() })?;
+        self.publish(Own { profile, ..self.own() }, self.now)?;
         Ok(true)
     }
 
@@ -338,20 +428,31 @@ impl Mesh {
         if self.has_left {
             return Err(WriteError::NotAMember(self.node()).into());
         }
-        let removal = self.state.publish_removal(&self.identity)?;
+        // No copy of what it buries lives as long.
+        let life = Life::new(self.wall, self.config.record_life * 2);
+        let removal = self.state.publish_removal(life, &self.identity)?;
+        self.refresh_neighbours();
         self.changed();
-        self.push(vec![removal], None);
+        // The links are those that it had as a member.
+        self.links_changed = false;
+        self.push(&[removal], None, self.now);
         self.has_left = true;
         Ok(())
     }
 
     /// Writes a new record of this node and spreads it.
-    fn publish(&mut self, own: Own) -> Result<(), WriteError> {
-        let entry = self.state.publish(own.certificate, own.profile, &self.identity)?;
+    fn publish(&mut self, own: Own, now: Time) -> Result<(), WriteError> {
+        let life = self.life();
+        let entry = self.state.publish(own.certificate, own.profile, life, &self.identity)?;
         self.outdone = None;
         self.changed();
-        self.push(vec![entry], None);
+        self.push(&[entry], None, now);
         Ok(())
+    }
+
+    /// How long others hold what this node said last.
+    fn own_life(&self) -> Life {
+        self.state.roster.map.added(&self.node()).map(|own| own.record().life).unwrap_or_default()
     }
 
     /// Takes over a verified entry. Says whether it was new.
@@ -360,6 +461,9 @@ impl Mesh {
         let map = &self.state.roster.map;
         if map.len() >= max && map.entries_of(&node).next().is_none() {
             return Err(Rejection::Full { node, max });
+        }
+        if has_expired(&entry, self.wall) {
+            return Err(Rejection::Expired { node });
         }
         if node == self.node() {
             self.merge_own(entry);
@@ -386,9 +490,9 @@ impl Mesh {
     }
 
     /// Says again what this node said before something else was heard in its name.
-    fn outdo(&mut self) {
+    fn outdo(&mut self, now: Time) {
         if let Some(own) = self.outdone.take()
-            && self.publish(own).is_err()
+            && self.publish(own, now).is_err()
         {
             // All sequence numbers are used up. Nothing that this node says can be heard again.
             self.changed();
@@ -407,6 +511,49 @@ impl Mesh {
     fn changed(&mut self) {
         self.digest = None;
         self.has_changed = true;
+        self.links_changed = true;
+    }
+
+    /// Finds out anew who the neighbours are, if that may have changed.
+    fn refresh_neighbours(&mut self) {
+        if !std::mem::take(&mut self.links_changed) {
+            return;
+        }
+        let view = View {
+            roster: &self.state.roster,
+            lives: &self.lives,
+            own: self.state.node(),
+            wall: self.wall,
+        };
+        self.neighbours = view.neighbours();
+        self.broadcast.retain(&self.neighbours);
+    }
+
+    /// A member drawn at random, none of `without`, and one that is not down if there is any.
+    fn draw(&mut self, without: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let lives = &self.lives;
+        let view =
+            View { roster: &self.state.roster, lives, own: self.state.node(), wall: self.wall };
+        let drawn = view.draw(without, &mut self.rng);
+        let down = lives.next_down(NodeId(self.rng.random()));
+        drawn.or(down.filter(|node| !without.contains(node)))
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.send_all(&[to], &[message]);
+    }
+
+    /// Sends the same to several, encoded once.
+    fn send_all(&mut self, to: &[NodeId], messages: &[Message]) {
+        for message in messages.iter().filter(|_| !to.is_empty()) {
+            let stranger = matches!(message, Message::Welcome(_) | Message::Refused(_));
+            let envelope = Envelope { mesh: self.state.mesh(), message: message.clone() };
+            let bytes: Arc<[u8]> = envelope.encode().into();
+            let datagram = bytes.len() <= MAX_DATAGRAM && !stranger;
+            let transmits =
+                to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
+            self.transmits.extend(transmits);
+        }
     }
 
     /// Reports what a changed entry of `node` means.
@@ -425,18 +572,6 @@ impl Mesh {
         self.events.push_back(event);
     }
 
-    /// Reports whose membership the passing of time has changed.
-    fn report_members(&mut self) {
-        let own = self.node();
-        let members = self.state.roster.nodes(self.wall).filter(|node| *node != own);
-        let members: BTreeSet<NodeId> = members.collect();
-        let changed: Vec<NodeId> = members.symmetric_difference(&self.reported).copied().collect();
-        for node in changed {
-            self.report_member(node);
-            self.has_changed = true;
-        }
-    }
-
     fn reject(&mut self, from: NodeId, reason: Rejection) {
         *self.rejections.entry(reason.kind()).or_default() += 1;
         if self.events.len() < MAX_REJECTED_EVENTS {
@@ -445,10 +580,11 @@ impl Mesh {
     }
 }
 
-/// The node that an entry is of.
-const fn node_of(entry: &RosterEntry) -> NodeId {
-    match entry {
-        Entry::Add(admitted) => admitted.record().node,
-        Entry::Remove(removed) => removed.removal().node,
-    }
+/// Whether an entry is to be held no more.
+fn has_expired(entry: &RosterEntry, wall: UnixTime) -> bool {
+    let expiry = match entry {
+        Entry::Add(admitted) => admitted.expiry(),
+        Entry::Remove(removed) => removed.expiry(),
+    };
+    expiry < wall.0
 }

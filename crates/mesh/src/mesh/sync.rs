@@ -1,34 +1,76 @@
-//! How the state spreads: news at once to a few, and reconciliation of two nodes now and then,
-//! which brings whatever got lost. (Demers et al.: Epidemic Algorithms for Replicated Database
-//! Maintenance, PODC 1987.)
+//! Reconciliation: whatever news did not bring, because a packet was lost, a node was away, or
+//! the mesh was torn apart. Two nodes that probe each other compare their states in passing; if
+//! they stay different, one of them begins.
 
-use std::ops::Bound;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::RngExt as _;
-use rand::seq::IteratorRandom as _;
 use selvedge_model::{NodeId, Time};
 
-use super::{Mesh, node_of};
+use super::Mesh;
 use crate::crdt::Entry;
+use crate::event::Rejection;
+use crate::reconcile::{self, Answer, Ranges};
 use crate::roster::RosterEntry;
-use crate::wire::{
-    Envelope, MAX_RECORDS, MAX_STAMPS, Message, RECORDS_BUDGET, Records, Stamp, Stamps, Summary,
-};
+use crate::signed::Raw;
+use crate::wire::{MAX_RECORDS, Message, RECORDS_BUDGET, Records, Summary};
+
+/// How long a node that is being sent a great deal begins no other reconciliation, lest it is
+/// sent everything several times.
+const BUSY: Duration = Duration::from_secs(1);
+/// How long the one that answered first may take for the next step.
+const SOURCE: Duration = Duration::from_secs(2);
+/// Records beyond this number in one message are a great deal.
+const BULK: usize = 64;
+
+/// What is known of reconciliations under way.
+#[derive(Debug)]
+pub(super) struct Syncing {
+    /// With whom to begin one, and when, unless the difference has vanished by then.
+    pub(super) due: Option<(Time, NodeId)>,
+    /// A great deal is being received until then.
+    busy: Time,
+    /// Whom this node asked since it has started.
+    pub(super) asked: BTreeSet<NodeId>,
+    /// Who of these answered first when this node had just started, and until when the others that were
+    /// asked do not count.
+    source: Option<(NodeId, Time)>,
+    /// Whether this node has been found to hold what another holds since it started.
+    pub(super) settled: bool,
+}
+
+impl Syncing {
+    pub(super) const fn new() -> Self {
+        Self { due: None, busy: Time::ZERO, asked: BTreeSet::new(), source: None, settled: false }
+    }
+}
 
 impl Mesh {
-    /// Reconciles with one member, or, at the start, introduces this node to a few, and sets the
-    /// time of the next round.
-    pub(super) fn begin_due_syncs(&mut self, now: Time) {
-        let introduce = std::mem::take(&mut self.introductions);
-        let partners = self.draw_members(introduce.max(1), &[]);
-        for partner in partners {
-            self.begin_sync(partner, introduce > 0);
+    /// Compares states with a partner that has told the beginning of its hash.
+    pub(super) fn compare(&mut self, partner: NodeId, hash: [u8; 8], now: Time) {
+        if self.digest().hash[..8] == hash {
+            self.syncing.settled = true;
+            self.syncing.due.take_if(|(_, with)| *with == partner);
+            return;
         }
-        let interval = u64::try_from(self.config.sync_interval.as_micros()).unwrap_or(u64::MAX / 2);
-        let jittered = self.rng.random_range(interval - interval / 4..=interval + interval / 4);
-        // A zero interval must not make an endless loop.
-        self.next_sync = now + Duration::from_micros(jittered.max(1));
+        if self.syncing.due.is_none() && now >= self.syncing.busy {
+            // Who comes back from afar has had no news.
+            let wait = match self.lives.is_down(partner) {
+                true => Duration::ZERO,
+                false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
+            };
+            self.syncing.due = Some((now + wait, partner));
+        }
+    }
+
+    /// Begins the reconciliation that is due.
+    pub(super) fn begin_due_sync(&mut self, now: Time) {
+        if let Some((_, partner)) = self.syncing.due.take_if(|(due, _)| *due <= now)
+            && self.is_member(partner)
+        {
+            self.begin_sync(partner, false);
+        }
     }
 
     /// Begins a reconciliation with `partner`.
@@ -40,96 +82,166 @@ impl Mesh {
         self.send(partner, Message::Digest(summary));
     }
 
-    /// Reconciles again soon: much was new here, so much may be new to others.
-    pub(super) fn sync_soon(&mut self, now: Time) {
-        self.next_sync = self.next_sync.min(now + self.config.sync_interval / 4);
+    /// Begins on the receiving side. Of a node that is not known here it asks who it is: the
+    /// answer is shorter than the question, so that nothing is amplified.
+    pub(super) fn receive_digest(
+        &mut self,
+        from: NodeId,
+        summary: Summary,
+        now: Time,
+    ) -> Result<(), Rejection> {
+        let theirs = summary.digest();
+        match summary.introduction {
+            Some(raw) => self.receive_introduction(from, raw, now)?,
+            None if !self.is_member(from) => {
+                self.send(from, Message::WhoAreYou);
+                return Ok(());
+            }
+            None => {}
+        }
+        if theirs == self.digest() {
+            self.send(from, Message::Same);
+        } else if now >= self.syncing.busy {
+            self.answer(from, &Ranges::whole(&theirs));
+        }
+        Ok(())
     }
 
-    /// Sends news to a few members: not to whom it came from, nor to whom it is of.
-    pub(super) fn push(&mut self, news: Vec<RosterEntry>, from: Option<NodeId>) {
-        if news.is_empty() {
+    fn receive_introduction(&mut self, from: NodeId, raw: Raw, now: Time) -> Result<(), Rejection> {
+        if self.state.roster.holds_record(&raw) {
+            // Held since, but perhaps removed.
+            self.tell_if_outdone(from, &raw);
+        } else {
+            let (node, entry) = self.state.roster.verify_record(raw)?;
+            if node != from {
+                return Err(Rejection::NotItsIntroduction { shown: node });
+            }
+            self.merge_and_push(from, vec![(node, entry)], now);
+        }
+        match self.is_member(from) {
+            true => Ok(()),
+            false => Err(Rejection::NotAMember),
+        }
+    }
+
+    pub(super) fn receive_same(&mut self, from: NodeId) {
+        self.syncing.settled = true;
+        self.syncing.due.take_if(|(_, with)| *with == from);
+    }
+
+    /// Goes on with a reconciliation. Who has just started asks several, and goes on with the one
+    /// that answers first: it is the nearest.
+    pub(super) fn receive_ranges(&mut self, from: NodeId, ranges: &Ranges, now: Time) {
+        if !self.syncing.settled && self.syncing.asked.contains(&from) {
+            let others = |(first, until): (NodeId, Time)| first != from && now < until;
+            if self.syncing.source.is_some_and(others) {
+                return;
+            }
+            self.syncing.source = Some((from, now + SOURCE));
+        }
+        let map = &self.state.roster.map;
+        let entries = reconcile::wanted(map, &ranges.want);
+        self.send_entries(from, entries.iter().map(|(_, entry)| entry));
+        self.answer(from, ranges);
+    }
+
+    fn answer(&mut self, to: NodeId, asked: &Ranges) {
+        let Answer { ranges, entries } = reconcile::answer(&self.state.roster.map, asked);
+        self.send_entries(to, entries.iter().map(|(_, entry)| entry));
+        if let Some(ranges) = ranges {
+            self.send(to, Message::Ranges(ranges));
+        }
+    }
+
+    /// Takes over what reconciliation brought, and passes it on if it is little.
+    pub(super) fn receive_records(&mut self, from: NodeId, mut records: Records, now: Time) {
+        if records.records.len() + records.removals.len() > BULK {
+            self.syncing.busy = now + BUSY;
+        }
+        // What is held already need not be verified again.
+        records.records.retain(|raw| !self.state.roster.holds_record(raw));
+        records.removals.retain(|raw| !self.state.roster.holds_removal(raw));
+        let (entries, errors) = self.state.roster.verify_all(records);
+        for error in errors {
+            self.reject(from, error.into());
+        }
+        self.merge_and_push(from, entries, now);
+    }
+
+    /// Takes over what is new, and passes it on if it is little. Who has just come does not
+    /// pass on what most likely everybody else knows, but for what others say of themselves.
+    pub(super) fn merge_and_push(
+        &mut self,
+        from: NodeId,
+        entries: Vec<(NodeId, RosterEntry)>,
+        now: Time,
+    ) {
+        let (mut news, mut shown) = (Vec::new(), None);
+        let direct = entries.len() == 1 && entries.iter().all(|(node, _)| *node == from);
+        for (node, entry) in entries {
+            if let (true, Entry::Add(admitted)) = (node == from, &entry) {
+                shown = Some(admitted.raw().clone());
+            }
+            match self.merge(node, entry.clone()) {
+                Ok(true) => news.push(entry),
+                Ok(false) => {}
+                Err(reason) => self.reject(from, reason),
+            }
+        }
+        if news.len() <= self.config.push_limit && (direct || self.syncing.settled) {
+            self.push(&news, Some(from), now);
+        }
+        if let Some(shown) = shown {
+            self.tell_if_outdone(from, &shown);
+        }
+    }
+
+    /// Sends a node what is held of it, two entries at most, if that outdoes the record that it
+    /// has shown: it may have gone back to an older copy of its disk, and nobody else would tell
+    /// it, since who is held as removed is not heard.
+    fn tell_if_outdone(&mut self, node: NodeId, shown: &Raw) {
+        let map = &self.state.roster.map;
+        if map.get(&node).is_some_and(|held| held.raw() == shown) {
             return;
         }
-        let mut without: Vec<NodeId> = from.into_iter().collect();
-        if let [only] = news.as_slice() {
-            without.push(node_of(only));
-        }
-        for partner in self.draw_members(self.config.fan_out, &without) {
-            self.send_entries(partner, &news);
-        }
-    }
-
-    pub(super) fn send(&mut self, to: NodeId, message: Message) {
-        let envelope = Envelope { mesh: self.id(), message };
-        self.transmits.push_back((to, envelope.encode()));
+        let entries: Vec<RosterEntry> = map.entries_of(&node).map(|entry| entry.cloned()).collect();
+        self.send_entries(node, entries.iter());
     }
 
     /// Sends entries, in as many messages as they need.
-    pub(super) fn send_entries(&mut self, to: NodeId, entries: &[RosterEntry]) {
-        for records in chunks(entries.iter()) {
+    fn send_entries<'a>(&mut self, to: NodeId, entries: impl Iterator<Item = &'a RosterEntry>) {
+        for records in chunks(entries, RECORDS_BUDGET) {
             self.send(to, Message::Records(records));
         }
     }
-
-    /// Sends the versions of all entries, in as many messages as they need, each of which covers
-    /// a range of keys of its own.
-    pub(super) fn send_stamps(&mut self, to: NodeId) {
-        let stamps: Vec<Stamp> = self
-            .state
-            .roster
-            .map
-            .stamps(..)
-            .map(|(node, of)| Stamp { node: *node, added: of.added, removed: of.removed })
-            .collect();
-        let mut chunks = stamps.chunks(MAX_STAMPS).peekable();
-        let mut after = None;
-        while let Some(chunk) = chunks.next() {
-            let last = chunk.last().map(|stamp| stamp.node);
-            let through = last.filter(|_| chunks.peek().is_some());
-            self.send(to, Message::Stamps(Stamps { after, through, stamps: chunk.to_vec() }));
-            after = last;
-        }
-    }
-
-    /// So many members, drawn at random, this node aside.
-    fn draw_members(&mut self, count: usize, without: &[NodeId]) -> Vec<NodeId> {
-        let own = self.node();
-        let nodes = self.state.roster.nodes(self.wall);
-        nodes.filter(|node| *node != own && !without.contains(node)).sample(&mut self.rng, count)
-    }
 }
 
-/// The keys after the one, through the other; `None` if there cannot be any.
-pub(super) fn range(
-    after: Option<NodeId>,
-    through: Option<NodeId>,
-) -> Option<(Bound<NodeId>, Bound<NodeId>)> {
-    if let (Some(after), Some(through)) = (after, through)
-        && after >= through
-    {
-        return None;
-    }
-    let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-    Some((after, through.map_or(Bound::Unbounded, Bound::Included)))
-}
-
-/// Entries as bodies of messages of bounded size.
-pub(super) fn chunks<'a>(entries: impl Iterator<Item = &'a RosterEntry>) -> Vec<Records> {
+/// Entries as bodies of messages of about `budget` bytes at most, or one entry.
+pub(super) fn chunks<'a>(
+    entries: impl Iterator<Item = &'a RosterEntry>,
+    budget: usize,
+) -> Vec<Records> {
     let mut chunks = Vec::new();
     let (mut chunk, mut bytes) = (Records::default(), 0);
     for entry in entries {
-        let (list, raw) = match entry {
-            Entry::Add(admitted) => (&mut chunk.records, admitted.raw()),
-            Entry::Remove(removed) => (&mut chunk.removals, removed.raw()),
+        let raw = match entry {
+            Entry::Add(admitted) => admitted.raw(),
+            Entry::Remove(removed) => removed.raw(),
         };
-        bytes += raw.bytes.len() + raw.signature.len();
-        list.push(raw.clone());
-        if bytes > RECORDS_BUDGET || list.len() == MAX_RECORDS {
+        let len = raw.bytes.len() + raw.signature.len() + 10;
+        if bytes > 0 && bytes + len > budget
+            || chunk.records.len().max(chunk.removals.len()) == MAX_RECORDS
+        {
             chunks.push(std::mem::take(&mut chunk));
             bytes = 0;
         }
+        bytes += len;
+        match entry {
+            Entry::Add(_) => chunk.records.push(raw.clone()),
+            Entry::Remove(_) => chunk.removals.push(raw.clone()),
+        }
     }
-    if chunk != Records::default() {
+    if bytes > 0 {
         chunks.push(chunk);
     }
     chunks

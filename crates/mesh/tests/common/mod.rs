@@ -9,7 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use selvedge_mesh::{
     Config, Endpoint, Event, Identity, Invite, InviteId, InviteTerms, JoinError, Joining, Mesh,
-    Profile, Role, Signed, State, UnixTime,
+    Profile, Role, Signed, State, Transmit, UnixTime,
 };
 use selvedge_model::{NodeId, Time, WgKey};
 
@@ -79,9 +79,9 @@ pub(crate) fn join(
 pub(crate) fn ask(founder: &mut Mesh, joining: &Joining, from: NodeId) -> Vec<u8> {
     while founder.poll_transmit().is_some() {}
     founder.handle_message(from, &joining.message(), Time::ZERO, WALL);
-    let (to, answer) = founder.poll_transmit().expect("each join is answered");
-    assert_eq!(to, from);
-    answer
+    let Transmit { to, bytes, datagram } = founder.poll_transmit().expect("each join is answered");
+    assert_eq!((to, datagram), (from, false));
+    bytes.to_vec()
 }
 
 pub(crate) fn admit(founder: &mut Mesh, number: u32) -> Mesh {
@@ -98,7 +98,7 @@ pub(crate) fn events(mesh: &mut Mesh) -> Vec<Event> {
 
 /// All messages that wait.
 pub(crate) fn transmits(mesh: &mut Mesh) -> Vec<(NodeId, Vec<u8>)> {
-    std::iter::from_fn(|| mesh.poll_transmit()).collect()
+    std::iter::from_fn(|| mesh.poll_transmit()).map(|sent| (sent.to, sent.bytes.to_vec())).collect()
 }
 
 pub(crate) struct Net {

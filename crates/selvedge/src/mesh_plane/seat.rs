@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use selvedge_host::wireguard::PeerSpec;
-use selvedge_mesh::{Event, Mesh};
+use selvedge_mesh::{Event, Mesh, Transmit};
 use selvedge_model::{MeshId, NodeId, WgKey};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
@@ -81,8 +81,9 @@ impl Seated {
             self.changed = true;
             self.wire.applier.set(peers(&self.core));
         }
-        while let Some(message) = self.core.poll_transmit() {
-            self.held.push(message);
+        // Datagrams travel over streams, too, for as long as the transport has nothing else.
+        while let Some(Transmit { to, bytes, .. }) = self.core.poll_transmit() {
+            self.held.push((to, bytes.to_vec()));
         }
         let surplus = self.held.len().saturating_sub(MAX_HELD);
         self.held.drain(..surplus);
@@ -149,6 +150,8 @@ fn note(core: &Mesh, event: &Event) -> bool {
         Event::MemberJoined(node) => info!(mesh, %node, "a member joined"),
         Event::MemberLeft(node) => info!(mesh, %node, "a member left"),
         Event::MemberUpdated(node) => debug!(mesh, %node, "a member said something new"),
+        Event::MemberDown(node) => info!(mesh, %node, "a member does not answer any more"),
+        Event::MemberUp(node) => info!(mesh, %node, "a member is heard again"),
         // Strangers could fill the log.
         Event::Rejected { from, reason } if core.is_member(*from) => {
             warn!(mesh, %from, %reason, "a member's message was not accepted");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Role};
-use selvedge_mesh::{InviteId, InviteTerms, Signed};
+use selvedge_mesh::{InviteId, InviteTerms, Signed, Transmit};
 use selvedge_model::MeshId;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -126,8 +126,8 @@ impl Plane {
             seat.core.members().map(|m| (m.node, seat.core.control_endpoints(m.node))).collect();
         let left = Left { id: mesh, name: seat.name().to_owned() };
         // What is on disk is removed, so nothing need be written before the news is sent.
-        while let Some((to, bytes)) = seat.core.poll_transmit() {
-            self.send(to, partners.get(&to).map_or(&[][..], Vec::as_slice), bytes);
+        while let Some(Transmit { to, bytes, .. }) = seat.core.poll_transmit() {
+            self.send(to, partners.get(&to).map_or(&[][..], Vec::as_slice), bytes.to_vec());
         }
         info!(mesh = left.name, id = %mesh, "left the mesh");
         let interface = seat.wire.interface.clone();

@@ -1,0 +1,404 @@
+//! Finds out who has failed.
+//!
+//! Each node watches the next one on the ring of members, so that everybody is probed at one
+//! regular interval, and now and then a member drawn at random, so that a watcher that keeps
+//! silent does not matter. Who does not answer is probed again, by the watcher and by helpers
+//! drawn at random; a helper that gets no answer either signs an accusation. Enough of these make
+//! a verdict, but no sooner than `patience` after the first question: until then a node that
+//! merely stalls can answer. With fewer, more helpers are asked; and with nobody in reach a node
+//! trusts its own eyes, for itself alone.
+//! (Das, Gupta, Motivala: SWIM, DSN 2002; Dadgar, Phillips, Currey: Lifeguard, DSN-W 2018.)
+//!
+//! ```text
+//!           no answer             no answer            accusations, patience over
+//!  probing ───────────▶ probing ──────────────▶ helped ──────────────────────────▶ verdict
+//!     ▲  └─ answer ─▶ fine    again  └─ answer    │ └─ answer to anybody ─▶ fine
+//!     └───────────── this node stalled itself ────┘
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+use selvedge_model::{NodeId, Time};
+
+use crate::overlay::View;
+use crate::rumor::{Accusation, MIN_ACCUSATIONS};
+use crate::signed::Signed;
+
+/// How the detector behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probing {
+    /// How often a node probes its successor on the ring.
+    pub interval: Duration,
+    /// Each so many-th time it probes another one, too, drawn at random.
+    pub random_every: u32,
+    /// How often a question without an answer is repeated.
+    pub again: Duration,
+    /// When helpers are asked, after the first question.
+    pub ask: Duration,
+    /// How many are asked at a time.
+    pub helpers: usize,
+    /// How long a helper tries.
+    pub help: Duration,
+    /// No verdict comes sooner after the first question than this: the longest that a node may
+    /// stall unharmed, and a round trip.
+    pub patience: Duration,
+    /// With fewer accusations than needed this long after the first question, a node trusts its
+    /// own eyes.
+    pub alone: Duration,
+    /// Members that are down are tried again this often, by about ten nodes each; the first times
+    /// sooner.
+    pub retry: Duration,
+    /// A node that is called later than it asked to be by more than this has stalled, and what
+    /// it did not hear meanwhile means nothing.
+    pub stall: Duration,
+}
+
+impl Default for Probing {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            interval: ms(1100),
+            random_every: 8,
+            again: ms(300),
+            ask: ms(420),
+            helpers: 4,
+            help: ms(750),
+            patience: ms(1350),
+            alone: ms(4000),
+            retry: ms(2500),
+            stall: ms(150),
+        }
+    }
+}
+
+/// The greatest number of nodes that this node probes on behalf of others at once.
+const MAX_HELPS: usize = 256;
+/// So many accusations make a verdict in a mesh that is large enough.
+const ACCUSATIONS: usize = 3;
+/// So many nodes together try one that is down each [`Probing::retry`].
+const RETRIERS: usize = 10;
+/// As good as never; it can still be made sooner.
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// What the detector wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Ask a node whether it lives. Its answer is to name the number.
+    Ping(NodeId, u32),
+    /// Ask a node to probe another.
+    Ask { helper: NodeId, target: NodeId, number: u32 },
+    /// Tell a node that another answered.
+    Vouch { asker: NodeId, target: NodeId, number: u32 },
+    /// Sign an accusation of a node and send it to another, or, if that is this node, keep it.
+    Accuse { asker: NodeId, target: NodeId },
+    /// Make these accusations of a node a verdict.
+    Convict(Vec<Signed<Accusation>>),
+    /// Nobody could be asked about a node that does not answer.
+    OwnEyes(NodeId),
+}
+
+/// The probes under way. It is given a [`View`] where it needs one.
+#[derive(Clone, Debug)]
+pub(crate) struct Detector {
+    config: Probing,
+    own: NodeId,
+    next_probe: Time,
+    probed: u32,
+    next_retry: Time,
+    /// How often members that are down were tried since one was last convicted.
+    retried: u32,
+    last_retried: NodeId,
+    number: u32,
+    probes: BTreeMap<NodeId, Probe>,
+    helps: BTreeMap<(NodeId, NodeId), Help>,
+}
+
+#[derive(Clone, Debug)]
+struct Probe {
+    began: Time,
+    first: u32,
+    next_ping: Time,
+    /// When helpers are asked next.
+    next_ask: Time,
+    /// When it is decided whether this is enough.
+    next_look: Time,
+    asked: BTreeSet<NodeId>,
+    accusations: BTreeMap<NodeId, Signed<Accusation>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Help {
+    first: u32,
+    theirs: u32,
+    next_ping: Time,
+    ends: Time,
+}
+
+impl Detector {
+    /// The first probe is due within one interval, drawn at random, so that nodes that start
+    /// together do not probe together.
+    pub(crate) fn new(config: Probing, own: NodeId, rng: &mut ChaCha8Rng, now: Time) -> Self {
+        Self {
+            next_probe: now + config.interval.mul_f64(rng.random_range(0.0..1.0)),
+            config,
+            own,
+            probed: 0,
+            next_retry: now,
+            retried: 0,
+            last_retried: own,
+            number: 0,
+            probes: BTreeMap::new(),
+            helps: BTreeMap::new(),
+        }
+    }
+
+    /// When [`Detector::handle_timeout`] is to be called.
+    pub(crate) fn poll_timeout(&self) -> Time {
+        let probes = self.probes.values().map(|probe| probe.next_ping.min(probe.next_look));
+        let helps = self.helps.values().map(|help| help.next_ping.min(help.ends));
+        probes.chain(helps).fold(self.next_probe.min(self.next_retry), Time::min)
+    }
+
+    /// Begins anew what is under way if this node was called late.
+    pub(crate) fn note_time(&mut self, now: Time) {
+        if now.since(self.poll_timeout()) <= self.config.stall {
+            return;
+        }
+        self.helps.clear();
+        for probe in self.probes.values_mut() {
+            *probe = Probe::new(&self.config, probe.first, now);
+        }
+        self.next_probe = self.next_probe.max(now);
+        self.next_retry = self.next_retry.max(now);
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(
+        &mut self,
+        view: &View<'_>,
+        rng: &mut ChaCha8Rng,
+        now: Time,
+    ) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        if self.next_probe <= now {
+            self.begin_probes(view, rng, now);
+        }
+        if self.next_retry <= now {
+            wishes.extend(self.retry(view, rng, now));
+        }
+        self.drive_probes(view, rng, now, &mut wishes);
+        self.drive_helps(now, &mut wishes);
+        wishes
+    }
+
+    /// `from` answered question `number`.
+    pub(crate) fn handle_ack(&mut self, from: NodeId, number: u32) -> Vec<Wish> {
+        self.probes.retain(|target, probe| *target != from || !probe.asked_in(number));
+        let mut wishes = Vec::new();
+        self.helps.retain(|(asker, target), help| {
+            let answered = *target == from && is_since(number, help.first);
+            if answered {
+                let (asker, target, number) = (*asker, *target, help.theirs);
+                wishes.push(Wish::Vouch { asker, target, number });
+            }
+            !answered
+        });
+        wishes
+    }
+
+    /// A helper says that `target` answered it.
+    pub(crate) fn handle_vouch(&mut self, helper: NodeId, target: NodeId, number: u32) {
+        let heard = |probe: &Probe| probe.asked.contains(&helper) && probe.asked_in(number);
+        if self.probes.get(&target).is_some_and(heard) {
+            self.probes.remove(&target);
+        }
+    }
+
+    /// `asker` asks this node to probe `target`.
+    pub(crate) fn handle_ask(&mut self, asker: NodeId, target: NodeId, number: u32, now: Time) {
+        if self.helps.len() < MAX_HELPS && target != self.own {
+            let ends = now + self.config.help;
+            let first = self.number.wrapping_add(1);
+            let help = Help { first, theirs: number, next_ping: now, ends };
+            self.helps.entry((asker, target)).or_insert(help);
+        }
+    }
+
+    /// A helper, or this node itself, accuses.
+    pub(crate) fn handle_accusation(&mut self, accusation: Signed<Accusation>) {
+        let Accusation { accuser, target, .. } = *accusation.value();
+        if let Some(probe) = self.probes.get_mut(&target)
+            && (accuser == self.own || probe.asked.contains(&accuser))
+        {
+            probe.accusations.insert(accuser, accusation);
+            // It may be the one that was waited for.
+            probe.next_look = probe.next_look.min(probe.began + self.config.patience);
+        }
+    }
+
+    /// Somebody was convicted, or heard again.
+    pub(crate) fn note_change(&mut self, node: NodeId, view: &View<'_>, now: Time) {
+        self.probes.remove(&node);
+        if view.lives.is_down(node) {
+            self.retried = 0;
+            self.next_retry = self.next_retry.min(now + self.retry_after(view));
+        }
+    }
+
+    fn begin_probes(&mut self, view: &View<'_>, rng: &mut ChaCha8Rng, now: Time) {
+        self.next_probe = now + self.config.interval;
+        self.probed = self.probed.wrapping_add(1);
+        let random = self.probed.is_multiple_of(self.config.random_every.max(1));
+        let random = random.then(|| view.draw(&BTreeSet::new(), rng)).flatten();
+        for target in view.successor().into_iter().chain(random) {
+            let first = self.number.wrapping_add(1);
+            self.probes.entry(target).or_insert_with(|| Probe::new(&self.config, first, now));
+        }
+    }
+
+    /// Tries a member that is down, and sets the time of the next attempt.
+    fn retry(&mut self, view: &View<'_>, rng: &mut ChaCha8Rng, now: Time) -> Option<Wish> {
+        if self.retried == 0 {
+            self.last_retried = NodeId(rng.random());
+        }
+        self.retried = self.retried.saturating_add(1);
+        self.next_retry = now + self.retry_after(view).mul_f64(rng.random_range(0.75..1.25));
+        let target = view.lives.next_down(self.last_retried)?;
+        self.last_retried = target;
+        Some(Wish::Ping(target, self.next_number()))
+    }
+
+    /// How long to wait before the next attempt: longer each time up to a bound, and the longer
+    /// the more members stand for each that is down, for they all try.
+    fn retry_after(&self, view: &View<'_>) -> Duration {
+        let down = view.lives.count_down();
+        if down == 0 {
+            return NEVER;
+        }
+        let share = view.count().div_ceil(RETRIERS * down).max(1);
+        let growth = 1 << self.retried.min(3);
+        let wait = self.config.retry * growth / 8;
+        wait.saturating_mul(u32::try_from(share).unwrap_or(u32::MAX))
+    }
+
+    fn drive_probes(
+        &mut self,
+        view: &View<'_>,
+        rng: &mut ChaCha8Rng,
+        now: Time,
+        wishes: &mut Vec<Wish>,
+    ) {
+        let due = |probe: &Probe| probe.next_ping.min(probe.next_look) <= now;
+        let due = self.probes.iter().filter(|(_, probe)| due(probe)).map(|(target, _)| *target);
+        for target in due.collect::<Vec<_>>() {
+            let Some(mut probe) = self.probes.remove(&target).filter(|_| view.stands(target))
+            else {
+                continue;
+            };
+            if probe.next_ping <= now {
+                wishes.push(Wish::Ping(target, self.next_number()));
+                probe.next_ping = now + self.config.again;
+            }
+            if probe.next_look > now || !self.judge(target, &mut probe, view, rng, now, wishes) {
+                self.probes.insert(target, probe);
+            }
+        }
+    }
+
+    /// Decides on a probe that has found no answer for long. Says whether it is over.
+    fn judge(
+        &self,
+        target: NodeId,
+        probe: &mut Probe,
+        view: &View<'_>,
+        rng: &mut ChaCha8Rng,
+        now: Time,
+        wishes: &mut Vec<Wish>,
+    ) -> bool {
+        let waited = now.since(probe.began);
+        let needed = if view.count() > ACCUSATIONS + 2 { ACCUSATIONS } else { MIN_ACCUSATIONS };
+        if waited >= self.config.patience && probe.accusations.len() >= needed {
+            wishes.push(Wish::Convict(probe.accusations.values().cloned().collect()));
+            return true;
+        }
+        if waited >= self.config.alone {
+            wishes.push(Wish::OwnEyes(target));
+            return true;
+        }
+        if probe.next_ask <= now {
+            self.ask(target, probe, view, rng, wishes);
+            probe.next_ask = now + self.config.patience;
+        }
+        let ends = [self.config.patience, self.config.alone].map(|after| probe.began + after);
+        let later = ends.into_iter().filter(|end| *end > now);
+        probe.next_look = later.fold(probe.next_ask, Time::min);
+        false
+    }
+
+    /// Asks helpers that were not asked yet.
+    fn ask(
+        &self,
+        target: NodeId,
+        probe: &mut Probe,
+        view: &View<'_>,
+        rng: &mut ChaCha8Rng,
+        wishes: &mut Vec<Wish>,
+    ) {
+        probe.asked.insert(target);
+        for _ in 0..self.config.helpers {
+            let Some(helper) = view.draw(&probe.asked, rng) else { break };
+            probe.asked.insert(helper);
+            wishes.push(Wish::Ask { helper, target, number: probe.first });
+        }
+        wishes.push(Wish::Accuse { asker: self.own, target });
+    }
+
+    fn drive_helps(&mut self, now: Time, wishes: &mut Vec<Wish>) {
+        let Self { helps, number, config, .. } = self;
+        helps.retain(|(asker, target), help| {
+            if help.ends <= now {
+                wishes.push(Wish::Accuse { asker: *asker, target: *target });
+                return false;
+            }
+            if help.next_ping <= now {
+                help.next_ping = now + config.again;
+                *number = number.wrapping_add(1);
+                wishes.push(Wish::Ping(*target, *number));
+            }
+            true
+        });
+    }
+
+    fn next_number(&mut self) -> u32 {
+        self.number = self.number.wrapping_add(1);
+        self.number
+    }
+}
+
+impl Probe {
+    fn new(config: &Probing, first: u32, now: Time) -> Self {
+        let next_ask = now + config.ask;
+        Self {
+            began: now,
+            first,
+            next_ping: now,
+            next_ask,
+            next_look: next_ask,
+            asked: BTreeSet::new(),
+            accusations: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the question of that number was asked in this probe.
+    fn asked_in(&self, number: u32) -> bool {
+        is_since(number, self.first)
+    }
+}
+
+/// Whether a number that counts in a circle is not before another.
+const fn is_since(number: u32, first: u32) -> bool {
+    number.wrapping_sub(first) < 1 << 20
+}

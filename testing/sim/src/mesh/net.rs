@@ -1,0 +1,205 @@
+//! The network between the members: who reaches whom, when, and at what price in bytes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+use selvedge_model::Time;
+
+/// One-way delays between regions in ms: two in Europe, two in North America, South America,
+/// India, Japan, Australia.
+const DELAYS: [[u64; REGIONS]; REGIONS] = [
+    [1, 10, 40, 70, 95, 60, 110, 135],
+    [10, 1, 45, 75, 100, 55, 115, 140],
+    [40, 45, 1, 32, 60, 95, 80, 100],
+    [70, 75, 32, 1, 90, 110, 55, 70],
+    [95, 100, 60, 90, 1, 150, 130, 150],
+    [60, 55, 95, 110, 150, 1, 60, 75],
+    [110, 115, 80, 55, 130, 60, 1, 55],
+    [135, 140, 100, 70, 150, 75, 55, 1],
+];
+/// The number of regions.
+pub const REGIONS: usize = 8;
+
+/// IPv4, UDP, and an authenticated header with its tag.
+const DATAGRAM_OVERHEAD: u64 = 28 + 24;
+/// A packet of a stream carries so much.
+const SEGMENT: u64 = 1150;
+/// IPv4, UDP, QUIC, and half an acknowledgement.
+const SEGMENT_OVERHEAD: u64 = 28 + 30 + 35;
+/// What a QUIC handshake costs each side, its padded first packets included.
+const HANDSHAKE: u64 = 2500;
+/// A connection that is not used for so long is gone.
+const CONNECTION: Duration = Duration::from_secs(30);
+/// What a stream may send before it hears that something arrived.
+const FIRST_WINDOW: u64 = 14_000;
+/// Bytes per second that a node can send.
+const UPLINK: u64 = 100_000_000 / 8;
+
+/// How the network behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// The chance that a packet is lost.
+    pub loss: f64,
+    /// The chance that a datagram arrives twice.
+    pub double: f64,
+    /// Delays vary up to this part of themselves, so that packets overtake each other.
+    pub jitter: f64,
+}
+
+/// The network.
+#[derive(Debug)]
+pub struct Net {
+    /// How it behaves now.
+    pub conditions: Conditions,
+    /// When two nodes last used their connection, the lesser first.
+    connections: BTreeMap<(usize, usize), Time>,
+    rng: ChaCha8Rng,
+}
+
+/// Where a node is attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// The region.
+    pub region: usize,
+    /// Only nodes of one side reach each other.
+    pub side: u8,
+    /// When it can send the next packet.
+    pub free: Time,
+    /// Bytes sent so far, on the wire.
+    pub sent: u64,
+    /// Bytes received so far, on the wire.
+    pub received: u64,
+}
+
+/// What becomes of a message: when its copies arrive, and how long it is on the wire.
+#[derive(Clone, Debug, Default)]
+pub struct Fate {
+    /// When it arrives; empty if it is lost.
+    pub arrivals: Vec<Time>,
+    /// Bytes on the wire.
+    pub bytes: u64,
+}
+
+impl Net {
+    /// A network without connections.
+    #[must_use]
+    pub const fn new(conditions: Conditions, rng: ChaCha8Rng) -> Self {
+        Self { conditions, connections: BTreeMap::new(), rng }
+    }
+
+    /// Sends a datagram.
+    pub fn datagram(&mut self, from: &mut Port, to: &Port, len: usize, now: Time) -> Fate {
+        let bytes = len as u64 + DATAGRAM_OVERHEAD;
+        let leaves = leave(from, bytes, now);
+        let copies = usize::from(self.chance(self.conditions.double)) + 1;
+        let mut arrivals = Vec::with_capacity(copies);
+        for _ in 0..copies {
+            if from.side == to.side && !self.chance(self.conditions.loss) {
+                arrivals.push(leaves + self.delay(from.region, to.region));
+            }
+        }
+        Fate { arrivals, bytes }
+    }
+
+    /// Sends a message over a stream: what is lost is repeated, and a long one needs several
+    /// round trips. `who` are the numbers of sender and receiver; `up` is whether the receiver runs.
+    pub fn stream(
+        &mut self,
+        (from, to): (&mut Port, &Port),
+        who: (usize, usize),
+        up: bool,
+        len: usize,
+        now: Time,
+    ) -> Fate {
+        if from.side != to.side || !up {
+            // A few first packets of a handshake.
+            let bytes = HANDSHAKE / 2;
+            from.sent += bytes;
+            return Fate { arrivals: Vec::new(), bytes: 0 };
+        }
+        let pair = (who.0.min(who.1), who.0.max(who.1));
+        let used = self.connections.insert(pair, now);
+        let fresh = used.is_none_or(|used| now.since(used) > CONNECTION);
+        let segments = (len as u64).div_ceil(SEGMENT).max(1);
+        let handshake = if fresh { HANDSHAKE } else { 0 };
+        let bytes = len as u64 + segments * SEGMENT_OVERHEAD + handshake;
+        let leaves = leave(from, bytes, now);
+        let round = self.delay(from.region, to.region) + self.delay(to.region, from.region);
+        let lost =
+            self.chance(1.0 - (1.0 - self.conditions.loss).powi(segments.min(1 << 20) as i32));
+        let growth = (len as u64 / FIRST_WINDOW + 1).ilog2();
+        let rounds = u32::from(fresh) + growth + u32::from(lost);
+        Fate { arrivals: vec![leaves + round * rounds + round / 2], bytes }
+    }
+
+    fn delay(&mut self, from: usize, to: usize) -> Duration {
+        let base = Duration::from_millis(DELAYS[from][to]);
+        base.mul_f64(self.rng.random_range(1.0..=1.0 + self.conditions.jitter))
+    }
+
+    fn chance(&mut self, of_one: f64) -> bool {
+        of_one > 0.0 && self.rng.random_range(0.0..1.0) < of_one
+    }
+}
+
+/// When the last byte has left.
+fn leave(port: &mut Port, bytes: u64, now: Time) -> Time {
+    port.sent += bytes;
+    port.free = port.free.max(now) + Duration::from_micros(bytes * 1_000_000 / UPLINK);
+    port.free
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    fn port(region: usize, side: u8) -> Port {
+        Port { region, side, free: Time::ZERO, sent: 0, received: 0 }
+    }
+
+    fn net(loss: f64) -> Net {
+        let conditions = Conditions { loss, double: 0.0, jitter: 0.1 };
+        Net::new(conditions, ChaCha8Rng::seed_from_u64(1))
+    }
+
+    #[test]
+    fn delays_are_the_same_both_ways_and_within_the_bounds() {
+        for (from, row) in DELAYS.iter().enumerate() {
+            for (to, delay) in row.iter().enumerate() {
+                assert_eq!(*delay, DELAYS[to][from]);
+                assert!((1..=150).contains(delay));
+            }
+        }
+    }
+
+    #[test]
+    fn datagrams_are_lost_as_often_as_said_and_never_cross_sides() {
+        let mut net = net(0.1);
+        let mut from = port(0, 0);
+        let arrived = |net: &mut Net, from: &mut Port, to: Port| {
+            (0..10_000)
+                .filter(|_| !net.datagram(from, &to, 100, Time::ZERO).arrivals.is_empty())
+                .count()
+        };
+        let here = arrived(&mut net, &mut from, port(7, 0));
+        assert!((8_800..9_200).contains(&here), "{here}");
+        assert_eq!(arrived(&mut net, &mut from, port(7, 1)), 0);
+    }
+
+    #[test]
+    fn a_long_message_needs_round_trips_and_the_first_a_handshake() {
+        let mut net = net(0.0);
+        let (mut a, b) = (port(0, 0), port(2, 0));
+        let first = net.stream((&mut a, &b), (0, 1), true, 100, Time::ZERO);
+        let second = net.stream((&mut a, &b), (1, 0), true, 100, Time::ZERO);
+        let third = net.stream((&mut a, &b), (1, 0), true, 1_000_000, Time::ZERO);
+        assert!(first.bytes > second.bytes + 2000);
+        assert!(first.arrivals[0] > second.arrivals[0] + Duration::from_millis(70));
+        assert!(third.arrivals[0] > second.arrivals[0] + Duration::from_millis(400));
+        assert!(net.stream((&mut a, &b), (0, 1), false, 100, Time::ZERO).arrivals.is_empty());
+    }
+}
