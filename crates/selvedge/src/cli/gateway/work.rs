@@ -1,6 +1,6 @@
 //! The commands that take their time: drain, takeover, restart, watch.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use selvedge_api::agent::RestartRequest;
@@ -8,7 +8,7 @@ use selvedge_api::gateway::{Drain, Takeover, What};
 use selvedge_api::{Client, ClientError};
 use selvedge_model::NodeName;
 use serde::Serialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::cli::output::{line, spinner};
 
@@ -16,8 +16,9 @@ use crate::cli::output::{line, spinner};
 const LOOK: Duration = Duration::from_millis(250);
 /// How often the agent is asked whether it is back.
 const SOON: Duration = Duration::from_millis(50);
-/// How long after the first of its networks the rest of a takeover is waited for.
+/// How long something is waited for to come of a takeover, and, once it has, for more.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_millis(300);
 
 /// Waits until the gateway serves nothing any more.
 pub(super) async fn drained(
@@ -54,6 +55,9 @@ pub(super) async fn drained(
 pub(super) struct TakenOver {
     #[serde(flatten)]
     began: Takeover,
+    /// Whether anything has come of it yet.
+    #[serde(skip)]
+    under_way: bool,
     /// How many networks this gateway takes over without the store's word.
     prepared: usize,
     /// How many networks this gateway has by the store's word.
@@ -81,18 +85,21 @@ pub(super) fn explain_takeover(name: &NodeName) -> anyhow::Error {
 pub(super) async fn take_over(client: &Client, name: NodeName) -> anyhow::Result<TakenOver> {
     let mut watch = client.watch().await?;
     let began = client.take_over(name.clone()).await?;
-    let mut done = TakenOver { began, prepared: 0, gained: 0, verdict: false };
-    let follow = async {
-        while let Some(event) = watch.next().await? {
-            done.note(event.what);
+    let mut done =
+        TakenOver { began, under_way: false, prepared: 0, gained: 0, verdict: false };
+    let end = Instant::now() + TAKEOVER_LIMIT;
+    loop {
+        let quiet = Instant::now() + QUIET;
+        let until = if done.under_way { end.min(quiet) } else { end };
+        match timeout_at(until, watch.next()).await {
+            Ok(Ok(Some(event))) => done.note(event.what),
+            Ok(Ok(None)) => {
+                bail!("the agent ended while {name} was being taken over; look at its log")
+            }
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Ok(done),
         }
-        Ok::<(), ClientError>(())
-    };
-    if let Ok(ended) = timeout(TAKEOVER_LIMIT, follow).await {
-        ended?;
-        bail!("the agent ended while {name} was being taken over; look at its log");
     }
-    Ok(done)
 }
 
 impl TakenOver {
@@ -101,15 +108,16 @@ impl TakenOver {
         if let What::Prepared { name, networks } = &what
             && lost(name)
         {
-            self.prepared = *networks;
+            (self.prepared, self.under_way) = (*networks, true);
         } else if let What::Verdict { name, .. } = &what
             && lost(name)
         {
-            self.verdict = true;
+            (self.verdict, self.under_way) = (true, true);
         } else if let What::Gained { from: Some(name), .. } = &what
             && lost(name)
         {
             self.gained += 1;
+            self.under_way = true;
         }
     }
 
@@ -245,7 +253,7 @@ mod tests {
     fn taken_over(gained: usize, prepared: usize, verdict: bool) -> String {
         let heard = vec!["gw3".parse().expect("a name")];
         let began = Takeover { name: "gw2".parse().expect("a name"), owned: 33, heard };
-        TakenOver { began, prepared, gained, verdict }.text()
+        TakenOver { began, under_way: true, prepared, gained, verdict }.text()
     }
 
     #[test]
