@@ -249,9 +249,9 @@ fn a_convicted_gateway_without_others_serves_again_as_a_new_incarnation() {
     let name = world.hosts[0].name.clone();
     let before = world.checker.cache.live[&name].incarnation;
     convict(&mut world, &name);
+    // There is nobody to give way to.
     world.run_for(Duration::from_secs(1));
-    assert!(world.hosts[0].kernel.values().all(|duty| !duty.answering), "it gives way at first");
-    world.run_for(Duration::from_secs(5));
+    assert!(world.hosts[0].kernel.values().all(|duty| duty.answering), "it serves again at once");
     rest(&mut world, "registered anew");
     let incarnation = world.checker.cache.live[&name].incarnation;
     assert!(incarnation > before);

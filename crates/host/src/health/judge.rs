@@ -178,12 +178,13 @@ mod tests {
         judge.note(session(Ok(true)), now, 0);
         judge.note(session(down()), now + SECOND, 1000);
         assert_eq!(judge.report(now + SECOND).fitness(), Fitness::Starting);
-        assert_eq!(judge.deadline(now + SECOND), Some(now + 2 * SECOND));
+        assert_eq!(judge.deadline(now + SECOND), Some(now + 3 * SECOND));
         // Looking again does not start the time anew.
         judge.note(session(down()), now + 2 * SECOND, 2000);
-        let report = judge.report(now + 2 * SECOND);
+        assert_eq!(judge.report(now + 2 * SECOND).fitness(), Fitness::Starting);
+        let report = judge.report(now + 3 * SECOND);
         assert_eq!((report.fitness(), report.problems[0].since), (Fitness::Unfit, 1000));
-        assert_eq!(judge.deadline(now + 2 * SECOND), None);
+        assert_eq!(judge.deadline(now + 3 * SECOND), None);
     }
 
     #[test]
