@@ -8,10 +8,15 @@
 //!   may be given networks.
 //! - [`network`] looks at one network: what this host shall do for it, and which transaction is
 //!   this node's to write.
-//! - [`liveness`] watches over the other voters, [`verdict`] decides which of them are lost, and
-//!   [`right`] whether this node may serve.
+//! - [`config`] and [`event`] are what it is told and what it has to say to people.
+//! - [`liveness`] watches over the other voters, to whom this one speaks in [`talk`]; [`verdict`]
+//!   decides which of them are lost ([`doubt`] if there are only two), and [`right`] whether this
+//!   node may serve; [`fitness`] is what becomes of a host that cannot do its job.
 //! - [`planner`] starts planned moves, on the one node that holds the lease for it.
 
+mod config;
+mod doubt;
+mod event;
 mod fitness;
 mod liveness;
 mod network;
@@ -19,18 +24,19 @@ mod planner;
 mod registration;
 mod right;
 pub mod status;
+mod talk;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use selvedge_model::{NodeName, Time, Vni, VniRanges};
-use serde::{Deserialize, Serialize};
 
+pub use self::config::{Config, Isolated, NodeRole, Timing};
+pub use self::event::{Event, OperatorError, Reason};
 use self::fitness::Fitness;
 use self::liveness::Liveness;
 use self::network::{Local, Outbox};
@@ -41,96 +47,8 @@ use self::verdict::Court;
 use crate::cache::{Cache, Concern};
 use crate::desired::Desired;
 use crate::kv::{Batch, Health, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
-use crate::machine::State;
 use crate::placement::Ring;
 use crate::probe::{Electorate, Message, Outgoing};
-
-/// What an agent is told once.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// This gateway's name.
-    pub name: NodeName,
-    /// Tells this host from another one that was given the same name.
-    pub identity: String,
-    /// The agent's version, for the registration.
-    pub version: String,
-    /// Its ids on the ring.
-    pub ids: Vec<u64>,
-    /// The networks that it can serve.
-    pub networks: BTreeSet<Vni>,
-    /// How long routing is given to follow a change, in planned moves.
-    pub settle: Duration,
-    /// The interval of announcements for networks that are served, in whole seconds.
-    pub announce: Duration,
-    /// How many planned moves may run at once, in the whole cluster.
-    pub budget: usize,
-    /// How long a node must have been back before planned moves bring networks to it.
-    pub hold_down: Duration,
-    /// Unix time in milliseconds at [`Time::ZERO`], for the history.
-    pub wall_at_zero_ms: u64,
-    /// Whether it serves networks, or only votes.
-    pub role: NodeRole,
-    /// Where others reach it by probes, one address for each path.
-    pub probe: Vec<SocketAddr>,
-    /// The times of failure detection.
-    pub timing: Timing,
-    /// What it does when it is cut off from a majority and from the store.
-    pub isolated: Isolated,
-}
-
-/// What a node is there for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NodeRole {
-    /// It serves networks, and votes.
-    #[default]
-    Gateway,
-    /// It only votes.
-    Witness,
-}
-
-/// What a gateway does that is cut off from a majority of the voters and from the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Isolated {
-    /// Falls silent with three voters or more, where the others may take over, and serves on with
-    /// two, where nobody can without the store.
-    #[default]
-    Auto,
-    /// Falls silent.
-    Stop,
-    /// Serves what it has, and no more.
-    Serve,
-}
-
-/// The times of failure detection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// How often every path to every voter is probed.
-    pub probe: Duration,
-    /// How long no path may answer until a voter is suspected.
-    pub suspect: Duration,
-    /// How long a node may serve without word of a majority or of the store.
-    pub fence: Duration,
-    /// How long the store may take to confirm a verdict until a prepared takeover begins.
-    pub patience: Duration,
-    /// How long a suspicion between two voters may be refuted in the store.
-    pub refute: Duration,
-    /// How long the lease lives.
-    pub lease: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            probe: Duration::from_millis(50),
-            suspect: Duration::from_millis(200),
-            fence: Duration::from_secs(1),
-            patience: Duration::from_millis(100),
-            refute: Duration::from_millis(250),
-            lease: Duration::from_secs(3),
-        }
-    }
-}
 
 /// What is to be done with a lease. Whether it succeeds is nobody's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,141 +79,6 @@ pub enum StoreInput {
 /// Names a transaction that the core asked for. Every one is answered exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(u64);
-
-/// Why a network changed its owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It had none before.
-    First,
-    /// A planned move from this node.
-    Move(NodeName),
-    /// The owner's registration ended, or it resigned.
-    Gone(NodeName),
-    /// The owner was convicted.
-    Verdict(NodeName),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::First => f.write_str("it had no owner before"),
-            Self::Move(from) => write!(f, "planned move from {from}"),
-            Self::Gone(from) => write!(f, "{from} is gone: its lease ended or it resigned"),
-            Self::Verdict(from) => write!(f, "{from} was convicted"),
-        }
-    }
-}
-
-/// Something that is worth a line in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// This node is registered.
-    Registered {
-        /// Names this run of the agent.
-        incarnation: Revision,
-    },
-    /// Another host is registered under this node's name; this one waits.
-    NameTaken {
-        /// What the other says of itself.
-        identity: String,
-    },
-    /// This incarnation counts as dead by a verdict; all its networks are given up.
-    Convicted,
-    /// A key of the store makes no sense and is left alone.
-    ForeignValue {
-        /// The key.
-        key: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A network is in another state.
-    State {
-        /// The network.
-        vni: Vni,
-        /// The state before.
-        from: State,
-        /// The state now.
-        to: State,
-    },
-    /// A network has come to this node.
-    Gained {
-        /// The network.
-        vni: Vni,
-        /// Whether by a planned move.
-        planned: bool,
-        /// Why, as the history has it.
-        reason: String,
-    },
-    /// A network has left this node.
-    Lost {
-        /// The network.
-        vni: Vni,
-        /// Its owner now.
-        to: Option<NodeName>,
-    },
-    /// This node plans, or no longer does.
-    Planner(bool),
-    /// A voter that was heard is heard no more on any path.
-    Suspected {
-        /// Who.
-        name: NodeName,
-        /// For how long it has not answered.
-        silent_for: Duration,
-    },
-    /// A voter is heard again, or for the first time.
-    Heard(NodeName),
-    /// This node has voted that another is lost.
-    Voted(NodeName),
-    /// A verdict stands in the store.
-    Verdict {
-        /// Who counts as dead.
-        name: NodeName,
-        /// Why.
-        reason: String,
-        /// From this node's own suspicion to the verdict, if it had one.
-        after: Option<Duration>,
-    },
-    /// Networks of a lost gateway are taken over before the store has confirmed the verdict.
-    Prepared {
-        /// Who is lost.
-        name: NodeName,
-        /// How many networks this node takes over.
-        networks: usize,
-    },
-    /// This node may serve for another reason than before, or may not.
-    Right {
-        /// The reason.
-        right: status::Right,
-        /// For how long it had no word of a majority or of the store.
-        unconfirmed_for: Duration,
-    },
-    /// What keeps this host from doing its job has changed; nothing: it is fit.
-    Fitness(Vec<String>),
-    /// This node asks the others to take its networks over, because it cannot do its job.
-    AsksForRelief,
-    /// This node owns nothing any more, after [`Gateway::leave`].
-    Left,
-}
-
-/// Why a word of the operator was refused. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OperatorError {
-    /// No such node.
-    #[error("no gateway is named {0}; `selvedge gateway status` lists them")]
-    Unknown(NodeName),
-    /// The store's contents are not known yet.
-    #[error("the store has not been read yet")]
-    NotSynced,
-    /// The node is alive.
-    #[error("{0} answers {1}: drain it instead, with `selvedge gateway drain {0}`")]
-    Heard(NodeName, NodeName),
-    /// The node takes part still.
-    #[error("{0} is registered: stop its agent before it is removed")]
-    Registered(NodeName),
-    /// The node is the predecessor's, which knows no draining from outside.
-    #[error("{0} runs the predecessor's daemon: stop that daemon to drain it")]
-    Predecessor(NodeName),
-}
 
 /// What a transaction was for.
 #[derive(Clone, Debug)]

@@ -13,19 +13,18 @@
 //! can refute it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use selvedge_model::{NodeName, Time, Vni};
 
+use super::doubt::Doubt;
 use super::liveness::{Hearing, Registered};
 use super::registration::put_json;
 use super::{Event, Gateway, LeaseWork, NodeRole, OperatorError, Pending, Purpose};
 use crate::cache::VerdictValue;
 use crate::keys;
 use crate::kv::{Compare, Health, Op, Revision, Txn, TxnReply};
-use crate::placement::fmix64;
-use crate::probe::{Answer, Body, Electorate, MAX_VOTERS, Message, News, Stage, Vote};
+use crate::probe::{Stage, Vote};
 
 /// How often the store's members are asked how they are, with and without a vote that stands.
 const HEALTH_URGENT: Duration = Duration::from_millis(50);
@@ -34,44 +33,26 @@ const HEALTH: Duration = Duration::from_secs(1);
 const URGENT: Duration = Duration::from_secs(5);
 /// How often stations are reminded of their gateway at most, because others are back.
 const REMINDED: Duration = Duration::from_secs(5);
-/// How long the only other voter has to be heard until the pauses between doubts are forgotten.
-const CALM: Duration = Duration::from_secs(3);
 /// For how long an answer about the store's members is waited for.
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
-/// The pauses between doubts of the only other voter.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A vote of this node.
 #[derive(Debug)]
 pub(super) struct Ballot {
-    incarnation: Revision,
+    pub(super) incarnation: Revision,
     at: Time,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// Since when a majority has voted so.
     majority_since: Option<Time>,
     /// The transaction that writes the verdict, or asks whether there is one.
     pending: Pending,
 }
 
-/// A doubt of the only other voter.
-#[derive(Debug, Default)]
-struct Doubt {
-    incarnation: Revision,
-    /// The revision of the key, and when it was first seen.
-    written: Option<(Revision, Time)>,
-    pause: Duration,
-    not_before: Time,
-    /// Since when there is nothing to doubt.
-    calm_since: Option<Time>,
-    pending: Pending,
-}
-
 /// What this node knows of its own and others' votes.
 #[derive(Debug, Default)]
 pub(super) struct Court {
-    ballots: BTreeMap<NodeName, Ballot>,
-    doubts: BTreeMap<NodeName, Doubt>,
+    pub(super) ballots: BTreeMap<NodeName, Ballot>,
+    pub(super) doubts: BTreeMap<NodeName, Doubt>,
     /// Incarnations whose networks are taken over before the verdict is committed.
     pub(super) presumed: BTreeMap<NodeName, Revision>,
     pub(super) health: Option<(Health, Time)>,
@@ -83,8 +64,8 @@ pub(super) struct Court {
     /// A transaction of this node about itself: to refute a doubt, or to clear up.
     pub(super) chores: Pending,
     /// What this node knows of each suspect's networks, as of a revision.
-    digests: BTreeMap<NodeName, u64>,
-    digested: Revision,
+    pub(super) digests: BTreeMap<NodeName, u64>,
+    pub(super) digested: Revision,
     /// When stations were last reminded of their new gateway.
     reminded_at: Option<Time>,
     /// Whether others could serve what this unfit host serves, as of a revision.
@@ -110,7 +91,7 @@ impl Court {
     }
 
     /// Whether this node has voted against this incarnation.
-    fn has_voted(&self, name: &NodeName, incarnation: Revision) -> bool {
+    pub(super) fn has_voted(&self, name: &NodeName, incarnation: Revision) -> bool {
         self.ballots.get(name).is_some_and(|ballot| ballot.incarnation == incarnation)
     }
 
@@ -158,7 +139,7 @@ impl Gateway {
 
     /// Who votes: as the store says, or as others say who have read more of it; without those
     /// whom an operator has given up.
-    fn count_electorate(&mut self) {
+    pub(super) fn count_electorate(&mut self) {
         let own = self.cache.electorate();
         let heard = self.liveness.news().map(|(_, _, news)| &news.electorate);
         let newest = heard.filter(|theirs| theirs.revision > own.revision);
@@ -171,149 +152,6 @@ impl Gateway {
         let ballot = self.court.ballots.get(name);
         let forced = ballot.is_some_and(|ballot| ballot.stage == Stage::Forced);
         (forced && !self.cache.is_struck(name)) || self.given_up.contains(name)
-    }
-
-    /// Takes in a message of another voter.
-    pub(super) fn receive(
-        &mut self,
-        from: &NodeName,
-        addr: SocketAddr,
-        message: Message,
-        now: Time,
-    ) {
-        let Message { incarnation, body, news } = message;
-        let newer = news.electorate.revision > self.electorate.revision;
-        let expected = matches!(body, Body::Ack { nonce, .. } if self.liveness.awaits(from, nonce));
-        let news = self.liveness.take_in(from, incarnation, body, news, now);
-        if news && newer {
-            self.count_electorate();
-        }
-        match body {
-            Body::Probe { nonce } => self.answer(from, addr, nonce, incarnation, now),
-            // One to an earlier incarnation says nothing of this one.
-            Body::Ack { answer, .. } if news && expected => self.take_answer(answer, now),
-            Body::Ack { .. } => {}
-        }
-    }
-
-    /// Takes in what another voter says to a probe of this incarnation.
-    fn take_answer(&mut self, answer: Answer, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
-        match answer {
-            Answer::Convicted => self.title.note_conviction(incarnation),
-            Answer::Unregistered => self.title.note_end(incarnation, now),
-            Answer::Alive | Answer::Withheld => {}
-        }
-    }
-
-    fn answer(&mut self, to: &NodeName, addr: SocketAddr, nonce: u64, asker: Revision, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
-        if let Some(answer) = self.answer_to(to, asker) {
-            let news = self.own_news(now);
-            self.liveness.answer(to, addr, nonce, answer, incarnation, news);
-        }
-    }
-
-    /// What to say to a node; nothing if its registration may be newer than what is known here.
-    fn answer_to(&self, name: &NodeName, incarnation: Revision) -> Option<Answer> {
-        let verdict = (name.clone(), incarnation);
-        if self.cache.verdicts.contains_key(&verdict) {
-            return Some(Answer::Convicted);
-        }
-        match self.cache.live.get(name).map(|live| live.incarnation) {
-            Some(known) if known == incarnation => {
-                let bound =
-                    self.court.has_voted(name, incarnation) || self.others_acted(name, incarnation);
-                Some(if bound { Answer::Withheld } else { Answer::Alive })
-            }
-            Some(known) if known < incarnation => None,
-            None if incarnation > self.cache.revision => None,
-            Some(_) | None => Some(Answer::Unregistered),
-        }
-    }
-
-    /// Whether another voter has acted on its vote, as far as was ever heard.
-    fn others_acted(&self, name: &NodeName, incarnation: Revision) -> bool {
-        let mut votes = self.liveness.votes_against(name, incarnation);
-        votes.any(|(voter, vote)| voter != name && vote.stage >= Stage::Acted)
-    }
-
-    pub(super) fn own_news(&mut self, now: Time) -> News {
-        let voters = &self.electorate.voters;
-        let hears = self.liveness.heard(now).filter(|name| voters.contains(name));
-        let hears = hears.take(MAX_VOTERS).cloned().collect();
-        self.refresh_digests();
-        // Those that may still decide something come first: there is an end to a datagram.
-        let settled = |name: &NodeName| self.cache.is_struck(name);
-        let mut ballots: Vec<_> = self.court.ballots.iter().collect();
-        ballots.sort_by_key(|(name, _)| settled(name));
-        let votes = ballots.into_iter().take(MAX_VOTERS).map(|(suspect, ballot)| Vote {
-            suspect: suspect.clone(),
-            incarnation: ballot.incarnation,
-            networks: self.digest(suspect),
-            stage: ballot.stage,
-        });
-        let votes = votes.collect();
-        let away = self.away_until.map(|until| until.since(now)).unwrap_or_default();
-        let (electorate, unfit) = (self.told_electorate(), !self.unfit.is_empty());
-        News { sequence: 0, electorate, hears, votes, away, unfit }
-    }
-
-    /// The electorate as the store has it: an operator's word to this node binds nobody else.
-    fn told_electorate(&self) -> Electorate {
-        let own = self.cache.electorate();
-        if own.revision >= self.electorate.revision { own } else { self.electorate.clone() }
-    }
-
-    /// A digest of the networks that name a suspect, with the revisions of all their keys, and of
-    /// the ring that names their heirs.
-    fn digest(&self, suspect: &NodeName) -> u64 {
-        self.court.digests.get(suspect).copied().unwrap_or_default()
-    }
-
-    /// Computes the digests anew for the suspects, if anything has changed.
-    fn refresh_digests(&mut self) {
-        let known = |name| self.court.digests.contains_key(name);
-        let revision = self.cache.revision;
-        if self.court.digested == revision && self.court.ballots.keys().all(known) {
-            return;
-        }
-        self.court.digested = revision;
-        let placement = self.placement_digest;
-        let digests = self
-            .court
-            .ballots
-            .keys()
-            .map(|name| (name.clone(), placement.wrapping_add(self.networks_digest(name))));
-        self.court.digests = digests.collect();
-    }
-
-    fn networks_digest(&self, name: &NodeName) -> u64 {
-        let revision = |modified: Option<Revision>| modified.map_or(0, |r| r.0.unsigned_abs());
-        self.cache.named(name).fold(0, |sum: u64, vni| {
-            let Some(network) = self.cache.networks.get(&vni) else { return sum };
-            let parts = [
-                revision(network.state.as_ref().map(|slot| slot.modified)),
-                revision(network.current.as_ref().map(|slot| slot.modified)),
-                revision(network.next.as_ref().map(|slot| slot.modified)),
-            ];
-            let one = parts.iter().fold(u64::from(vni.get()), |sum, part| fmix64(sum ^ part));
-            sum.wrapping_add(one)
-        })
-    }
-
-    /// Takes note of who may be given networks, and which.
-    pub(super) fn note_placement(&mut self) {
-        let limits =
-            |name| self.cache.live.get(name).and_then(|live| live.value.as_ref()?.networks.clone());
-        let nodes = self.cache.nodes.iter().map(|(name, node)| (name, &node.ids, limits(name)));
-        let mut hasher = blake3::Hasher::new();
-        for node in nodes {
-            hasher.update(format!("{node:?}").as_bytes());
-        }
-        let bytes = hasher.finalize();
-        let first = bytes.as_bytes().first_chunk().copied().unwrap_or_default();
-        self.placement_digest = u64::from_le_bytes(first);
     }
 
     /// Looks at the other voters, and does what follows.
@@ -343,25 +181,6 @@ impl Gateway {
             .into_iter()
             .flatten()
             .min()
-    }
-
-    /// Sends what is due to the others.
-    pub(super) fn send_probes(&mut self, now: Time) {
-        let due = self.liveness.due_at().is_some_and(|at| now >= at);
-        match self.incarnation() {
-            Some(incarnation) if due => {
-                let news = self.own_news(now);
-                self.liveness.probe(incarnation, || news, now);
-            }
-            Some(_) | None => self.liveness.skip(now),
-        }
-    }
-
-    pub(super) fn tell_everybody(&mut self, now: Time) {
-        if let Some(incarnation) = self.incarnation() {
-            let news = self.own_news(now);
-            self.liveness.tell(incarnation, &news, now);
-        }
     }
 
     fn note_hearing(&mut self, now: Time) {
@@ -669,7 +488,7 @@ impl Gateway {
         self.send(Purpose::Verdict(name.clone(), incarnation), txn);
     }
 
-    fn verdict_txn(
+    pub(super) fn verdict_txn(
         &self,
         name: &NodeName,
         own: Revision,
@@ -751,93 +570,6 @@ impl Gateway {
         self.events.push_back(Event::Prepared { name: name.clone(), networks: heirs });
         self.dirty.extend(named);
         self.tell_everybody(now);
-    }
-
-    /// Of two voters, one does not hear the other: says so in the store, where it is refuted by
-    /// whoever lives.
-    fn doubt_the_other(&mut self, now: Time) {
-        let [a, b] = self.electorate.voters.as_slice() else {
-            return self.court.doubts.clear();
-        };
-        let me = &self.config.name;
-        let other = if a == me { b.clone() } else { a.clone() };
-        if a != me && b != me || self.court.ballots.contains_key(&other) {
-            return;
-        }
-        let doubted = self.liveness.silence(&other, now);
-        let mut doubt = self.court.doubts.remove(&other).unwrap_or_default();
-        let known = self.cache.live.get(&other).map(|live| live.incarnation);
-        if known != Some(doubt.incarnation) {
-            doubt = Doubt { incarnation: known.unwrap_or_default(), ..Doubt::default() };
-        }
-        let key = (other.clone(), doubt.incarnation);
-        let written = self.cache.suspicions.get(&key).copied();
-        let settled = doubt.pending.is_free(self.cache.revision, now);
-        if doubted.is_some() {
-            doubt.calm_since = None;
-        }
-        match (doubted, written) {
-            (Some(_), None) if !settled => {}
-            (None, None) => doubt.calm_down(now),
-            (None, Some(_)) => self.withdraw_doubt(&other, &mut doubt, now),
-            (Some(_), None) if doubt.written.is_some() => doubt.refuted(now),
-            (Some((incarnation, _)), None) if incarnation == doubt.incarnation => {
-                self.write_doubt(&other, &mut doubt, now);
-            }
-            (Some(_), Some(at)) => self.act_on_doubt(&other, &mut doubt, at, now),
-            (Some(_), None) => {}
-        }
-        self.court.doubts.insert(other, doubt);
-    }
-
-    fn write_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, now: Time) {
-        let Some(own) = self.incarnation() else { return };
-        if now < doubt.not_before {
-            self.alarms.insert((doubt.not_before, None));
-            return;
-        }
-        if !doubt.pending.is_free(self.cache.revision, now) {
-            return;
-        }
-        doubt.pending = Pending::Sent;
-        let key = keys::suspicion(name, doubt.incarnation);
-        let mut compare = Vec::from(self.own_guard(own));
-        compare.extend(against(name, doubt.incarnation));
-        compare.push(Compare::Absent { key: key.clone() });
-        let value = VerdictValue {
-            by: self.config.name.to_string(),
-            reason: "not heard by the only other voter".to_owned(),
-            at_ms: self.wall_ms(now),
-        };
-        let then = vec![put_json(key, &value, self.lease)];
-        self.send(Purpose::Doubt(name.clone()), Txn { compare, then });
-    }
-
-    /// A doubt that nobody has refuted in time becomes a verdict.
-    fn act_on_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, at: Revision, now: Time) {
-        let Some(own) = self.incarnation() else { return };
-        let (_, seen) = *doubt.written.get_or_insert((at, now));
-        let until = seen + self.config.timing.refute;
-        if now < until {
-            self.alarms.insert((until, None));
-            return;
-        }
-        if !doubt.pending.is_free(self.cache.revision, now) {
-            return;
-        }
-        doubt.pending = Pending::Sent;
-        let key = keys::suspicion(name, doubt.incarnation);
-        let ground = vec![Compare::Modified { key, at }];
-        let txn = self.verdict_txn(name, own, doubt.incarnation, ground, now);
-        self.send(Purpose::Doubt(name.clone()), txn);
-    }
-
-    fn withdraw_doubt(&mut self, name: &NodeName, doubt: &mut Doubt, now: Time) {
-        if doubt.pending.is_free(self.cache.revision, now) {
-            doubt.pending = Pending::Sent;
-            let then = vec![Op::Delete { key: keys::suspicion(name, doubt.incarnation) }];
-            self.send(Purpose::Doubt(name.clone()), Txn { compare: vec![], then });
-        }
     }
 
     /// Refutes a doubt of this node: whoever can write is alive. And clears up what verdicts on
@@ -1012,25 +744,8 @@ impl Gateway {
     }
 }
 
-impl Doubt {
-    fn calm_down(&mut self, now: Time) {
-        self.written = None;
-        let since = *self.calm_since.get_or_insert(now);
-        if now.since(since) >= CALM {
-            (self.pause, self.not_before) = (Duration::ZERO, Time::ZERO);
-        }
-    }
-
-    /// The other lives: only the paths between the two are broken.
-    fn refuted(&mut self, now: Time) {
-        self.written = None;
-        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-        self.not_before = now + self.pause;
-    }
-}
-
 /// What each verdict compares: that the incarnation is registered, and not convicted yet.
-fn against(name: &NodeName, incarnation: Revision) -> [Compare; 2] {
+pub(super) fn against(name: &NodeName, incarnation: Revision) -> [Compare; 2] {
     [
         Compare::Created { key: keys::live(name), at: incarnation },
         Compare::Absent { key: keys::verdict(name, incarnation) },
