@@ -85,8 +85,7 @@ pub(super) fn explain_takeover(name: &NodeName) -> anyhow::Error {
 pub(super) async fn take_over(client: &Client, name: NodeName) -> anyhow::Result<TakenOver> {
     let mut watch = client.watch().await?;
     let began = client.take_over(name.clone()).await?;
-    let mut done =
-        TakenOver { began, under_way: false, prepared: 0, gained: 0, verdict: false };
+    let mut done = TakenOver { began, under_way: false, prepared: 0, gained: 0, verdict: false };
     let end = Instant::now() + TAKEOVER_LIMIT;
     loop {
         let quiet = Instant::now() + QUIET;
