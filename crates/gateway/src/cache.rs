@@ -309,16 +309,15 @@ impl Cache {
     /// since they registered last.
     #[must_use]
     pub fn electorate(&self) -> Electorate {
-        let voters = self.possible_voters().filter(|name| !self.is_struck(name)).cloned();
+        let names = self.possible_voters().map(|(name, _)| name);
+        let voters = names.filter(|name| !self.is_struck(name)).cloned();
         Electorate { revision: self.nodes_revision, voters: voters.take(MAX_VOTERS).collect() }
     }
 
     /// Those on the roster that vote, or will once they have registered anew.
-    pub fn possible_voters(&self) -> impl Iterator<Item = &NodeName> {
-        let votes = |(_, slot): &(&NodeName, &Slot<RosterValue>)| {
-            !slot.value.left && !slot.value.probe.is_empty()
-        };
-        self.roster.iter().filter(votes).map(|(name, _)| name)
+    pub fn possible_voters(&self) -> impl Iterator<Item = (&NodeName, &RosterValue)> {
+        let entries = self.roster.iter().map(|(name, slot)| (name, &slot.value));
+        entries.filter(|(_, value)| !value.left && !value.probe.is_empty())
     }
 
     /// The ring of those that may be given networks: the lost are not among them.

@@ -16,6 +16,9 @@ use crate::test_support;
 
 const DAEMONS: &str = "/usr/lib/frr";
 
+/// How long a daemon may take to start.
+const START: Duration = Duration::from_secs(40);
+
 /// Routing protocols take their time, and the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,7 +30,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    fn new(namespace: Ephemeral) -> Self {
+    pub(crate) fn new(namespace: Ephemeral) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         give_to_frr(dir.path());
         Self { namespace, dir, children: Vec::new() }
@@ -50,7 +53,7 @@ impl Host {
         self.children.push((daemon, command.spawn().expect("FRR is installed")));
         let started = Instant::now();
         while !path("vty").exists() {
-            assert!(started.elapsed() < PATIENCE, "{daemon} has not started");
+            assert!(started.elapsed() < START, "{daemon} has not started");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -80,6 +83,14 @@ fn give_to_frr(path: &Path) {
     let user = nix::unistd::User::from_name("frr").expect("readable").expect("FRR's user");
     let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
     std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("root");
+}
+
+/// The namespaces of a gateway and a router, if there are namespaces and FRR here.
+pub(crate) fn pair(test: &str) -> Option<(Ephemeral, Ephemeral)> {
+    if !is_installed(test) {
+        return None;
+    }
+    test_support::namespace(test).zip(test_support::namespace(test))
 }
 
 fn is_installed(test: &str) -> bool {
@@ -163,14 +174,7 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// Runs `body` in the gateway's namespace, if there are namespaces and FRR here.
 pub(crate) fn run(test: &str, body: impl AsyncFnOnce(Scene) + Send) {
-    if !is_installed(test) {
-        return;
-    }
-    let (Some(gateway), Some(router)) =
-        (test_support::namespace(test), test_support::namespace(test))
-    else {
-        return;
-    };
+    let Some((gateway, router)) = pair(test) else { return };
     let inside = (*gateway).clone();
     let (gateway, router) = (Host::new(gateway), Host::new(router));
     let all = || {

@@ -1,19 +1,12 @@
 //! The command's scenario, small.
 
+mod common;
+
+use common::line;
 use selvedge_sim::gateway::scale::{Options, Report, run};
 
 fn report(seed: u64) -> Report {
     run(&Options { networks: 200, gateways: 4, seed, budget: 20, json: true })
-}
-
-/// The line without what is wall-clock time or memory.
-fn line(report: &Report) -> serde_json::Value {
-    let mut line = serde_json::to_value(report).expect("plain numbers");
-    let fields = line.as_object_mut().expect("an object");
-    for field in ["wall_s", "peak_rss_mb"] {
-        assert!(fields.remove(field).is_some_and(|value| value.is_number()), "{field}");
-    }
-    line
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The command's scenario, small.
 
+mod common;
+
+use common::line;
 use selvedge_sim::mesh::scale::{Options, Report, run};
 
 /// Nothing of everything: each test says what it is about.
@@ -25,16 +28,6 @@ fn options(nodes: usize, seed: u64) -> Options {
 fn assert_sound(report: &Report) {
     assert_eq!(report.details, Vec::<String>::new());
     assert_eq!((report.violations, report.false_failures), (0, 0));
-}
-
-/// The line without what is wall-clock time or memory.
-fn line(report: &Report) -> serde_json::Value {
-    let mut line = serde_json::to_value(report).expect("plain numbers");
-    let fields = line.as_object_mut().expect("an object");
-    for field in ["wall_s", "peak_rss_mb"] {
-        assert!(fields.remove(field).is_some_and(|value| value.is_number()), "{field}");
-    }
-    line
 }
 
 #[test]

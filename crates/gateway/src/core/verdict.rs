@@ -21,7 +21,7 @@ use super::doubt::Doubt;
 use super::liveness::{Hearing, Registered};
 use super::registration::put_json;
 use super::{Event, Gateway, LeaseWork, NodeRole, OperatorError, Pending, Purpose};
-use crate::cache::VerdictValue;
+use crate::cache::{RosterValue, VerdictValue};
 use crate::keys;
 use crate::kv::{Compare, Health, Op, Revision, Txn, TxnReply};
 use crate::probe::{Stage, Vote};
@@ -121,20 +121,20 @@ impl Gateway {
 
     /// Takes in who votes, after something about the nodes has changed.
     pub(super) fn voters_changed(&mut self) {
-        let me = &self.config.name;
-        let registered = |name: &NodeName| self.cache.live.get(name).map(|live| live.incarnation);
-        let others =
-            self.cache.roster.iter().filter(|(name, slot)| {
-                *name != me && !slot.value.left && !slot.value.probe.is_empty()
-            });
-        let partners = others.map(|(name, slot)| Registered {
-            name: name.clone(),
-            incarnation: registered(name),
-            addresses: slot.value.probe.clone(),
-        });
-        let partners = if self.config.probe.is_empty() { Vec::new() } else { partners.collect() };
+        let partners = if self.config.probe.is_empty() { Vec::new() } else { self.partners() };
         self.liveness.set_partners(partners);
         self.count_electorate();
+    }
+
+    /// The other voters, as the store has them.
+    fn partners(&self) -> Vec<Registered> {
+        let others = self.cache.possible_voters().filter(|(name, _)| **name != self.config.name);
+        let partner = |(name, value): (&NodeName, &RosterValue)| Registered {
+            name: name.clone(),
+            incarnation: self.cache.live.get(name).map(|live| live.incarnation),
+            addresses: value.probe.clone(),
+        };
+        others.map(partner).collect()
     }
 
     /// Who votes: as the store says, or as others say who have read more of it; without those

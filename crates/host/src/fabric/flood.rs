@@ -209,10 +209,6 @@ impl Driver for Flood {
         Ok(observed)
     }
 
-    async fn silence(&mut self, on: bool) -> Result<(), Error> {
-        Ok(self.base.silencer().silence(on).await?)
-    }
-
     fn silencer(&self) -> Option<Silencer> {
         Some(self.base.silencer().clone())
     }

@@ -113,7 +113,12 @@ pub trait Driver: Send {
 
     /// Silences all networks of this gateway in one transaction (ARP, ND, RA, forwarding), or
     /// lifts that again.
-    async fn silence(&mut self, on: bool) -> Result<(), Error>;
+    async fn silence(&mut self, on: bool) -> Result<(), Error> {
+        match self.silencer() {
+            Some(silencer) => Ok(silencer.silence(on).await?),
+            None => Ok(()),
+        }
+    }
 
     /// A handle that does the same from elsewhere, while this driver is at work. `None` if there
     /// is nothing to silence.

@@ -50,3 +50,13 @@ pub(crate) fn sound(world: &World, what: &str) {
     let found = world.violations.join("\n");
     assert!(found.is_empty(), "seed {}: {what}:\n{found}", world.setup.seed);
 }
+
+/// A report's line without what is wall-clock time or memory.
+pub(crate) fn line(report: &impl serde::Serialize) -> serde_json::Value {
+    let mut line = serde_json::to_value(report).expect("plain numbers");
+    let fields = line.as_object_mut().expect("an object");
+    for field in ["wall_s", "peak_rss_mb"] {
+        assert!(fields.remove(field).is_some_and(|value| value.is_number()), "{field}");
+    }
+    line
+}

@@ -1,11 +1,7 @@
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tempfile::TempDir;
 
 use super::*;
 use crate::fabric::LOCAL_METRIC;
@@ -13,11 +9,10 @@ use crate::fabric::scale::{self, timed};
 use crate::fabric::testing::{self, Wire};
 use crate::inventory::Names;
 use crate::netlink::{AddressOptions, NewLink, RouteFilter};
-use crate::netns::{self, Ephemeral, Namespace};
+use crate::netns::Namespace;
 use crate::packet::{DEFAULT_LINK_LOCAL, RaConfig};
+use crate::test_frr::{self, Host};
 use crate::test_support;
-
-const DAEMONS: &str = "/usr/lib/frr";
 
 /// Routing protocols take their time, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -97,78 +92,6 @@ fn only_networks_are_taken_from_the_answer() {
     assert_eq!(unknown, Some(Evpn::default()));
 }
 
-/// FRR's daemons in one namespace, each in the foreground and ended with this value.
-struct Routing {
-    namespace: Ephemeral,
-    dir: TempDir,
-    children: Vec<(&'static str, Child)>,
-}
-
-impl Routing {
-    fn new(namespace: Ephemeral) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        give_to_frr(dir.path());
-        Self { namespace, dir, children: Vec::new() }
-    }
-
-    fn start(&mut self, daemon: &'static str, config: &str) {
-        let path = |suffix: &str| self.dir.path().join(format!("{daemon}.{suffix}"));
-        fs::write(path("conf"), config).expect("written");
-        give_to_frr(&path("conf"));
-        let log = fs::File::create(path("log")).expect("a log");
-        let mut command = self.namespace.command(Path::new(DAEMONS).join(daemon));
-        command.arg("-f").arg(path("conf")).arg("-i").arg(path("pid"));
-        command.arg("-z").arg(self.dir.path().join("zserv.api"));
-        command.arg("--vty_socket").arg(self.dir.path()).args(["-A", "127.0.0.1", "-P", "0"]);
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        netns::die_with_parent(&mut command);
-        self.children.push((daemon, command.spawn().expect("FRR is installed")));
-        let started = Instant::now();
-        while !path("vty").exists() {
-            assert!(started.elapsed() < PATIENCE, "{daemon} has not started");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn stop(&mut self, daemon: &str) {
-        for (_, mut child) in self.children.extract_if(.., |(name, _)| daemon == *name) {
-            child.kill().and_then(|()| child.wait()).expect("ended");
-        }
-    }
-
-    fn vty(&self, daemon: &str) -> Vty {
-        Vty::new(self.dir.path(), None, daemon)
-    }
-}
-
-impl Drop for Routing {
-    fn drop(&mut self) {
-        for (_, child) in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn give_to_frr(path: &Path) {
-    let user = nix::unistd::User::from_name("frr").expect("readable").expect("FRR's user");
-    let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
-    std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("root");
-}
-
-fn frr_is_installed(test: &str) -> bool {
-    let installed = Path::new(DAEMONS).join("bgpd").exists();
-    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    assert!(installed || !ci, "{test}: FRR is not installed");
-    if !installed {
-        #[allow(clippy::print_stderr, reason = "nothing is skipped silently")]
-        {
-            eprintln!("SKIPPED {test}: FRR is not installed ({DAEMONS}/bgpd)");
-        }
-    }
-    installed
-}
-
 const OSPFD: &str = "\
 ip prefix-list selvedge seq 5 permit 10.0.0.0/14 ge 24 le 25
 route-map selvedge permit 10
@@ -203,7 +126,7 @@ fn bgpd(own: &str, other: &str) -> String {
     )
 }
 
-fn start(routing: &mut Routing, own: &str, other: &str) {
+fn start(routing: &mut Host, own: &str, other: &str) {
     routing.start("zebra", "");
     routing.start("bgpd", &bgpd(own, other));
     routing.start("ospfd", &format!("{OSPFD} ospf router-id {own}\n"));
@@ -212,15 +135,15 @@ fn start(routing: &mut Routing, own: &str, other: &str) {
 
 /// A gateway with its networks, and the upstream router, which is the other tunnel endpoint too.
 struct Scene {
-    gateway: Routing,
-    router: Routing,
+    gateway: Host,
+    router: Host,
     here: Netlink,
     there: Netlink,
 }
 
 impl Scene {
     /// Within the gateway's namespace.
-    async fn new(mut gateway: Routing, mut router: Routing, networks: u32) -> Self {
+    async fn new(mut gateway: Host, mut router: Host, networks: u32) -> Self {
         testing::forward();
         router.namespace.run(testing::forward).expect("entered");
         let here = Netlink::new().expect("netlink");
@@ -314,16 +237,9 @@ fn done(failures: Failures) {
 }
 
 fn run(test: &str, networks: u32, body: impl AsyncFnOnce(Scene) + Send) {
-    if !frr_is_installed(test) {
-        return;
-    }
-    let (Some(gateway), Some(router)) =
-        (test_support::namespace(test), test_support::namespace(test))
-    else {
-        return;
-    };
+    let Some((gateway, router)) = test_frr::pair(test) else { return };
     let inside = (*gateway).clone();
-    let (gateway, router) = (Routing::new(gateway), Routing::new(router));
+    let (gateway, router) = (Host::new(gateway), Host::new(router));
     let all = || {
         test_support::runtime().block_on(async {
             body(Scene::new(gateway, router, networks).await).await;
@@ -470,13 +386,11 @@ async fn all_at_once(scene: &Scene, driver: &mut Frr) {
 
 async fn a_restarted_bgpd_is_told_again(scene: &mut Scene, driver: &mut Frr) {
     done(driver.fabric(&[vni(1)], true).await);
-    scene.gateway.stop("bgpd");
+    scene.gateway.kill("bgpd");
     assert!(!observed(driver).await.fabric, "told to, but bgpd is gone");
     let failures = driver.fabric(&[vni(1)], true).await;
     let text = failures[&vni(1)].to_string();
     assert!(text.starts_with("cannot reach FRR at ") || text.starts_with("lost FRR"), "{text}");
-    // The socket of a killed daemon stays; the new one makes its own.
-    let _ = fs::remove_file(scene.gateway.dir.path().join("bgpd.vty"));
     scene.gateway.start("bgpd", &bgpd("192.0.2.1", "192.0.2.2"));
     done(driver.fabric(&[vni(1)], true).await);
     let mut remote = scene.router.vty("bgpd");
