@@ -34,6 +34,12 @@ pub fn raise() -> Priority {
     }
 }
 
+/// Makes the calling thread an ordinary one again, after [`raise`].
+pub fn lower() {
+    // Neither can fail for a thread that was raised: both only give up what it has.
+    let _ = set_policy(libc::SCHED_OTHER, 0).and_then(|()| set_nice(0));
+}
+
 #[allow(unsafe_code, reason = "the system call has no safe wrapper")]
 fn set_policy(policy: libc::c_int, priority: libc::c_int) -> Result<(), Errno> {
     let param = libc::sched_param { sched_priority: priority };
@@ -82,6 +88,16 @@ mod tests {
             Priority::Ordinary => assert_eq!((nice, policy), before),
         }
         assert_eq!(own(), before, "other threads are left alone");
+    }
+
+    #[test]
+    fn a_thread_that_was_raised_can_be_lowered_again() {
+        let after = thread::spawn(|| {
+            raise();
+            lower();
+            own()
+        });
+        assert_eq!(after.join().expect("it ended").1, libc::SCHED_OTHER);
     }
 
     #[test]

@@ -357,10 +357,12 @@ impl Gateway {
             self.events.push_back(Event::State { vni, from, to: view.state });
         }
         if before != Some(entered) && takes_over(before, entered) {
-            local.took_over = Some(now);
-            self.echo(vni, now);
-            // Where nobody was before there are no routes to beat.
+            // Where nobody was before there are no routes to beat, and no other answers.
             let first = network.current().is_none() && !self.cache.history.contains_key(&vni);
+            if !first || self.predecessor {
+                local.took_over = Some(now);
+            }
+            self.echo(vni, now);
             self.attract_by_halves(vni, now + if first { HALVES_AFTER_MOVE } else { HALVES });
         }
         if before != Some(entered) && arrives(before, entered) {

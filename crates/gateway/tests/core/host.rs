@@ -8,6 +8,9 @@ use selvedge_gateway::kv::LeaseId;
 
 use crate::bench::{Bench, MS, SECOND, config, ids_for, vni};
 
+/// The history of a network that another gateway served.
+const SERVED_BEFORE: &str = r#"{"changes":[{"epoch":1,"owner":"gw9","reason":"first","at_ms":0}]}"#;
+
 fn announcements(bench: &Bench, number: u32) -> u64 {
     bench.agents[0].wanted.get(&vni(number)).map_or(0, |wanted| wanted.announce)
 }
@@ -20,8 +23,27 @@ fn serving(networks: u32) -> Bench {
 }
 
 #[test]
-fn a_fresh_owner_announces_every_second_for_ten_seconds_then_every_ten() {
+fn a_first_owner_announces_a_few_times_and_then_every_ten_seconds() {
     let mut bench = serving(3);
+    assert_eq!(announcements(&bench, 2), 2, "it begins to answer, and it takes over");
+    // Twice more within the first second, and its turn.
+    bench.pass(SECOND * 9);
+    assert!((4..=5).contains(&announcements(&bench, 2)));
+    let before: Vec<_> = (1..=3).map(|number| announcements(&bench, number)).collect();
+    bench.pass(SECOND * 60);
+    for (number, before) in (1..=3).zip(before) {
+        assert_eq!(announcements(&bench, number), before + 6, "network {number}");
+    }
+}
+
+#[test]
+fn who_takes_over_announces_every_second_for_ten_seconds_then_every_ten() {
+    let mut bench = Bench::new();
+    for number in 1..=3 {
+        bench.put(&format!("/selvedge/history/{number}"), SERVED_BEFORE, None);
+    }
+    bench.add(config("gw1", vec![0], 3));
+    bench.settle();
     assert_eq!(announcements(&bench, 2), 2, "it begins to answer, and it takes over");
     for second in 1..=9 {
         bench.pass(SECOND);
@@ -64,8 +86,7 @@ fn nobody_announces_what_it_does_not_answer_for() {
 #[test]
 fn halves_for_thirty_seconds_after_a_takeover_then_the_whole_prefix() {
     let mut bench = Bench::new();
-    let history = r#"{"changes":[{"epoch":1,"owner":"gw9","reason":"first","at_ms":0}]}"#;
-    bench.put("/selvedge/history/1", history, None);
+    bench.put("/selvedge/history/1", SERVED_BEFORE, None);
     bench.add(config("gw1", vec![0], 1));
     bench.settle();
     assert_eq!(bench.duty(0, 1), Duty::TAKEOVER);

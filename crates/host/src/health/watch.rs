@@ -29,6 +29,8 @@ const SESSIONS: Duration = Duration::from_millis(500);
 const SEARCH: Duration = Duration::from_secs(1);
 /// How long changes of interfaces are gathered before those of the networks are gone through.
 const GATHER: Duration = Duration::from_millis(50);
+/// The least time between two times that they are gone through.
+const SPACING: Duration = Duration::from_millis(500);
 
 /// Starts the monitor in the network namespace of the calling thread, on the current runtime. It
 /// ends when all receivers of the reports are gone.
@@ -179,23 +181,29 @@ struct LinkTask {
 impl LinkTask {
     async fn run(mut self) {
         let mut networks_at: Option<Instant> = None;
+        let mut looked_at: Option<Instant> = None;
+        let soon = |last: Option<Instant>| {
+            let soon = Instant::now() + GATHER;
+            last.map_or(soon, |at| soon.max(at + SPACING))
+        };
         loop {
             tokio::select! {
                 change = self.events.next() => match change {
                     Ok(change) => {
                         self.take(change).await;
                         self.look_at_carrier().await;
-                        networks_at.get_or_insert_with(|| Instant::now() + GATHER);
+                        networks_at.get_or_insert_with(|| soon(looked_at));
                     }
                     Err(error) => return warn!(%error, "interfaces are not watched any more"),
                 },
                 Ok(()) = self.chosen.changed() => self.look_at_carrier().await,
                 Ok(()) = self.served.changed() => {
-                    networks_at.get_or_insert_with(|| Instant::now() + GATHER);
+                    networks_at.get_or_insert_with(|| soon(looked_at));
                 }
                 () = until(networks_at) => {
                     networks_at = None;
                     self.look_at_networks().await;
+                    looked_at = Some(Instant::now());
                 }
             }
         }

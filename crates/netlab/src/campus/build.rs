@@ -72,8 +72,10 @@ fn build_access_point(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host
     let host = lab.host("ap")?;
     segments.fabric.plug(&host, "fab0")?;
     let mut lines = format!("address add {}/16 dev fab0\n", AccessPoint::FABRIC);
+    host.sysctl(&without_ipv6(true))?;
     for network in networks(plan) {
-        overlay(&mut lines, network, AccessPoint::FABRIC.into(), plan.flavour, "");
+        bridge(&mut lines, network, "");
+        overlay(&mut lines, network, AccessPoint::FABRIC.into(), plan.flavour);
     }
     host.ip(&lines)?;
     match plan.flavour {
@@ -93,7 +95,7 @@ fn build_station(lab: &Lab, access_point: &Host, plan: Plan) -> Result<Host, Err
         let (name, bridge, vni) = (network.station_interface(), network.bridge(), network.vni());
         let peer = host.namespace().name();
         put(&mut cables, format_args!("link add p{vni} type veth peer name {name} netns {peer}"));
-        put(&mut cables, format_args!("link set p{vni} addrgenmode none master {bridge} up"));
+        put(&mut cables, format_args!("link set p{vni} master {bridge} up"));
         put(&mut addresses, format_args!("link set {name} up"));
         for family in Family::ALL {
             let gateway = network.gateway(family);
@@ -141,7 +143,10 @@ fn build_gateway(lab: &Lab, segments: &Segments, plan: Plan, number: u8) -> Resu
     let uplink = segments.uplink.plug(&host, "up0")?;
     let management = segments.management.plug(&host, "mgmt0")?;
     host.ip(&underlay_lines(address))?;
+    host.ip(&bridge_lines(address, plan))?;
+    host.sysctl(&without_ipv6(true))?;
     host.ip(&overlay_lines(address, plan))?;
+    host.sysctl(&without_ipv6(false))?;
     host.sysctl(&silent_bridges(plan))?;
     host.ip(&bridge_addresses(plan))?;
     let mut frr = None;
@@ -164,11 +169,18 @@ fn underlay_lines(address: Address) -> String {
     lines
 }
 
+fn bridge_lines(address: Address, plan: Plan) -> String {
+    let mut lines = String::new();
+    for network in networks(plan) {
+        bridge(&mut lines, network, &format!(" address {}", address.bridge_mac(network)));
+    }
+    lines
+}
+
 fn overlay_lines(address: Address, plan: Plan) -> String {
     let mut lines = String::new();
     for network in networks(plan) {
-        let mac = format!(" address {}", address.bridge_mac(network));
-        overlay(&mut lines, network, address.fabric(Family::V4), plan.flavour, &mac);
+        overlay(&mut lines, network, address.fabric(Family::V4), plan.flavour);
     }
     lines
 }
@@ -186,8 +198,8 @@ fn bridge_addresses(plan: Plan) -> String {
     networks(plan).map(line).collect()
 }
 
-/// `br<i>` with `vxlan<i>` in it.
-fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour, mac: &str) {
+/// `vxlan<i>` in `br<i>`, and both up.
+fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour) {
     let (bridge, vxlan, vni) = (network.bridge(), network.vxlan(), network.vni());
     let learning = match flavour {
         Flavour::Flood => "learning",
@@ -196,18 +208,28 @@ fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour
     put(
         lines,
         format_args!(
+            "link add {vxlan} mtu 1500 type vxlan id {vni} local {local} dstport 4789 {learning}"
+        ),
+    );
+    put(lines, format_args!("link set {vxlan} master {bridge} up"));
+    put(lines, format_args!("link set {bridge} up"));
+}
+
+fn bridge(lines: &mut String, network: Network, mac: &str) {
+    let bridge = network.bridge();
+    put(
+        lines,
+        format_args!(
             "link add {bridge}{mac} mtu 1500 type bridge stp_state 0 forward_delay 0 \
              mcast_snooping 0"
         ),
     );
-    put(
-        lines,
-        format_args!(
-            "link add {vxlan} mtu 1500 type vxlan id {vni} local {local} dstport 4789 {learning}"
-        ),
-    );
-    put(lines, format_args!("link set {vxlan} addrgenmode none master {bridge} up"));
-    put(lines, format_args!("link set {bridge} up"));
+}
+
+/// Interfaces that are made from now on have no IPv6 of their own. Each that has some is one route
+/// more that the kernel goes through, one by one, for every multicast packet that it receives.
+fn without_ipv6(on: bool) -> [(String, &'static str); 1] {
+    [("ipv6/conf/default/disable_ipv6".to_owned(), if on { "1" } else { "0" })]
 }
 
 /// The access point floods what it does not know to every gateway.

@@ -6,7 +6,8 @@
 //!
 //! It has a thread and a runtime of its own: every word to the kernel may wait for the one lock
 //! of its network configuration, for seconds on a busy host, and neither the plane's deadlines
-//! nor the lease may wait with it.
+//! nor the lease may wait with it. For a takeover, which stations wait for, it puts off all else,
+//! and its thread goes before other work; otherwise it is an ordinary one, as it works much.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ const GATHER: Duration = Duration::from_millis(200);
 const SPACING: Duration = Duration::from_secs(2);
 /// How long after a failure the host is read anew and the rest is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many networks are given up at once: what is to be gained meanwhile waits for them.
+const GIVEN_UP_AT_ONCE: usize = 200;
 
 /// What the host shall do, by network. One that is missing is left as it is.
 pub(super) type Wanted = BTreeMap<Vni, Desired>;
@@ -95,7 +98,6 @@ pub(super) async fn spawn(
     thread::Builder::new()
         .name("applier".to_owned())
         .spawn(move || {
-            priority::raise();
             runtime.block_on(work);
         })
         .context("cannot start the applier's thread")?;
@@ -114,13 +116,13 @@ struct Applier {
     /// The last failure of a network, so that it is logged once.
     complaints: BTreeMap<Vni, String>,
     recheck_at: Instant,
-    checked_at: Instant,
+    /// When the host was last read as a whole.
+    checked_at: Option<Instant>,
 }
 
 impl Applier {
     fn new(host: Host, orders: Orders, reports: mpsc::Sender<Report>) -> Self {
         let (actual, announced, reported, complaints) = Default::default();
-        let now = Instant::now();
         Self {
             host,
             orders,
@@ -129,8 +131,8 @@ impl Applier {
             announced,
             reported,
             complaints,
-            recheck_at: now,
-            checked_at: now,
+            recheck_at: Instant::now(),
+            checked_at: None,
         }
     }
 
@@ -141,7 +143,6 @@ impl Applier {
             if Instant::now() >= self.recheck_at {
                 self.recheck_at = Instant::now() + RECHECK;
                 self.observe().await;
-                self.checked_at = Instant::now();
             }
             let wanted = self.orders.wanted.borrow_and_update().clone();
             let failures = self.apply(&wanted).await;
@@ -158,40 +159,67 @@ impl Applier {
     }
 
     /// Reads what the host really does. Everything is reported anew then: the core may have
-    /// changed its mind twice between two looks of ours, and wait for a word.
+    /// changed its mind twice between two looks of ours, and wait for a word. But for a takeover
+    /// the reading is put off.
     async fn observe(&mut self) {
-        self.reported.clear();
-        if let Err(error) = self.host.refresh().await {
-            warn!(%error, "the host's networks cannot be read");
-        }
-        match self.host.driver().observe().await {
-            Ok(actual) => self.actual = actual,
-            Err(error) => {
+        let may_wait = self.checked_at.is_some();
+        let seen = tokio::select! {
+            seen = look(&mut self.host) => Some(seen),
+            () = takeover(&mut self.orders.wanted, &self.actual), if may_wait => None,
+        };
+        match seen {
+            Some(Ok(actual)) => {
+                self.actual = actual;
+                self.checked_at = Some(Instant::now());
+                self.reported.clear();
+            }
+            Some(Err(error)) => {
                 warn!(%error, "what this host does cannot be read; trying again");
                 self.retry();
             }
+            None => self.recheck_at = self.recheck_at.min(Instant::now() + SPACING),
         }
     }
 
     /// Applies the difference, what is gained before what is given up: somebody waits for it.
+    /// What is given up is left for the next difference as soon as something else is desired.
     async fn apply(&mut self, wanted: &Wanted) -> u64 {
         let plan = Plan::new(wanted, &self.actual, &self.announced);
-        let mut failures = 0;
-        for change in plan.changes {
-            let failed = perform(self.host.driver(), &change).await;
-            failures += failed.len() as u64;
-            self.note(&change, &failed);
+        if plan.is_urgent() {
+            priority::raise();
+        } else {
+            priority::lower();
         }
-        let failed = match plan.announce.as_slice() {
-            [] => Failures::new(),
-            vnis => self.host.driver().announce(vnis).await,
-        };
-        failures += failed.len() as u64;
-        for vni in plan.announce.iter().filter(|vni| !failed.contains_key(vni)) {
+        let mut failures = 0;
+        for step in &plan.gained {
+            failures += self.perform(step).await;
+        }
+        failures += self.announce(&plan.announce, wanted).await;
+        for step in &plan.given_up {
+            if self.orders.wanted.has_changed().unwrap_or(true) {
+                break;
+            }
+            failures += self.perform(step).await;
+        }
+        failures
+    }
+
+    async fn perform(&mut self, step: &Step) -> u64 {
+        let failed = perform(self.host.driver(), step).await;
+        self.note(step, &failed);
+        failed.len() as u64
+    }
+
+    async fn announce(&mut self, vnis: &[Vni], wanted: &Wanted) -> u64 {
+        if vnis.is_empty() {
+            return 0;
+        }
+        let failed = self.host.driver().announce(vnis).await;
+        for vni in vnis.iter().filter(|vni| !failed.contains_key(vni)) {
             self.announced.insert(*vni, wanted[vni].announce);
         }
         self.complain("announce", &failed);
-        failures
+        failed.len() as u64
     }
 
     fn note(&mut self, change: &Step, failed: &Failures) {
@@ -216,11 +244,12 @@ impl Applier {
         }
     }
 
-    /// Something on this host has come, gone or changed: reads the host anew once that is over, and not all
-    /// the time.
+    /// Something on this host has come, gone or changed: reads the host anew once that is over,
+    /// and not all the time.
     fn recheck_soon(&mut self) {
-        let soon = (Instant::now() + GATHER).max(self.checked_at + SPACING);
-        self.recheck_at = self.recheck_at.min(soon);
+        let soon = Instant::now() + GATHER;
+        let spaced = self.checked_at.map_or(soon, |at| soon.max(at + SPACING));
+        self.recheck_at = self.recheck_at.min(spaced);
     }
 
     fn retry(&mut self) {
@@ -245,6 +274,25 @@ impl Applier {
         let (unable, observed) = (self.host.unable(), self.actual.clone());
         let report = Report { reached, unable, failures, observed };
         self.reports.send(report).await.map_err(|_| ())
+    }
+}
+
+/// Reads the host.
+async fn look(host: &mut Host) -> Result<BTreeMap<Vni, Duty>, selvedge_host::fabric::Error> {
+    if let Err(error) = host.refresh().await {
+        warn!(%error, "the host's networks cannot be read");
+    }
+    host.driver().observe().await
+}
+
+/// Waits until a network is to be taken over at once. Never ends if nothing is desired any more.
+async fn takeover(wanted: &mut watch::Receiver<Wanted>, actual: &BTreeMap<Vni, Duty>) {
+    let is_taken = |(vni, desired): (&Vni, &Desired)| {
+        Kind::is_takeover(actual.get(vni).copied().unwrap_or_default(), desired.duty)
+    };
+    let is_due = |wanted: &Wanted| wanted.iter().any(is_taken);
+    if wanted.wait_for(is_due).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -279,8 +327,9 @@ impl Changes {
 /// What has to be done for the host to do what is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
-    changes: Vec<Step>,
+    gained: Vec<Step>,
     announce: Vec<Vni>,
+    given_up: Vec<Step>,
 }
 
 /// One operation on many networks.
@@ -317,14 +366,29 @@ impl Plan {
                 announce.push(*vni);
             }
         }
-        let changes = groups.into_iter().map(|(kind, vnis)| Step { kind, vnis }).collect();
-        Self { changes, announce }
+        let given_up = groups.split_off(&Kind::AnswerOff);
+        let gained = groups.into_iter().map(|(kind, vnis)| Step { kind, vnis }).collect();
+        let given_up = given_up.iter().flat_map(|(kind, vnis)| {
+            let some = vnis.chunks(GIVEN_UP_AT_ONCE);
+            some.map(|vnis| Step { kind: *kind, vnis: vnis.to_vec() })
+        });
+        Self { gained, announce, given_up: given_up.collect() }
+    }
+
+    /// Whether stations wait for it.
+    fn is_urgent(&self) -> bool {
+        self.gained.iter().any(|step| matches!(step.kind, Kind::TakeOver(_)))
     }
 }
 
 impl Kind {
+    /// Whether the host goes from nothing to all at once.
+    fn is_takeover(from: Duty, to: Duty) -> bool {
+        from == Duty::NONE && to.fabric && to.answering && to.upstream != Upstream::Off
+    }
+
     fn between(from: Duty, to: Duty) -> Vec<Self> {
-        if from == Duty::NONE && to.fabric && to.answering && to.upstream != Upstream::Off {
+        if Self::is_takeover(from, to) {
             return vec![Self::TakeOver(to.upstream)];
         }
         let fabric = (from.fabric != to.fabric).then_some(if to.fabric {
@@ -395,7 +459,8 @@ mod tests {
     fn kinds(from: Duty, to: Duty) -> Vec<Kind> {
         let wanted = [(vni(1), Desired { duty: to, announce: 0 })].into();
         let actual = [(vni(1), from)].into();
-        Plan::new(&wanted, &actual, &BTreeMap::new()).changes.iter().map(|c| c.kind).collect()
+        let Plan { gained, given_up, .. } = Plan::new(&wanted, &actual, &BTreeMap::new());
+        gained.iter().chain(&given_up).map(|step| step.kind).collect()
     }
 
     #[test]
@@ -417,8 +482,37 @@ mod tests {
         let wanted = [(vni(1), desired(Duty::NONE)), (vni(2), desired(Duty::TAKEOVER))].into();
         let actual = [(vni(1), Duty::FULL)].into();
         let plan = Plan::new(&wanted, &actual, &BTreeMap::new());
-        let order: Vec<u32> = plan.changes.iter().map(|change| change.vnis[0].get()).collect();
-        assert_eq!(order, [2, 1, 1, 1]);
+        let order =
+            |steps: &[Step]| -> Vec<u32> { steps.iter().map(|step| step.vnis[0].get()).collect() };
+        assert_eq!((order(&plan.gained), order(&plan.given_up)), (vec![2], vec![1, 1, 1]));
+        assert!(plan.is_urgent());
+    }
+
+    #[test]
+    fn networks_are_given_up_in_batches_and_gained_at_once() {
+        let all = || (1..=1000).map(vni);
+        let to = |duty| all().map(|vni| (vni, Desired { duty, announce: 0 })).collect();
+        let gained = Plan::new(&to(Duty::TAKEOVER), &BTreeMap::new(), &BTreeMap::new());
+        assert_eq!((gained.gained.len(), gained.given_up.len()), (1, 0));
+        let actual = all().map(|vni| (vni, Duty::FULL)).collect();
+        let given_up = Plan::new(&to(Duty::NONE), &actual, &BTreeMap::new());
+        assert_eq!((given_up.gained.len(), given_up.given_up.len()), (0, 3 * 5));
+        assert!(!given_up.is_urgent());
+        let silenced = &given_up.given_up[..5];
+        assert!(silenced.iter().all(|step| step.kind == Kind::AnswerOff));
+    }
+
+    #[tokio::test]
+    async fn only_a_takeover_puts_a_reading_off() {
+        let (sender, mut wanted) = watch::channel(Wanted::new());
+        let arriving = Duty { answering: false, ..Duty::TAKEOVER };
+        let actual = [(vni(1), arriving)].into();
+        let desired = |duty| Wanted::from([(vni(1), Desired { duty, announce: 0 })]);
+        sender.send(desired(Duty::TAKEOVER)).expect("received");
+        let soon = Duration::from_millis(50);
+        let waited = tokio::time::timeout(soon, takeover(&mut wanted, &actual)).await;
+        assert!(waited.is_err(), "a step of a planned move");
+        takeover(&mut wanted, &BTreeMap::new()).await;
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod hooks;
 mod host;
 mod plane;
 mod probes;
+mod sources;
 mod store;
 mod view;
 

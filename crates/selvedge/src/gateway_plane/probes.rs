@@ -25,6 +25,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tracing::{debug, trace, warn};
 
+use super::sources::Sources;
 use crate::config::{GatewayConfig, ProbeConfig};
 use crate::identity::Agreement;
 use crate::mesh_plane::endpoints;
@@ -92,6 +93,7 @@ pub(super) struct Probes {
     arrivals: tokio::net::UdpSocket,
     /// The same socket, for all else: it does what it is told, whatever the runtime believes.
     socket: UdpSocket,
+    sources: Sources,
     intake: Intake,
 }
 
@@ -112,7 +114,8 @@ impl Probes {
         })?;
         let is_v6 = socket.local_addr()?.is_ipv6();
         let arrivals = tokio::net::UdpSocket::from_std(socket.try_clone()?)?;
-        Ok(Self { arrivals, socket, intake: Intake::new(name, agreement, is_v6) })
+        let intake = Intake::new(name, agreement, is_v6);
+        Ok(Self { arrivals, socket, sources: Sources::default(), intake })
     }
 
     /// Takes in who may send: names, with their identities as text (see [`NodeId`]). Whoever is
@@ -127,7 +130,7 @@ impl Probes {
     /// Waits until datagrams have come, and takes them. What is refused may leave nothing. No
     /// datagram is lost if the future is dropped before it is done.
     pub(super) async fn receive(&mut self) -> Vec<Heard> {
-        let Self { arrivals, socket, intake } = self;
+        let Self { arrivals, socket, intake, .. } = self;
         if arrivals.readable().await.is_err() {
             // The runtime ends.
             return std::future::pending().await;
@@ -150,10 +153,11 @@ impl Probes {
     /// Sends a message. One that cannot be sent is counted: a path that is gone is no error, and
     /// the core finds out by itself.
     pub(super) fn send(&mut self, outgoing: &Outgoing) {
-        let sealed = self.intake.seal(outgoing, Instant::now());
+        let now = Instant::now();
+        let sealed = self.intake.seal(outgoing, now);
         let sent = sealed.and_then(|datagram| {
             let addr = for_socket(outgoing.addr, self.intake.is_v6);
-            let result = self.socket.send_to(&datagram, addr);
+            let result = self.sources.send(&self.socket, &datagram, addr, now);
             result.inspect_err(|error| trace!(to = %outgoing.to, %addr, %error, "not sent")).ok()
         });
         match sent {
