@@ -168,13 +168,23 @@ impl Campus {
     }
 
     /// Streams between the station in each network and the host upstream, one of each of
-    /// `families`, labelled by VNI: a packet every 5 ms on the first 20 networks of `order`, every
-    /// 100 ms on the others.
+    /// `families`, labelled by VNI: a packet every 5 ms on 20 networks of `first`, every 100 ms on
+    /// the others. Of more than 500 networks, 5 have one every 5 ms, and the others fewer: the
+    /// rest the fewest.
     #[must_use]
-    pub fn streams(&self, order: &[Vni], families: &[Family]) -> Vec<Spec> {
-        let networks = order.iter().filter_map(|vni| Network::new(vni.get()));
+    pub fn streams(&self, first: &[Vni], rest: &[Vni], families: &[Family]) -> Vec<Spec> {
+        let fast = if first.len() + rest.len() > MANY { FEW_FAST } else { FAST };
+        let flows = |networks: usize| networks * families.len() * 2;
+        let slow = spaced(flows(first.len().saturating_sub(fast)), FIRST_RATE);
+        let slower = spaced(flows(rest.len()), REST_RATE);
+        let interval = |index: usize| match index {
+            _ if index < fast.min(first.len()) => FAST_INTERVAL,
+            _ if index < first.len() => slow,
+            _ => slower,
+        };
+        let networks = first.iter().chain(rest).filter_map(|vni| Network::new(vni.get()));
         let specs = |(index, network): (usize, Network)| {
-            let interval = if index < FAST { FAST_INTERVAL } else { SLOW_INTERVAL };
+            let interval = interval(index);
             families.iter().map(move |family| Spec {
                 label: network.vni().get(),
                 a: self.station_end(network, *family),
@@ -203,9 +213,23 @@ impl Campus {
     }
 }
 
+/// How many networks have a packet every 5 ms, and how many of more than [`MANY`].
 const FAST: usize = 20;
+const FEW_FAST: usize = 5;
+const MANY: usize = 500;
 const FAST_INTERVAL: Duration = Duration::from_millis(5);
+/// The others have one every 100 ms, or as often as the machine bears: all hosts are on it.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// Packets in a second, on all flows of the first networks and of the rest.
+const FIRST_RATE: f64 = 10_000.0;
+const REST_RATE: f64 = 5_000.0;
+
+/// The interval between two packets of a flow.
+fn spaced(flows: usize, rate: f64) -> Duration {
+    #[allow(clippy::cast_precision_loss, reason = "there are thousands at most")]
+    let seconds = flows as f64 / rate;
+    SLOW_INTERVAL.max(Duration::from_secs_f64(seconds))
+}
 
 /// How long a gateway may take to answer who has an address.
 const ANSWER: Duration = Duration::from_millis(200);

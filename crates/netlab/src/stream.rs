@@ -88,6 +88,12 @@ impl Streams {
         Ok(Self { flows, lateness, sending, receiving, sender, receiver, started, stopped: None })
     }
 
+    /// The longest pause between two packets of a direction.
+    #[must_use]
+    pub fn longest_interval(&self) -> Duration {
+        self.flows.iter().map(|flow| flow.interval).max().unwrap_or_default()
+    }
+
     /// When the first packets went out.
     #[must_use]
     pub fn started(&self) -> Time {

@@ -73,7 +73,7 @@ fn a_campus_with_frr_that_is_served_by_hand_loses_nothing_and_shows_its_owners()
 fn serve_and_observe(campus: &Campus) {
     let owners = campus.serve_by_hand().expect("serves");
     let order: Vec<Vni> = owners.iter().map(|(network, _)| network.vni()).collect();
-    let specs = campus.streams(&order, &Family::ALL);
+    let specs = campus.streams(&order, &[], &Family::ALL);
     assert_eq!(specs.len(), 8);
     let mut streams = Streams::start(&specs).expect("streams start");
     wait_until("packets on all streams", Duration::from_secs(30), || {
@@ -193,7 +193,7 @@ fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeo
     let order: Vec<Vni> = networks.iter().map(|network| network.vni()).collect();
     levers(&campus.gateways[0], &networks, Takeover::No);
     let mut streams =
-        Streams::start(&campus.streams(&order, &[Family::V4])).expect("streams start");
+        Streams::start(&campus.streams(&order, &[], &[Family::V4])).expect("streams start");
     wait_until("packets on all streams", Duration::from_secs(20), || {
         let at = now();
         std::thread::sleep(Duration::from_millis(100));

@@ -4,7 +4,7 @@ mod config;
 mod control;
 mod options;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -145,21 +145,19 @@ impl Fleet {
     /// Starts streams on all networks, those of `first` being the fast ones, and waits until
     /// packets arrive on every one, in both directions.
     pub(crate) fn start_streams(&mut self, first: &[Vni]) -> anyhow::Result<Streams> {
-        let mut order = first.to_vec();
-        order.extend(self.networks().into_iter().filter(|vni| !first.contains(vni)));
-        let streams = Streams::start(&self.campus.streams(&order, self.options.families()))?;
+        let chosen: BTreeSet<Vni> = first.iter().copied().collect();
+        let all = self.networks();
+        let rest: Vec<Vni> = all.iter().copied().filter(|vni| !chosen.contains(vni)).collect();
+        let specs = self.campus.streams(first, &rest, self.options.families());
+        let streams = Streams::start(&specs)?;
         let running = wait_until("packets on all streams", Duration::from_secs(60), || {
-            Ok(flowing(&streams, &order).len() == order.len())
+            Ok(flowing(&streams, &all).len() == all.len())
         });
         running.map_err(|error| {
-            let busy = flowing(&streams, &order);
-            let idle: Vec<String> = order
-                .iter()
-                .filter(|vni| !busy.contains(vni))
-                .take(5)
-                .map(Vni::to_string)
-                .collect();
-            let count = order.len() - busy.len();
+            let busy = flowing(&streams, &all);
+            let idle: Vec<String> =
+                all.iter().filter(|vni| !busy.contains(vni)).take(5).map(Vni::to_string).collect();
+            let count = all.len() - busy.len();
             let words = format!("{count} networks are idle, such as {}", idle.join(", "));
             self.explained(anyhow::Error::from(error).context(words))
         })?;
@@ -231,11 +229,16 @@ impl Drop for Fleet {
 }
 
 /// The networks, in this order, on which packets have arrived in both directions during the last
-/// 300 ms.
+/// moment.
 pub(crate) fn flowing(streams: &Streams, order: &[Vni]) -> Vec<Vni> {
     let from = now();
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(moment(streams));
     flowing_since(streams, order, from)
+}
+
+/// As long as it takes until a packet must have arrived on every stream.
+pub(crate) fn moment(streams: &Streams) -> Duration {
+    Duration::from_millis(300).max(streams.longest_interval() * 2)
 }
 
 /// The networks, in this order, on which packets sent since `from` have arrived in both

@@ -97,7 +97,7 @@ const LATE_MS: f64 = 20.0;
 
 /// What became of the packets, and how many streams there were.
 fn measure(campus: &Campus, options: &Options, order: &[Vni]) -> anyhow::Result<(Report, usize)> {
-    let specs = campus.streams(order, options.fleet.families());
+    let specs = campus.streams(order, &[], options.fleet.families());
     let mut streams = Streams::start(&specs)?;
     let mut idle = order.len();
     let running = wait_until("packets on all streams", LEARN, || {

@@ -8,7 +8,7 @@ use selvedge_netlab::campus::Fault;
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::stream::{Report, Streams};
 
-use crate::fleet::{Fleet, flowing, flowing_since};
+use crate::fleet::{Fleet, flowing, flowing_since, moment};
 use crate::observed::owners_in_doubt;
 use crate::statistics::millis;
 use crate::timeline::Course;
@@ -109,7 +109,7 @@ pub(crate) fn await_packets(streams: &Streams, networks: &[Vni], limit: Duration
     // If it does not happen, the count says so.
     let _ = wait_until("packets on all networks", limit, all);
     let from = now();
-    wait(Duration::from_millis(500));
+    wait(Duration::from_millis(500).max(moment(streams)));
     flowing_since(streams, networks, from).len()
 }
 
@@ -149,7 +149,7 @@ fn endure(streams: &Streams, networks: &[Vni], fault: Fault) -> usize {
     match limit.is_zero() {
         true => {
             let from: Time = now();
-            wait(Duration::from_millis(500));
+            wait(Duration::from_millis(500).max(moment(streams)));
             flowing_since(streams, networks, from).len()
         }
         false => await_packets(streams, networks, limit),

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use selvedge_gateway::desired::{Duty, Upstream};
@@ -20,6 +21,10 @@ pub const ROUTE_PROTOCOL: u8 = 83;
 
 /// The metric of these routes: better than 20, which zebra gives to the routes that it installs.
 pub const ROUTE_METRIC: u32 = 5;
+
+/// How long bgpd may take for one command: with thousands of networks in its hands it says nothing
+/// for seconds, and what is broken off then has to be done again.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What [`Frr`] needs to know beside the networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,7 @@ impl Frr {
     /// Outside a Tokio runtime.
     pub fn new(inventory: Inventory, config: &FrrConfig) -> Result<Self, Error> {
         let bgpd = Vty::new(&config.vty_dir, config.pathspace.as_deref(), "bgpd");
+        let bgpd = bgpd.with_patience(PATIENCE);
         let router =
             config.asn.map_or_else(|| "router bgp".into(), |asn| format!("router bgp {asn}"));
         Ok(Self { base: Base::new(inventory, None)?, bgp: Bgp { bgpd, router } })

@@ -25,6 +25,9 @@ pub type Served = BTreeMap<Vni, Duty>;
 
 /// How often each daemon is asked for its sessions.
 const SESSIONS: Duration = Duration::from_millis(500);
+/// For how long a daemon may be too busy to answer until that is a fault: it does its work
+/// meanwhile, and what it is busy with may be the networks of a gateway that was lost.
+const BUSY: Duration = Duration::from_secs(10);
 /// How often interfaces to watch are looked for while none has been found.
 const SEARCH: Duration = Duration::from_secs(1);
 /// How long changes of interfaces are gathered before those of the networks are gone through.
@@ -264,6 +267,8 @@ struct Session {
     expected: bool,
     required: bool,
     state: &'static str,
+    /// Since when it has not answered.
+    silent_since: Option<Instant>,
 }
 
 fn sessions(checks: Option<&FrrChecks>) -> Vec<Session> {
@@ -315,23 +320,39 @@ impl Daemon {
     fn session(self, checks: &FrrChecks) -> Session {
         let Self { name, neighbours, interfaces, read, state, required } = self;
         let vty = Vty::new(&checks.vty_dir, checks.pathspace.as_deref(), name);
-        Session { name, vty, neighbours, interfaces, read, expected: false, required, state }
+        let (expected, silent_since) = (false, None);
+        Session { name, vty, neighbours, interfaces, read, expected, required, state, silent_since }
     }
 }
 
 impl Session {
     async fn run(mut self, mut outlet: Outlet) {
         loop {
-            let outcome = self.look().await;
-            outlet.send(Look::at(Check::Session, self.name, outcome)).await;
+            if let Some(outcome) = self.look().await {
+                outlet.send(Look::at(Check::Session, self.name, outcome)).await;
+            }
             sleep(SESSIONS).await;
         }
     }
 
+    /// `None` if it is as before, for all that is known: the daemon is busy.
+    async fn look(&mut self) -> Option<Result<bool, String>> {
+        let answer = ask(&mut self.vty, self.neighbours).await;
+        if matches!(&answer, Err(crate::frr::Error::Silent { .. })) {
+            let since = *self.silent_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < BUSY {
+                return None;
+            }
+        } else {
+            self.silent_since = None;
+        }
+        Some(self.judge(answer).await)
+    }
+
     /// A daemon that was never seen to run is not part of this host's job, unless it has to; one
     /// that was here before is.
-    async fn look(&mut self) -> Result<bool, String> {
-        let neighbours = match ask(&mut self.vty, self.neighbours).await {
+    async fn judge(&mut self, answer: Result<Value, crate::frr::Error>) -> Result<bool, String> {
+        let neighbours = match answer {
             Ok(answer) => (self.read)(&answer),
             Err(error) if is_absent(&error) && !self.expected && !self.required => {
                 return Ok(false);

@@ -32,7 +32,7 @@ pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
         Flavour::Flood => Vec::new(),
         Flavour::Frr => vec![
             Frr::start(&access_point, &routing::access_point(plan))?,
-            Frr::start(&upstream, &routing::upstream())?,
+            Frr::start(&upstream, &routing::upstream(plan))?,
         ],
     };
     Ok(Campus {
@@ -72,9 +72,14 @@ fn build_access_point(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host
     let host = lab.host("ap")?;
     segments.fabric.plug(&host, "fab0")?;
     let mut lines = format!("address add {}/16 dev fab0\n", AccessPoint::FABRIC);
-    host.sysctl(&without_ipv6(true))?;
     for network in networks(plan) {
         bridge(&mut lines, network, "");
+    }
+    host.ip(&lines)?;
+    // Its bridges have IPv6 to ask who answers; the ports that they get never need it.
+    host.sysctl(&without_ipv6(true))?;
+    lines.clear();
+    for network in networks(plan) {
         overlay(&mut lines, network, AccessPoint::FABRIC.into(), plan.flavour);
     }
     host.ip(&lines)?;

@@ -16,8 +16,14 @@ pub(super) fn gateway(plan: Plan, own: Gateway) -> Vec<(Daemon, String)> {
     vec![
         (Daemon::Zebra, String::new()),
         (Daemon::Bgp, evpn(plan, own.fabric(Family::V4))),
-        (Daemon::Ospf, format!("{OSPF}{NO_DR}!\n{OVERLAYS}{}", ospf(id, REDISTRIBUTE))),
-        (Daemon::Ospf6, format!("{OSPF6}{NO_DR6}!\n{OVERLAYS6}{}", ospf6(id, REDISTRIBUTE))),
+        (
+            Daemon::Ospf,
+            format!("{}{NO_DR}!\n{OVERLAYS}{}", uplink(plan, OSPF), ospf(id, REDISTRIBUTE)),
+        ),
+        (
+            Daemon::Ospf6,
+            format!("{}{NO_DR6}!\n{OVERLAYS6}{}", uplink(plan, OSPF6), ospf6(id, REDISTRIBUTE)),
+        ),
     ]
 }
 
@@ -27,19 +33,29 @@ pub(super) fn access_point(plan: Plan) -> Vec<(Daemon, String)> {
 }
 
 /// The upstream router speaks OSPF alone.
-pub(super) fn upstream() -> Vec<(Daemon, String)> {
+pub(super) fn upstream(plan: Plan) -> Vec<(Daemon, String)> {
     let id = Upstream::uplink(Family::V4);
     vec![
         (Daemon::Zebra, String::new()),
-        (Daemon::Ospf, format!("{OSPF}!\n{}", ospf(id, ""))),
-        (Daemon::Ospf6, format!("{OSPF6}!\n{}", ospf6(id, ""))),
+        (Daemon::Ospf, format!("{}!\n{}", uplink(plan, OSPF), ospf(id, ""))),
+        (Daemon::Ospf6, format!("{}!\n{}", uplink(plan, OSPF6), ospf6(id, ""))),
     ]
 }
 
-const OSPF: &str =
-    "interface up0\n ip ospf area 0\n ip ospf hello-interval 1\n ip ospf dead-interval 3\n";
-const OSPF6: &str = "interface up0\n ipv6 ospf6 area 0\n ipv6 ospf6 hello-interval 1\n \
-                     ipv6 ospf6 dead-interval 3\n";
+/// The uplink as OSPF speaks there. Daemons that take in thousands of routes at once, all on one
+/// machine, may not say hello for seconds: where there are as many networks, that is no failure.
+fn uplink(plan: Plan, protocol: &str) -> String {
+    let dead = if plan.networks > MANY { 20 } else { 3 };
+    format!(
+        "interface up0\n {protocol} area 0\n {protocol} hello-interval 1\n \
+         {protocol} dead-interval {dead}\n"
+    )
+}
+
+const OSPF: &str = "ip ospf";
+const OSPF6: &str = "ipv6 ospf6";
+const MANY: u32 = 500;
+
 /// A gateway is never the segment's designated router: what others then have to say is flooded
 /// by that one alone (RFC 2328, section 13.3), and if it is lost, not before its dead interval
 /// ends.

@@ -6,8 +6,10 @@ use tracing_subscriber::EnvFilter;
 
 /// Writes logs from now on, as `filter` says. The first call of a process counts.
 pub(super) fn init(filter: &str) {
-    // The configuration was checked with the same parser.
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The configuration was checked with the same parser. What netlink's library warns of are
+    // answers that nobody waits for any more; whoever stopped waiting has said so.
+    let filter = EnvFilter::try_new(format!("netlink_proto=error,{filter}"))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

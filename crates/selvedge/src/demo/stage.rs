@@ -186,7 +186,7 @@ impl Stage {
     /// Streams through the gateways: between a station in each network and upstream.
     pub(super) fn network_streams(&self) -> Vec<Spec> {
         let order: Vec<Vni> = self.campus.networks().map(Network::vni).collect();
-        self.campus.streams(&order, &[Family::V4])
+        self.campus.streams(&order, &[], &[Family::V4])
     }
 
     /// Who serves what, as the first host sees it.
