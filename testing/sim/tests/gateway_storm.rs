@@ -36,6 +36,17 @@ fn eight_gateways() {
     holds(&run(&options(300..302, Some(8))));
 }
 
+/// A right that came back for a moment on an old word, as fewer voters were needed; and one that
+/// stood on a majority which only the store knew to be none any more.
+#[test]
+fn seeds_that_found_something() {
+    let options = Options { networks: 60, ..options(0..1, None) };
+    for seed in [407, 534] {
+        let outcome = run_seed(seed, &options);
+        assert_eq!(outcome.violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_seed_replays_to_the_letter_and_another_one_differs() {
     let options = options(0..1, Some(3));

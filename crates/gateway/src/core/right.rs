@@ -169,7 +169,10 @@ impl Gateway {
         let Some(last) = self.last_incarnation else { return (Right::Unknown, now) };
         let asks = now < self.title.grace_until;
         let grace = if asks { self.title.grace } else { Duration::ZERO };
-        let allowance = self.allowance() + grace;
+        // Who has lost the right needs a fresh word: an old one may count because fewer vote now,
+        // and would end at once.
+        let stale = if self.title.right == Right::None { 2 } else { 1 };
+        let allowance = self.allowance() / stale + grace;
         let fresh = |at: Time| now.since(at) < allowance;
         if self.title.ended.is_some_and(|(known, since)| known == last && !fresh(since)) {
             return (Right::None, Time::ZERO);

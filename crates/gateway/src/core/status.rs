@@ -223,6 +223,12 @@ impl Gateway {
         self.cache.roster.iter().map(|(name, slot)| (name, slot.value.identity.as_str()))
     }
 
+    /// Who votes, as this node counts: by the store, or by others who have read more of it.
+    #[must_use]
+    pub fn voters(&self) -> &[NodeName] {
+        &self.electorate.voters
+    }
+
     /// The last revision at which anything about the nodes changed.
     #[must_use]
     pub const fn nodes_revision(&self) -> Revision {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use selvedge_gateway::kv::Revision;
-use selvedge_gateway::{Isolated, NodeRole};
+use selvedge_gateway::{Gateway, Isolated, NodeRole};
 use selvedge_model::{NodeName, Time};
 
 use super::host::Host;
@@ -85,7 +85,7 @@ fn stand(
     let keep = |before: Option<Time>, holds: bool| holds.then(|| before.unwrap_or(now));
     let well_since = keep(before.well_since, well);
     let long = well_since.is_some_and(|since| now.since(since) > DECIDED);
-    let few = there.voters.len() <= 2;
+    let few = known(there).len() <= 2;
     Footing {
         lost_since: keep(lost_before, lost),
         well_since,
@@ -115,7 +115,7 @@ fn is_lost(world: &World, host: usize, voters: &[NodeName]) -> bool {
     let may_answer =
         |other: usize| world.hosts[other].runs(world.now) && world.links.may_answer(host, other);
     let none = |voters: &[NodeName]| !has_majority(world, host, voters, may_answer);
-    let known = &world.hosts[host].voters;
+    let known = known(&world.hosts[host]);
     // Whoever believes to be the only voter hears nobody else.
     world.route(host).is_none() && none(voters) && (known.len() <= 1 || none(known))
 }
@@ -136,7 +136,12 @@ fn is_well(world: &World, host: usize, voters: &[NodeName]) -> bool {
         && is_steady(world, this)
         && !this.leaving
         && has_majority(world, host, voters, hears)
-        && has_majority(world, host, &this.voters, hears)
+        && has_majority(world, host, known(this), hears)
+}
+
+/// The voters by whom the host counts.
+fn known(host: &Host) -> &[NodeName] {
+    host.agent.as_ref().map(Gateway::voters).unwrap_or_default()
 }
 
 /// Whether an agent is registered, not convicted, and has run for a while.

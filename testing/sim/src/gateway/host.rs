@@ -157,8 +157,6 @@ pub struct Host {
     pub(super) told_connected: bool,
     /// The member of the store that it talks to.
     pub(super) member: Option<usize>,
-    /// The voters as of the last word of the store.
-    pub(super) voters: Vec<NodeName>,
     pub(super) inbox: VecDeque<(u64, Input)>,
     pub(super) datagrams: usize,
 }
@@ -199,7 +197,6 @@ impl Host {
             away_since: None,
             told_connected: false,
             member: None,
-            voters: Vec::new(),
             inbox: VecDeque::new(),
             datagrams: 0,
         }

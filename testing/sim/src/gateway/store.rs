@@ -218,7 +218,6 @@ impl World {
             self.checker.touch_all();
         }
         self.hosts[host].hears = true;
-        self.hosts[host].voters = self.checker.cache.electorate().voters;
         self.tell(host, input);
     }
 
