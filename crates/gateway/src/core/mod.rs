@@ -319,6 +319,7 @@ impl Gateway {
             Err(_) => Pending::RetryAt(now + self.jittered(RETRY)),
         };
         if let Purpose::Networks(vnis) = purpose {
+            self.outbox.note_answer();
             self.note_steps(&vnis, reply.ok(), pending);
             return self.run(now);
         }
@@ -438,6 +439,9 @@ impl Gateway {
     /// The next transaction to run. Transactions are independent of each other and may run in
     /// parallel and in any order.
     pub fn poll_transaction(&mut self) -> Option<(Token, Txn)> {
+        if self.transactions.is_empty() {
+            self.send_steps();
+        }
         self.transactions.pop_front()
     }
 
@@ -614,7 +618,6 @@ impl Gateway {
             let Some(vni) = self.dirty.pop_first() else { break };
             self.look_at(vni, now);
         }
-        self.send_steps();
     }
 
     fn report_problems(&mut self) {

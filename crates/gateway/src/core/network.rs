@@ -1,6 +1,6 @@
 //! One network: what this host shall do for it, and which transaction is this node's to write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use selvedge_model::{NodeName, Time, Vni};
@@ -36,6 +36,9 @@ const REMINDERS: [Duration; 4] = [
 /// How many steps one transaction carries at most: the bound of the store, less what this node
 /// compares for all of them.
 const STEPS: usize = MAX_NESTED - 20;
+/// How many transactions of steps are under way at most. A store that is given thousands of
+/// networks at once falls behind, and then its members hold each other for lost.
+const WINDOW: usize = 4;
 /// For how long a gateway that is named but not registered counts as there: it may be about to
 /// register anew.
 const ORPHAN: Duration = Duration::from_secs(3);
@@ -667,23 +670,17 @@ impl Gateway {
         if let Some(local) = self.locals.get_mut(&vni) {
             local.pending = Pending::Sent;
         }
-        if self.outbox.incarnation != incarnation {
-            self.send_steps();
-            self.outbox.incarnation = incarnation;
-        }
-        self.outbox.steps.push((vni, Txn { compare, then }));
-        if self.outbox.steps.len() >= STEPS {
-            self.send_steps();
-        }
+        self.outbox.steps.push_back((incarnation, vni, Txn { compare, then }));
     }
 
-    /// Sends the steps that wait. Each stands and falls by itself, all of them with this node's
-    /// registration.
+    /// Sends steps that wait, if not too much is under way. Each stands and falls by itself, all
+    /// of them with this node's registration.
     pub(super) fn send_steps(&mut self) {
-        let Outbox { incarnation, steps } = std::mem::take(&mut self.outbox);
-        if steps.is_empty() {
+        if self.outbox.under_way >= WINDOW {
             return;
         }
+        let Some((incarnation, steps)) = self.outbox.take() else { return };
+        self.outbox.under_way += 1;
         let (vnis, then) = steps.into_iter().map(|(vni, txn)| (vni, Op::Nested(txn))).unzip();
         let compare = self.own_guard(incarnation).into();
         self.send(Purpose::Networks(vnis), Txn { compare, then });
@@ -693,8 +690,24 @@ impl Gateway {
 /// Steps of networks that wait to be sent together.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    incarnation: Revision,
-    steps: Vec<(Vni, Txn)>,
+    /// Each with the incarnation that it was written for.
+    steps: VecDeque<(Revision, Vni, Txn)>,
+    /// How many transactions of steps have not been answered.
+    under_way: usize,
+}
+
+impl Outbox {
+    /// As many as one transaction carries, all of one incarnation.
+    fn take(&mut self) -> Option<(Revision, Vec<(Vni, Txn)>)> {
+        let incarnation = self.steps.front()?.0;
+        let same = self.steps.iter().take(STEPS).take_while(|(it, ..)| *it == incarnation).count();
+        Some((incarnation, self.steps.drain(..same).map(|(_, vni, txn)| (vni, txn)).collect()))
+    }
+
+    /// Takes note that a transaction of steps was answered, or will not be.
+    pub(super) const fn note_answer(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+    }
 }
 
 /// Whether this change means that a gateway was lost, whose routes may linger: from an owner, or
