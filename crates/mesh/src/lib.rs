@@ -13,6 +13,7 @@
 
 pub mod address;
 mod admission;
+pub mod attach;
 mod broadcast;
 mod codec;
 mod config;
@@ -25,6 +26,7 @@ mod joining;
 mod lives;
 mod mesh;
 mod overlay;
+mod profile;
 pub mod reconcile;
 mod record;
 mod roster;
@@ -38,6 +40,7 @@ pub mod wire;
 mod wireguard;
 
 pub use admission::{Certificate, CertificateError, Genesis, Role};
+pub use attach::attached_to;
 pub use broadcast::{NewsId, NewsKind};
 pub use config::Config;
 pub use detector::Probing;
@@ -46,9 +49,8 @@ pub use identity::Identity;
 pub use invite::{Bootstrap, Invite, InviteError, InviteId, TokenError};
 pub use joining::{JoinError, Joining};
 pub use mesh::{InviteTerms, Mesh, MeshError, Transmit};
-pub use record::{
-    Admitted, Endpoint, Life, MAX_SEQ, Profile, Record, RecordError, Removal, Removed,
-};
+pub use profile::{Bridged, Endpoint, NamedEndpoint, Profile};
+pub use record::{Admitted, Life, MAX_SEQ, Record, RecordError, Removal, Removed};
 pub use roster::Member;
 pub use signed::{Raw, Signed, SignedError, Statement};
 pub use state::{SnapshotError, State, WriteError};

@@ -17,7 +17,7 @@ use selvedge_model::NodeId;
 use crate::admission::Role;
 use crate::lives::Lives;
 use crate::record::Admitted;
-use crate::roster::Roster;
+use crate::roster::{Roster, role_of};
 use crate::time::UnixTime;
 
 /// What the pairings are made of: the digits of pi, in which nobody hid anything.
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
 
     fn is_standing(&self, node: NodeId, entry: &Admitted) -> bool {
         let certificate = entry.certificate();
-        let valid = !certificate.has_expired(self.wall) && certificate.role == Role::Peer;
+        let valid = !certificate.has_expired(self.wall) && role_of(entry) == Role::Peer;
         valid && (node == self.own || !self.lives.is_down(node))
     }
 
@@ -184,7 +184,8 @@ mod tests {
     use super::*;
     use crate::admission::{Certificate, Genesis};
     use crate::identity::Identity;
-    use crate::record::{Life, Profile, Record};
+    use crate::profile::Profile;
+    use crate::record::{Life, Record};
     use crate::signed::Signed;
 
     const WALL: UnixTime = UnixTime(1000);

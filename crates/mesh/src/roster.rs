@@ -5,7 +5,8 @@ use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use crate::address::{mesh_prefix, node_address};
 use crate::admission::{Genesis, Role};
 use crate::crdt::{Entry, Key, TwoPhaseMap};
-use crate::record::{Admitted, Profile, Record, RecordError, Removal, Removed};
+use crate::profile::Profile;
+use crate::record::{Admitted, Record, RecordError, Removal, Removed};
 use crate::signed::{Raw, Signed};
 use crate::time::UnixTime;
 use crate::verifier::Verifier;
@@ -31,7 +32,7 @@ pub struct Member {
     pub address: Ipv6Addr,
     /// Its WireGuard key.
     pub wg: WgKey,
-    /// Its role.
+    /// Its role: that of its certificate, or a client by its own choice.
     pub role: Role,
     /// What it says about itself.
     pub profile: Profile,
@@ -41,8 +42,13 @@ pub struct Member {
     pub not_after: UnixTime,
     /// Whether it founded the mesh.
     pub founder: bool,
-    /// The serial number of its certificate.
-    pub(crate) serial: u64,
+    /// The prefixes that its certificate lets it announce; the founder may announce any.
+    pub allowed: Vec<Prefix>,
+    /// When its record was signed, by its own clock.
+    pub issued: UnixTime,
+    /// The serial number of its certificate: of two members that one node admitted, the one that
+    /// came first has the lower one.
+    pub serial: u64,
 }
 
 impl Roster {
@@ -143,13 +149,37 @@ impl Roster {
             node: record.node,
             address: node_address(mesh, record.node),
             wg: certificate.wg,
-            role: certificate.role,
+            role: role_of(entry),
             profile: record.profile.clone(),
             seq: record.seq,
             not_after: UnixTime(certificate.not_after),
             founder: record.node == self.genesis.founder,
+            allowed: certificate.prefixes.clone(),
+            issued: UnixTime(record.life.issued),
             serial: certificate.serial,
         }
+    }
+}
+
+impl Member {
+    /// Whether it may announce that `prefix` is behind it.
+    #[must_use]
+    pub fn may_announce(&self, prefix: Prefix) -> bool {
+        let covers = |a: &Prefix| a.len() <= prefix.len() && a.contains(prefix.addr());
+        self.founder || self.allowed.iter().any(covers)
+    }
+
+    /// The prefixes behind it that it announces and may announce.
+    pub fn routes(&self) -> impl Iterator<Item = Prefix> {
+        self.profile.routes.iter().copied().filter(|prefix| self.may_announce(*prefix))
+    }
+}
+
+/// What a member is: a client if its certificate or the node itself says so.
+pub(crate) fn role_of(entry: &Admitted) -> Role {
+    match entry.record().profile.client {
+        true => Role::Client,
+        false => entry.certificate().role,
     }
 }
 

@@ -3,6 +3,7 @@ mod forget;
 mod gossip;
 mod health;
 mod receive;
+mod say;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,7 +25,8 @@ use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteId};
 use crate::lives::Lives;
 use crate::overlay::View;
-use crate::record::{Life, Profile};
+use crate::profile::Profile;
+use crate::record::Life;
 use crate::roster::{Member, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
@@ -366,27 +368,6 @@ impl Mesh {
     #[must_use]
     pub const fn rejections(&self) -> &Rejections {
         &self.rejections
-    }
-
-    /// What this node says about itself.
-    #[must_use]
-    pub fn profile(&self) -> Profile {
-        self.own().profile
-    }
-
-    /// Says something else about this node. Says whether that was a change.
-    ///
-    /// # Errors
-    /// If it is out of bounds, or the node has left.
-    pub fn set_profile(&mut self, profile: Profile) -> Result<bool, MeshError> {
-        if self.has_left {
-            return Err(WriteError::NotAMember(self.node()).into());
-        }
-        if self.profile() == profile {
-            return Ok(false);
-        }
-        self.publish(Own { profile, ..self.own() }, self.now)?;
-        Ok(true)
     }
 
     /// Signs an invite that is redeemed at this node.

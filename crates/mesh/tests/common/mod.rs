@@ -34,7 +34,7 @@ pub(crate) fn profile(number: u32) -> Profile {
         endpoints: vec![endpoint(51_820)],
         control: vec![endpoint(7654)],
         alias: format!("node-{number}"),
-        description: String::new(),
+        ..Profile::default()
     }
 }
 
