@@ -13,8 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::hello::{self, Established, Hello, PROTOCOL_VERSION, code};
 use crate::link::{Context, Link, PARTNER_QUEUE};
+use crate::room::{Outgoing, Room};
 use crate::tls::Keys;
-use crate::{Access, AccessList, BindError, ConnectError, Counters, DialError, Received};
+use crate::{Access, AccessList, BindError, ConnectError, Counters, DialError, Received, WAITING};
 
 /// How long the goodbye to the partners may take when the transport is closed.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -51,7 +52,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
 /// What handles ask for.
 pub(crate) enum Request {
-    Send { to: NodeId, addrs: Vec<SocketAddr>, bytes: Vec<u8> },
+    Send { to: NodeId, addrs: Vec<SocketAddr>, message: Outgoing },
     Connect { to: NodeId, addrs: Vec<SocketAddr>, reply: ConnectReply },
     Close { reply: oneshot::Sender<()> },
 }
@@ -69,7 +70,7 @@ enum Report {
 struct Partner {
     link: Option<Link>,
     dialling: bool,
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Outgoing>,
     waiting: Vec<ConnectReply>,
     failures: u32,
     not_before: Option<Instant>,
@@ -165,7 +166,7 @@ impl Hub {
             endpoint,
             keys,
             hello: Hello { version: PROTOCOL_VERSION, instance },
-            context: Context { inbox, access, counters },
+            context: Context { inbox, access, counters, room: Room::new(WAITING) },
             partners: BTreeMap::new(),
             handshakes: Handshakes::default(),
             strangers: VecDeque::new(),
@@ -182,7 +183,7 @@ impl Hub {
         let done = loop {
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(Request::Send { to, addrs, bytes }) => self.send(to, &addrs, bytes),
+                    Some(Request::Send { to, addrs, message }) => self.send(to, &addrs, message),
                     Some(Request::Connect { to, addrs, reply }) => self.connect(to, &addrs, reply),
                     Some(Request::Close { reply }) => break Some(reply),
                     None => break None,
@@ -200,22 +201,22 @@ impl Hub {
         }
     }
 
-    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], bytes: Vec<u8>) {
+    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], message: Outgoing) {
         let counters = self.context.counters.clone();
         let partner = self.partners.entry(to).or_default();
         if let Some(link) = &partner.link {
-            if !link.send(bytes) {
+            if !link.send(message) {
                 counters.overflowed.bump();
             }
         } else if partner.dialling {
             match partner.queue.len() < PARTNER_QUEUE {
-                true => partner.queue.push_back(bytes),
+                true => partner.queue.push_back(message),
                 false => counters.overflowed.bump(),
             }
         } else if addrs.is_empty() || partner.backing_off(Instant::now()) {
             counters.unreachable.bump();
         } else {
-            partner.queue.push_back(bytes);
+            partner.queue.push_back(message);
             self.dial(to, addrs);
         }
     }
@@ -391,8 +392,8 @@ impl Hub {
         let Some(partner) = self.partners.get_mut(&node) else { return };
         let Some(link) = &partner.link else { return };
         (partner.failures, partner.not_before) = (0, None);
-        for bytes in partner.queue.drain(..) {
-            if !link.send(bytes) {
+        for message in partner.queue.drain(..) {
+            if !link.send(message) {
                 self.context.counters.overflowed.bump();
             }
         }

@@ -1,6 +1,7 @@
 //! Partners that do not follow the protocol.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_model::NodeId;
@@ -25,7 +26,9 @@ fn agent(seed: u8) -> (Transport, mpsc::Receiver<Received>) {
 /// A bare endpoint with its keys.
 fn odd_one(seed: u8) -> (quinn::Endpoint, Keys) {
     let keys = Keys::new(&Zeroizing::new([seed; 32])).expect("any seed is a key");
-    (tls::endpoint(&keys, loopback()).expect("loopback can be bound"), keys)
+    let (divert, _) = mpsc::channel(1);
+    let endpoint = tls::endpoint(&keys, loopback(), divert, Arc::default());
+    (endpoint.expect("loopback can be bound").0, keys)
 }
 
 async fn is_served(transport: &Transport, inbox: &mut mpsc::Receiver<Received>) {
