@@ -43,7 +43,7 @@ pub struct Probing {
     /// How long a helper tries.
     pub help: Duration,
     /// No verdict comes sooner after the first question than this: the longest that a node may
-    /// stall unharmed, and a round trip.
+    /// stall unharmed, a round trip, and a question that is lost right before the stall.
     pub patience: Duration,
     /// With fewer accusations than needed this long after the first question, a node trusts its
     /// own eyes.
@@ -60,15 +60,15 @@ impl Default for Probing {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            interval: ms(1100),
+            interval: ms(950),
             random_every: 8,
-            again: ms(300),
+            again: ms(200),
             ask: ms(420),
             helpers: 4,
-            help: ms(750),
-            patience: ms(1350),
+            help: ms(900),
+            patience: ms(1500),
             alone: ms(4000),
-            retry: ms(2500),
+            retry: ms(1500),
             stall: ms(150),
         }
     }
@@ -228,24 +228,25 @@ impl Detector {
     }
 
     /// A helper, or this node itself, accuses.
-    pub(crate) fn handle_accusation(&mut self, accusation: Signed<Accusation>) {
+    pub(crate) fn handle_accusation(&mut self, accusation: Signed<Accusation>, now: Time) {
         let Accusation { accuser, target, .. } = *accusation.value();
         if let Some(probe) = self.probes.get_mut(&target)
             && (accuser == self.own || probe.asked.contains(&accuser))
         {
             probe.accusations.insert(accuser, accusation);
-            // It may be the one that was waited for.
-            probe.next_look = probe.next_look.min(probe.began + self.config.patience);
+            // It may be the one that was waited for. No moment of the past is set: that this node
+            // was not called then would look as if it had stalled.
+            let look = (probe.began + self.config.patience).max(now);
+            probe.next_look = probe.next_look.min(look);
         }
     }
 
     /// Somebody was convicted, or heard again.
     pub(crate) fn note_change(&mut self, node: NodeId, view: &View<'_>, now: Time) {
         self.probes.remove(&node);
-        if view.lives.is_down(node) {
-            self.retried = 0;
-            self.next_retry = self.next_retry.min(now + self.retry_after(view));
-        }
+        // Where one has failed or come back, others may follow.
+        self.retried = 0;
+        self.next_retry = self.next_retry.min(now + self.retry_after(view));
     }
 
     fn begin_probes(&mut self, view: &View<'_>, rng: &mut ChaCha8Rng, now: Time) {
@@ -372,7 +373,8 @@ impl Detector {
         });
     }
 
-    fn next_number(&mut self) -> u32 {
+    /// The number of the next question.
+    pub(crate) fn next_number(&mut self) -> u32 {
         self.number = self.number.wrapping_add(1);
         self.number
     }

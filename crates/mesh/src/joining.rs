@@ -165,6 +165,8 @@ impl Joining {
             | Message::Announce(_)
             | Message::Graft(_)
             | Message::Prune
+            | Message::Lives(_)
+            | Message::Doubt(_)
             | Message::WhoAreYou
             | Message::Join(_)
             | Message::Ping(_)

@@ -20,7 +20,7 @@ const MAGIC: &[u8; 4] = b"SVMS";
 const SNAPSHOT_VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
 /// No snapshot is longer than this, in bytes.
-const MAX_SNAPSHOT: usize = 256 << 20;
+pub(crate) const MAX_SNAPSHOT: usize = 256 << 20;
 const MAX_ENTRIES: usize = 100_000;
 const MAX_WAYS_BACK: usize = 1024;
 

@@ -10,8 +10,9 @@ use crate::roster::RosterEntry;
 use crate::signed::Signed;
 use crate::wire::{Join, Message, Records, Refused, RefusedReason, Welcome};
 
-/// So many bytes of records a joiner is told at once.
-const WELCOME: usize = 16 << 10;
+/// So many bytes of records a joiner is told at once: what a new connection may send before it
+/// hears that something arrived (RFC 9002, section 7.2), less the rest of the message.
+const WELCOME: usize = 12 << 10;
 
 /// Why an invite is not redeemed: for the joiner's program and for its user.
 type Refusal = (RefusedReason, String);

@@ -101,7 +101,7 @@ impl Mesh {
     }
 
     /// Sends rumors: a few as datagrams, many in a long message.
-    fn send_rumors(&mut self, to: NodeId, rumors: Vec<Rumor>) {
+    pub(super) fn send_rumors(&mut self, to: NodeId, rumors: Vec<Rumor>) {
         let total: usize = rumors.iter().map(len_of_rumor).sum();
         let budget = if total <= 4 * BUDGET { BUDGET } else { usize::MAX };
         let (mut chunk, mut bytes) = (Vec::new(), 0);
@@ -263,6 +263,11 @@ impl Mesh {
     }
 
     fn lacks(&self, id: &NewsId) -> bool {
+        // Most copies are of something that came a moment ago.
+        !self.broadcast.has_seen(id) && self.holds_nothing_as_new(id)
+    }
+
+    fn holds_nothing_as_new(&self, id: &NewsId) -> bool {
         match id.kind {
             NewsKind::Entry => {
                 let map = &self.state.roster.map;
@@ -329,6 +334,6 @@ fn id_of_rumor(rumor: &Rumor) -> Option<NewsId> {
 }
 
 /// How an identity begins.
-fn beginning(node: NodeId) -> [u8; 8] {
+pub(super) fn beginning(node: NodeId) -> [u8; 8] {
     node.as_bytes().first_chunk().copied().unwrap_or_default()
 }

@@ -1,7 +1,9 @@
 mod admit;
+mod doubts;
 mod forget;
 mod gossip;
 mod health;
+mod knock;
 mod receive;
 mod say;
 mod sync;
@@ -23,6 +25,7 @@ use crate::detector::Detector;
 use crate::event::{Event, Rejection, Rejections};
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteId};
+use crate::journal::{Input, Journal, SignatureLog};
 use crate::lives::Lives;
 use crate::overlay::View;
 use crate::profile::Profile;
@@ -33,9 +36,12 @@ use crate::state::{State, WriteError};
 use crate::time::UnixTime;
 use crate::wire::{Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
+use doubts::Doubts;
 use forget::House;
 use gossip::Crowd;
 use health::Pulse;
+use knock::Door;
+pub use knock::Knock;
 use sync::Syncing;
 
 /// Rejections are counted always, but no more than this many wait to be told as events, so that
@@ -49,7 +55,7 @@ const MAX_REJECTED_EVENTS: usize = 256;
 /// 1. call [`Mesh::poll_event`] until it returns `None`; on [`Event::StateChanged`] write
 ///    [`Mesh::snapshot`] to disk *before* the next step, so that after a crash no sequence number
 ///    and no use of an invite is given out twice;
-/// 2. call [`Mesh::poll_transmit`] until it returns `None`;
+/// 2. call [`Mesh::poll_transmit`] and [`Mesh::poll_knock`] until they return `None`;
 /// 3. set a timer to [`Mesh::poll_timeout`], which may have changed.
 ///
 /// Messages may be lost, doubled and reordered. Whoever calls [`Mesh::handle_message`] vouches
@@ -70,6 +76,8 @@ pub struct Mesh {
     broadcast: Broadcast,
     crowd: Crowd,
     syncing: Syncing,
+    doubts: Doubts,
+    door: Door,
     house: House,
     /// Cached; stale if the links changed.
     neighbours: BTreeSet<NodeId>,
@@ -87,6 +95,7 @@ pub struct Mesh {
     events: VecDeque<Event>,
     transmits: VecDeque<Transmit>,
     rejections: Rejections,
+    journal: Option<Journal>,
 }
 
 /// A message to send. It may be lost, doubled, and overtaken by others.
@@ -186,6 +195,8 @@ impl Mesh {
             broadcast: Broadcast::new(config.copies),
             crowd: Crowd::default(),
             syncing: Syncing::new(),
+            doubts: Doubts::default(),
+            door: Door::new(now),
             house: House::new(expected, now),
             neighbours: BTreeSet::new(),
             links_changed: true,
@@ -204,13 +215,41 @@ impl Mesh {
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             rejections: Rejections::new(),
+            journal: None,
             state,
         })
+    }
+
+    /// As [`Mesh::new`], and writes down all that it is told: see [`Mesh::poll_journal`].
+    ///
+    /// # Errors
+    /// If the state is not that of `identity`.
+    pub fn recorded(
+        identity: Identity,
+        state: State,
+        config: Config,
+        seed: u64,
+        now: Time,
+        wall: UnixTime,
+    ) -> Result<Self, MeshError> {
+        let log = SignatureLog::default();
+        let journal = Journal::new(&state, &config, seed, (now, wall), log.clone());
+        let mut mesh = Self::new(identity.logged(log), state, config, seed, now, wall)?;
+        mesh.journal = Some(journal);
+        Ok(mesh)
+    }
+
+    /// What is to be appended to the log of a mesh that is [`Mesh::recorded`], for
+    /// [`crate::journal::replay`]; `None` if there is nothing. Call it where
+    /// [`Mesh::poll_transmit`] is called, or what waits grows without bound.
+    pub fn poll_journal(&mut self) -> Option<Vec<u8>> {
+        self.journal.as_mut().map(Journal::take).filter(|bytes| !bytes.is_empty())
     }
 
     /// Takes in a message of node `from`. `wall` is looked at for expiry alone.
     pub fn handle_message(&mut self, from: NodeId, bytes: &[u8], now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
+        self.note_input(&Input::Message(from, bytes));
         if self.has_left {
             return;
         }
@@ -223,6 +262,7 @@ impl Mesh {
     /// Does what is due at `now`. Calls that come too early are harmless.
     pub fn handle_timeout(&mut self, now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
+        self.note_input(&Input::Timeout);
         if self.has_left {
             return;
         }
@@ -236,6 +276,7 @@ impl Mesh {
         self.spread_due_rumors(now);
         self.begin_due_grafts(now);
         self.begin_due_sync(now);
+        self.begin_due_comparison(now);
     }
 
     /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`].
@@ -243,7 +284,8 @@ impl Mesh {
     pub fn poll_timeout(&self) -> Option<Time> {
         let due = self.house.tick.min(self.detector.poll_timeout());
         let sync = self.syncing.due.map(|(due, _)| due);
-        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync];
+        let doubts = self.doubts.due.map(|(due, _)| due);
+        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync, doubts];
         (!self.has_left).then(|| others.into_iter().flatten().fold(due, Time::min))
     }
 
@@ -406,6 +448,7 @@ impl Mesh {
     /// # Errors
     /// If the node has left already.
     pub fn leave(&mut self) -> Result<(), MeshError> {
+        self.note_input(&Input::Leave);
         if self.has_left {
             return Err(WriteError::NotAMember(self.node()).into());
         }
@@ -419,6 +462,16 @@ impl Mesh {
         self.push(&[removal], None, self.now);
         self.has_left = true;
         Ok(())
+    }
+
+    /// Writes down what this core is told, and now and then what it has come to.
+    fn note_input(&mut self, input: &Input<'_>) {
+        let Some(mut journal) = self.journal.take() else { return };
+        if journal.wants_check() {
+            journal.check(self.digest());
+        }
+        journal.note(input, self.now, self.wall);
+        self.journal = Some(journal);
     }
 
     /// Writes a new record of this node and spreads it.
@@ -548,7 +601,11 @@ impl Mesh {
         };
         match is_member {
             true => self.reported.insert(node),
-            false => self.reported.remove(&node),
+            false => {
+                self.lives.forget(node);
+                self.down_reported.remove(&node);
+                self.reported.remove(&node)
+            }
         };
         self.events.push_back(event);
     }

@@ -8,6 +8,7 @@ use selvedge_model::{NodeId, Prefix};
 use super::{Mesh, MeshError};
 use crate::admission::Role;
 use crate::attach::attached_to;
+use crate::journal::Input;
 use crate::profile::{Bridged, NamedEndpoint, Profile};
 use crate::state::WriteError;
 
@@ -23,6 +24,7 @@ impl Mesh {
     /// # Errors
     /// If it is out of bounds, or the node has left.
     pub fn set_profile(&mut self, profile: Profile) -> Result<bool, MeshError> {
+        self.note_input(&Input::Profile(&profile));
         if self.has_left {
             return Err(WriteError::NotAMember(self.node()).into());
         }
