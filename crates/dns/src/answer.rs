@@ -119,6 +119,7 @@ fn labels(name: &Name) -> Vec<String> {
 mod tests {
     use std::str::FromStr;
 
+    use proptest::prelude::*;
     use selvedge_model::{MeshId, NodeId};
 
     use super::*;
@@ -235,6 +236,27 @@ mod tests {
         let asked = query("_web._tcp.campus.mesh.internal.", RecordType::SRV);
         let response = ask(&zone, &asked, Limit::Stream);
         assert_eq!(response.answers.len(), 128);
+    }
+
+    proptest! {
+        /// From noise, and from a good query of which some bytes were changed.
+        #[test]
+        fn every_answer_is_a_response_that_fits(
+            noise in proptest::collection::vec(any::<u8>(), 0..64),
+            changes in proptest::collection::vec((0..60_usize, any::<u8>()), 0..6),
+        ) {
+            let zone = zone(60);
+            let mut query = query("web.campus.mesh.internal.", RecordType::ANY);
+            query.set_edns(Edns::new().set_max_payload(4096).clone());
+            let mut bent = query.to_vec().expect("encodes");
+            let length = bent.len();
+            changes.iter().for_each(|(at, byte)| bent[at % length] = *byte);
+            for bytes in [noise, bent] {
+                let Some(response) = answer(&zone, &bytes, Limit::Datagram) else { continue };
+                prop_assert_eq!(&response[..2], &bytes[..2]);
+                prop_assert!(response[2] & 0x80 != 0 && response.len() <= usize::from(DATAGRAM));
+            }
+        }
     }
 
     #[test]
