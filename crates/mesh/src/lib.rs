@@ -28,6 +28,7 @@ mod lives;
 mod mesh;
 mod overlay;
 mod profile;
+mod rates;
 pub mod reconcile;
 mod record;
 mod roster;

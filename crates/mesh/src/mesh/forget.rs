@@ -59,6 +59,7 @@ impl Mesh {
         self.try_ways_back(now);
         self.knock(now);
         self.doubts.forget(now);
+        self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
     }
 

@@ -21,6 +21,9 @@ const BUDGET: usize = MAX_DATAGRAM - 80;
 /// Rumors that follow another within this time wait for each other.
 const CROWD: Duration = Duration::from_millis(40);
 
+/// No more than so many wait.
+const MAX_CROWD: usize = 1024;
+
 /// Rumors that wait to be spread.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
@@ -67,7 +70,7 @@ impl Mesh {
     /// those that follow, so that many at a time need few messages.
     pub(super) fn push_rumor(&mut self, rumor: Rumor, from: Option<NodeId>, now: Time) {
         self.crowd.waiting.push((from, rumor));
-        if now >= self.crowd.next {
+        if now >= self.crowd.next || self.crowd.waiting.len() >= MAX_CROWD {
             self.spread_rumors(now);
         }
     }

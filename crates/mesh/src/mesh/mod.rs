@@ -29,12 +29,13 @@ use crate::journal::{Input, Journal, SignatureLog};
 use crate::lives::Lives;
 use crate::overlay::View;
 use crate::profile::Profile;
+use crate::rates::{Excess, Purpose, Rates};
 use crate::record::Life;
 use crate::roster::{Member, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
 use crate::time::UnixTime;
-use crate::wire::{Envelope, MAX_DATAGRAM, Message};
+use crate::wire::{self, Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
 use doubts::Doubts;
 use forget::House;
@@ -44,6 +45,8 @@ use knock::Door;
 pub use knock::Knock;
 use sync::Syncing;
 
+/// So many messages wait to be sent at most: more than a node sends whom all ask at once.
+const MAX_TRANSMITS: usize = 1 << 16;
 /// Rejections are counted always, but no more than this many wait to be told as events, so that
 /// nobody can fill the memory with them.
 const MAX_REJECTED_EVENTS: usize = 256;
@@ -95,6 +98,7 @@ pub struct Mesh {
     events: VecDeque<Event>,
     transmits: VecDeque<Transmit>,
     rejections: Rejections,
+    rates: Rates,
     journal: Option<Journal>,
 }
 
@@ -215,6 +219,7 @@ impl Mesh {
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             rejections: Rejections::new(),
+            rates: Rates::default(),
             journal: None,
             state,
         })
@@ -254,6 +259,9 @@ impl Mesh {
             return;
         }
         self.detector.note_time(now);
+        if !self.affords(from, bytes, now) {
+            return;
+        }
         if let Err(reason) = self.receive(from, bytes, now) {
             self.reject(from, reason);
         }
@@ -398,6 +406,11 @@ impl Mesh {
     #[must_use]
     pub fn into_state(self) -> State {
         self.state
+    }
+
+    /// The members that are not heard for now, because they sent nonsense again and again.
+    pub fn silenced(&self) -> impl Iterator<Item = NodeId> {
+        self.rates.silenced(self.now)
     }
 
     /// The state in bytes, as [`State::decode`] reads it.
@@ -586,7 +599,9 @@ impl Mesh {
             let datagram = bytes.len() <= MAX_DATAGRAM && !stranger;
             let transmits =
                 to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
+            // What is not sent is as if it were lost on the way.
             self.transmits.extend(transmits);
+            self.transmits.truncate(MAX_TRANSMITS);
         }
     }
 
@@ -610,8 +625,27 @@ impl Mesh {
         self.events.push_back(event);
     }
 
+    /// Whether the sender may ask for what this message asks for. If not, that is counted.
+    fn affords(&mut self, from: NodeId, bytes: &[u8], now: Time) -> bool {
+        let purpose = wire::kind_of(bytes).map_or(Purpose::Repair, Purpose::of);
+        let is_member = self.is_member(from);
+        let excess = self.rates.take(from, is_member, (purpose, bytes.len()), now).err();
+        let reason = match excess {
+            None => return true,
+            Some(Excess::TooMuch) => Rejection::TooMuch,
+            Some(Excess::Silenced) => Rejection::Silenced,
+        };
+        *self.rejections.entry(reason.kind()).or_default() += 1;
+        false
+    }
+
     fn reject(&mut self, from: NodeId, reason: Rejection) {
         *self.rejections.entry(reason.kind()).or_default() += 1;
+        let is_member = self.is_member(from);
+        if reason.is_nonsense() && self.rates.note_nonsense(from, is_member, self.now) {
+            let reason = Rejection::Silenced;
+            self.events.push_back(Event::Rejected { from, reason });
+        }
         if self.events.len() < MAX_REJECTED_EVENTS {
             self.events.push_back(Event::Rejected { from, reason });
         }
