@@ -53,6 +53,12 @@ scenarios() {
     scenario store-10000 "" selvedge-lab store --networks 10000 --max-reassigned-ms 1000
     scenario sim-500 "" selvedge-sim gateway --chaos --seeds 0..1000 --networks 500
     scenario sim-50000 "" selvedge-sim gateway --chaos --seeds 0..10 --networks 50000
+    scenario mesh-partition "" selvedge-sim mesh --scenario testing/sim/scenarios/long-partition.toml
+    scenario mesh-churn "" selvedge-sim mesh --scenario testing/sim/scenarios/long-churn.toml
+    scenario mesh-bad-network "" selvedge-sim mesh --scenario testing/sim/scenarios/long-bad-network.toml
+    scenario mesh-forgetting "" selvedge-sim mesh --scenario testing/sim/scenarios/long-forgetting.toml
+    scenario mesh-everything "" selvedge-sim mesh --seeds 0..200 \
+        --scenario testing/sim/scenarios/everything.toml
 }
 
 main() {
