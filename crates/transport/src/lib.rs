@@ -163,6 +163,21 @@ impl Transport {
         self.requests.try_send(request).map_err(not_queued)
     }
 
+    /// Queues a message for whoever is found at one of the addresses. It is connected to whatever
+    /// its identity is, and served like one that was dialled by name, unless it is evicted.
+    ///
+    /// # Errors
+    /// If the message is too long or too much waits already; nothing was queued then.
+    pub fn find(&self, addrs: &[SocketAddr], bytes: Vec<u8>) -> Result<(), SendError> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(SendError::TooLong { len: bytes.len() });
+        }
+        let taken = self.room.try_take(bytes.len()).ok_or(SendError::Busy)?;
+        let message = room::Outgoing { bytes, taken };
+        let request = hub::Request::Find { addrs: addrs.to_vec(), message };
+        self.requests.try_send(request).map_err(not_queued)
+    }
+
     /// Queues a small message for a partner, as a sealed datagram. It goes to where the partner
     /// was heard last; if that is unknown, or it has been silent, the first of the addresses are
     /// tried. A partner that is no member can be sent datagrams; whether it takes them is its own

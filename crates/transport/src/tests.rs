@@ -44,7 +44,7 @@ async fn a_caller_of_another_version_is_told_both() {
     let (endpoint, keys) = odd_one(2);
     let future = Hello { version: 9, instance: 0 };
     let dialled =
-        hello::dial(endpoint, keys, future, transport.node(), transport.local_addr()).await;
+        hello::dial(endpoint, keys, future, Some(transport.node()), transport.local_addr()).await;
     let error = dialled.expect_err("versions differ");
     assert_eq!(error, DialError::Version { ours: 9, theirs: PROTOCOL_VERSION });
     assert!(error.to_string().contains("version 1"), "{error}");
@@ -80,7 +80,7 @@ async fn a_caller_without_manners_is_cut_off() {
     let (transport, mut inbox) = agent(1);
     let (endpoint, keys) = odd_one(2);
     for junk in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4000], b"selvedge", b""] {
-        let (config, _) = keys.dial(transport.node()).expect("keys are good");
+        let (config, _) = keys.dial(Some(transport.node())).expect("keys are good");
         let connecting = endpoint.connect_with(config, transport.local_addr(), "selvedge");
         let connection = connecting.expect("an address").await.expect("TLS lets everybody in");
         let mut stream = connection.open_uni().await.expect("a stream");
@@ -99,7 +99,7 @@ async fn a_caller_without_identity_is_refused() {
     let (transport, mut inbox) = agent(1);
     let (endpoint, _) = odd_one(2);
     let (_, keys) = odd_one(3);
-    let (config, found) = keys.dial(NodeId([5; 32])).expect("keys are good");
+    let (config, found) = keys.dial(Some(NodeId([5; 32]))).expect("keys are good");
     let connecting = endpoint.connect_with(config, transport.local_addr(), "selvedge");
     connecting.expect("an address").await.expect_err("the wrong one was expected");
     assert_eq!(found.get(), Some(&transport.node()));

@@ -66,11 +66,11 @@ impl Keys {
         self.node
     }
 
-    /// The configuration of a dial that accepts `expected` and nobody else; the cell tells whom
-    /// it found.
+    /// The configuration of a dial that accepts `expected` and nobody else, or, if nobody is
+    /// expected, everybody; the cell tells whom it found.
     pub(crate) fn dial(
         &self,
-        expected: NodeId,
+        expected: Option<NodeId>,
     ) -> Result<(quinn::ClientConfig, Arc<OnceLock<NodeId>>), Error> {
         let found = Arc::new(OnceLock::new());
         let verifier =
@@ -209,10 +209,10 @@ fn no_tls12() -> Error {
     Error::PeerIncompatible(PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig)
 }
 
-/// Accepts the server whose identity was expected.
+/// Accepts the server whose identity was expected, or any if none was.
 #[derive(Debug)]
 struct ExpectServer {
-    expected: NodeId,
+    expected: Option<NodeId>,
     found: Arc<OnceLock<NodeId>>,
     provider: Arc<CryptoProvider>,
 }
@@ -228,7 +228,7 @@ impl ServerCertVerifier for ExpectServer {
     ) -> Result<ServerCertVerified, Error> {
         let found = node_or_error(public)?;
         self.found.get_or_init(|| found);
-        match found == self.expected {
+        match self.expected.is_none_or(|expected| found == expected) {
             true => Ok(ServerCertVerified::assertion()),
             false => Err(Error::InvalidCertificate(CertificateError::NotValidForName)),
         }
