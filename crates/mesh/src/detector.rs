@@ -60,7 +60,7 @@ impl Default for Probing {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            interval: ms(950),
+            interval: ms(1000),
             random_every: 8,
             again: ms(200),
             ask: ms(420),
@@ -244,6 +244,10 @@ impl Detector {
     /// Somebody was convicted, or heard again.
     pub(crate) fn note_change(&mut self, node: NodeId, view: &View<'_>, now: Time) {
         self.probes.remove(&node);
+        if view.is_client() {
+            // It may have to be attached to another, and that one to hear of it.
+            self.next_probe = self.next_probe.min(now);
+        }
         // Where one has failed or come back, others may follow.
         self.retried = 0;
         self.next_retry = self.next_retry.min(now + self.retry_after(view));
@@ -254,7 +258,8 @@ impl Detector {
         self.probed = self.probed.wrapping_add(1);
         let random = self.probed.is_multiple_of(self.config.random_every.max(1));
         let random = random.then(|| view.draw(&BTreeSet::new(), rng)).flatten();
-        for target in view.successor().into_iter().chain(random) {
+        let wards = view.wards.iter().copied().filter(|ward| view.watches(*ward));
+        for target in view.successor().into_iter().chain(random).chain(wards) {
             let first = self.number.wrapping_add(1);
             self.probes.entry(target).or_insert_with(|| Probe::new(&self.config, first, now));
         }
@@ -295,7 +300,7 @@ impl Detector {
         let due = |probe: &Probe| probe.next_ping.min(probe.next_look) <= now;
         let due = self.probes.iter().filter(|(_, probe)| due(probe)).map(|(target, _)| *target);
         for target in due.collect::<Vec<_>>() {
-            let Some(mut probe) = self.probes.remove(&target).filter(|_| view.stands(target))
+            let Some(mut probe) = self.probes.remove(&target).filter(|_| view.watches(target))
             else {
                 continue;
             };
@@ -325,7 +330,8 @@ impl Detector {
             wishes.push(Wish::Convict(probe.accusations.values().cloned().collect()));
             return true;
         }
-        if waited >= self.config.alone {
+        let alone = self.alone(view);
+        if waited >= alone {
             wishes.push(Wish::OwnEyes(target));
             return true;
         }
@@ -333,10 +339,19 @@ impl Detector {
             self.ask(target, probe, view, rng, wishes);
             probe.next_ask = now + self.config.patience;
         }
-        let ends = [self.config.patience, self.config.alone].map(|after| probe.began + after);
+        let ends = [self.config.patience, alone].map(|after| probe.began + after);
         let later = ends.into_iter().filter(|end| *end > now);
         probe.next_look = later.fold(probe.next_ask, Time::min);
         false
+    }
+
+    /// When this node trusts its own eyes. A client, which has nobody to ask, soon does: it
+    /// decides for itself alone, and another peer is as good.
+    fn alone(&self, view: &View<'_>) -> Duration {
+        match view.is_client() {
+            true => self.config.alone.min(self.config.patience + self.config.help),
+            false => self.config.alone,
+        }
     }
 
     /// Asks helpers that were not asked yet.
@@ -404,3 +419,6 @@ impl Probe {
 const fn is_since(number: u32, first: u32) -> bool {
     number.wrapping_sub(first) < 1 << 20
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,9 +35,12 @@ mod roster;
 pub mod rumor;
 mod signed;
 mod state;
+#[cfg(test)]
+mod testing;
 mod time;
 mod tree;
 mod verifier;
+mod wards;
 pub mod wire;
 mod wireguard;
 

@@ -106,6 +106,12 @@ impl Lives {
         self.of.iter().filter(|(_, standing)| standing.down.is_some()).map(|(node, _)| *node)
     }
 
+    /// Those of whom this node alone found that they are down, ascending.
+    pub(crate) fn own_eyes(&self) -> impl Iterator<Item = NodeId> {
+        let found = |standing: &Standing| matches!(standing.down, Some(Down::OwnEyes));
+        self.of.iter().filter(move |(_, standing)| found(standing)).map(|(node, _)| *node)
+    }
+
     /// The first that is down after `node`, in a circle.
     pub(crate) fn next_down(&self, node: NodeId) -> Option<NodeId> {
         let after = self.of.range((Bound::Excluded(node), Bound::Unbounded));

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
@@ -80,6 +81,17 @@ impl Roster {
     pub(crate) fn nodes(&self, wall: UnixTime) -> impl Iterator<Item = NodeId> {
         let valid = move |entry: &Admitted| !entry.certificate().has_expired(wall);
         self.map.iter().filter(move |(_, entry)| valid(entry)).map(|(node, _)| *node)
+    }
+
+    /// Those of the members at `wall` that are clients.
+    pub(crate) fn clients(&self, wall: UnixTime) -> BTreeSet<NodeId> {
+        self.nodes(wall).filter(|node| self.is_client(*node, wall)).collect()
+    }
+
+    /// Whether a node is a member at `wall` and a client.
+    pub(crate) fn is_client(&self, node: NodeId, wall: UnixTime) -> bool {
+        let entry = self.map.get(&node).filter(|entry| !entry.certificate().has_expired(wall));
+        entry.is_some_and(|entry| role_of(entry) == Role::Client)
     }
 
     pub(crate) fn member(&self, node: NodeId, wall: UnixTime) -> Option<Member> {

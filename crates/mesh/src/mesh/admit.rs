@@ -40,7 +40,7 @@ impl Mesh {
     /// asking again with another key gives a new one and counts no further use either.
     fn redeem(&mut self, from: NodeId, join: Join) -> Result<Signed<Certificate>, Refusal> {
         let invite = self.check_invite(join.invite)?;
-        let Invite { id, role, uses, .. } = *invite.value();
+        let Invite { id, role, uses, not_after, .. } = *invite.value();
         let redeemed = self.state.ledger.redeemed.get(&id);
         let earlier = redeemed.and_then(|nodes| nodes.get(&from));
         if let Some(certificate) = earlier.filter(|c| self.is_still_good(c.value(), join.wg)) {
@@ -53,7 +53,9 @@ impl Mesh {
         }
         self.check_key(from, join.wg)?;
         self.check_room(from)?;
-        self.issue(id, from, join.wg, role)
+        let issued = self.issue(id, from, join.wg, role)?;
+        self.state.ledger.expires.insert(id, not_after);
+        Ok(issued)
     }
 
     fn check_invite(&self, raw: crate::signed::Raw) -> Result<Signed<Invite>, Refusal> {

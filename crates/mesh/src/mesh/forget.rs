@@ -58,6 +58,7 @@ impl Mesh {
         self.introduce(now);
         self.try_ways_back(now);
         self.knock(now);
+        self.tell_whom_it_avoids();
         self.doubts.forget(now);
         self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
@@ -71,6 +72,7 @@ impl Mesh {
     /// Drops what has expired.
     fn forget(&mut self) {
         let (own, now) = (self.node(), self.wall.0);
+        self.has_changed |= self.state.ledger.prune(now);
         if self.state.roster.map.expiry() >= now {
             return;
         }

@@ -35,11 +35,13 @@ impl Pulse {
 impl Mesh {
     /// Does what the detector has due.
     pub(super) fn drive_detector(&mut self, now: Time) {
+        self.refresh_wards();
         let view = View {
             roster: &self.state.roster,
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         let wishes = self.detector.handle_timeout(&view, &mut self.rng, now);
         self.grant(wishes, now);
@@ -138,11 +140,13 @@ impl Mesh {
             }
         }
         self.links_changed = true;
+        self.wards.note_life();
         let view = View {
             roster: &self.state.roster,
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         self.detector.note_change(node, &view, now);
     }

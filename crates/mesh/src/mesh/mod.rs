@@ -35,6 +35,7 @@ use crate::roster::{Member, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
 use crate::time::UnixTime;
+use crate::wards::Wards;
 use crate::wire::{self, Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
 use doubts::Doubts;
@@ -81,6 +82,7 @@ pub struct Mesh {
     syncing: Syncing,
     doubts: Doubts,
     door: Door,
+    wards: Wards,
     house: House,
     /// Cached; stale if the links changed.
     neighbours: BTreeSet<NodeId>,
@@ -201,6 +203,7 @@ impl Mesh {
             syncing: Syncing::new(),
             doubts: Doubts::default(),
             door: Door::new(now),
+            wards: Wards::new(state.roster.clients(wall)),
             house: House::new(expected, now),
             neighbours: BTreeSet::new(),
             links_changed: true,
@@ -563,6 +566,7 @@ impl Mesh {
 
     /// Finds out anew who the neighbours are, if that may have changed.
     fn refresh_neighbours(&mut self) {
+        self.refresh_wards();
         if !std::mem::take(&mut self.links_changed) {
             return;
         }
@@ -571,16 +575,35 @@ impl Mesh {
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         self.neighbours = view.neighbours();
         self.broadcast.retain(&self.neighbours);
     }
 
+    /// Finds out anew which clients are attached to this node, if that may have changed.
+    fn refresh_wards(&mut self) {
+        let nobody = BTreeSet::new();
+        let view = View {
+            roster: &self.state.roster,
+            lives: &self.lives,
+            own: self.state.node(),
+            wall: self.wall,
+            wards: &nobody,
+        };
+        self.links_changed |= self.wards.refreshed(&view);
+    }
+
     /// A member drawn at random, none of `without`, and one that is not down if there is any.
     fn draw(&mut self, without: &BTreeSet<NodeId>) -> Option<NodeId> {
         let lives = &self.lives;
-        let view =
-            View { roster: &self.state.roster, lives, own: self.state.node(), wall: self.wall };
+        let view = View {
+            roster: &self.state.roster,
+            lives,
+            own: self.state.node(),
+            wall: self.wall,
+            wards: self.wards.attached(),
+        };
         let drawn = view.draw(without, &mut self.rng);
         let down = lives.next_down(NodeId(self.rng.random()));
         drawn.or(down.filter(|node| !without.contains(node)))
@@ -608,6 +631,7 @@ impl Mesh {
     /// Reports what a changed entry of `node` means.
     fn report_member(&mut self, node: NodeId) {
         let is_member = self.is_member(node);
+        self.wards.note(node, self.state.roster.is_client(node, self.wall));
         let event = match (self.reported.contains(&node), is_member) {
             (false, true) => Event::MemberJoined(node),
             (true, true) => Event::MemberUpdated(node),

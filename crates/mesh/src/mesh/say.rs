@@ -1,14 +1,13 @@
 //! What this node says of itself, one thing at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use selvedge_model::{NodeId, Prefix};
 
 use super::{Mesh, MeshError};
-use crate::admission::Role;
-use crate::attach::attached_to;
 use crate::journal::Input;
+use crate::overlay::View;
 use crate::profile::{Bridged, NamedEndpoint, Profile};
 use crate::state::WriteError;
 
@@ -25,6 +24,12 @@ impl Mesh {
     /// If it is out of bounds, or the node has left.
     pub fn set_profile(&mut self, profile: Profile) -> Result<bool, MeshError> {
         self.note_input(&Input::Profile(&profile));
+        self.publish_profile(|own| *own = profile)
+    }
+
+    fn publish_profile(&mut self, edit: impl FnOnce(&mut Profile)) -> Result<bool, MeshError> {
+        let mut profile = self.profile();
+        edit(&mut profile);
         if self.has_left {
             return Err(WriteError::NotAMember(self.node()).into());
         }
@@ -136,27 +141,33 @@ impl Mesh {
     }
 
     /// The peer that a client is attached to, as far as this node knows who lives; `None` for a
-    /// peer, for a stranger, and if no peer lives that the client can reach. If all are drained,
-    /// one of these serves.
+    /// peer, for a stranger, and if no peer lives that the client can reach. Drained peers serve
+    /// only if there are no others.
     #[must_use]
     pub fn attachment(&self, client: NodeId) -> Option<NodeId> {
-        let member = self.member(client).filter(|member| member.role == Role::Client)?;
-        let avoids: BTreeSet<NodeId> = member.profile.avoids.into_iter().collect();
-        let (idle, drained) = self.serving();
-        let reach = |peers: &[NodeId]| {
-            attached_to(client, peers.iter().copied().filter(|peer| !avoids.contains(peer)))
+        let view = View {
+            roster: &self.state.roster,
+            lives: &self.lives,
+            own: self.node(),
+            wall: self.wall,
+            wards: self.wards.attached(),
         };
-        reach(&idle).or_else(|| reach(&drained))
+        view.attachment(client, &view.serving())
     }
 
-    /// The peers that live: those that serve clients, and those that are drained.
-    fn serving(&self) -> (Vec<NodeId>, Vec<NodeId>) {
-        let live = self.members().filter(|member| member.role == Role::Peer);
-        let live = live.filter(|member| !self.is_down(member.node));
-        let (drained, idle): (Vec<_>, Vec<_>) = live.partition(|member| member.profile.drained);
-        let nodes = |members: Vec<crate::roster::Member>| {
-            members.into_iter().map(|member| member.node).collect()
-        };
-        (nodes(idle), nodes(drained))
+    /// The clients that are attached to this node, ascending, as of its last probe.
+    pub fn wards(&self) -> impl Iterator<Item = NodeId> {
+        self.wards.attached().iter().copied()
+    }
+
+    /// Lets all know which peers this client does not reach though others do, so that they find
+    /// it where it is.
+    pub(super) fn tell_whom_it_avoids(&mut self) {
+        if !self.state.roster.is_client(self.node(), self.wall) {
+            return;
+        }
+        let avoids: Vec<NodeId> = self.lives.own_eyes().take(Profile::MAX_AVOIDS).collect();
+        // Fails when all sequence numbers are used up; then nothing can be said any more.
+        drop(self.publish_profile(|profile| profile.avoids = avoids));
     }
 }
