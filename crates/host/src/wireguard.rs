@@ -189,6 +189,8 @@ pub struct Device {
     netlink: Netlink,
     inner: gotatun::device::Device<DefaultDeviceTransports>,
     applied: BTreeMap<WgKey, PeerSpec>,
+    addresses: Vec<Prefix>,
+    mtu: u16,
     control: Option<uapi::Socket>,
 }
 
@@ -228,6 +230,8 @@ impl Device {
             netlink: netlink.clone(),
             inner,
             applied: BTreeMap::new(),
+            addresses: config.addresses.clone(),
+            mtu: config.mtu,
             control,
         })
     }
@@ -259,6 +263,32 @@ impl Device {
         let link = self.netlink.link(&self.name).await?;
         let ours = link.is_some_and(|link| link.index == self.index);
         Ok(!ours || self.inner.wait().now_or_never().is_some())
+    }
+
+    /// Puts right what others have changed about the interface: its addresses, its MTU, and
+    /// whether it is up. Addresses that are not ours are left alone. Says whether anything was
+    /// wrong.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked, or refuses.
+    pub async fn repair(&self) -> Result<bool, netlink::Error> {
+        let link = self.netlink.link(&self.name).await?;
+        let Some(link) = link.filter(|link| link.index == self.index) else { return Ok(false) };
+        let mtu = u32::from(self.mtu);
+        let mut wrong = !link.up || link.mtu != mtu;
+        // First: the kernel drops addresses of IPv6 where the MTU is too small for them.
+        if wrong {
+            self.netlink.set_up(self.index, true, Some(mtu)).await?;
+        }
+        let found = self.netlink.addresses().await?;
+        for address in &self.addresses {
+            let there = |a: &netlink::Address| a.index == self.index && a.prefix == *address;
+            if !found.iter().any(there) {
+                wrong = true;
+                self.netlink.add_address(self.index, *address, ADDRESS).await?;
+            }
+        }
+        Ok(wrong)
     }
 
     /// Makes `desired` the peers of the device. Only what differs from the last call is touched;
@@ -354,15 +384,17 @@ fn open_tun(config: &Config) -> Result<TunDevice, String> {
     TunDevice::from_tun_device(device).map_err(|error| error.to_string())
 }
 
+/// Nobody else has the address of a node.
+const ADDRESS: AddressOptions = AddressOptions { no_dad: true, no_prefix_route: false };
+
 async fn configure(netlink: &Netlink, config: &Config) -> Result<u32, netlink::Error> {
     let Some(link) = netlink.link(&config.name).await? else {
         let source = std::io::Error::from_raw_os_error(nix::libc::ENODEV);
         let (operation, object) = ("find the interface", config.name.clone());
         return Err(netlink::Error::Refused { operation, object, source });
     };
-    let options = AddressOptions { no_dad: true, no_prefix_route: false };
     for address in &config.addresses {
-        netlink.add_address(link.index, *address, options).await?;
+        netlink.add_address(link.index, *address, ADDRESS).await?;
     }
     netlink.set_up(link.index, true, Some(config.mtu.into())).await?;
     Ok(link.index)
