@@ -38,7 +38,6 @@ pub(crate) fn ways(views: &[View]) -> BTreeMap<Prefix, Way> {
 /// The exit that the own node uses in a mesh, by family: the prefix of length zero and the way.
 /// With [`ExitUse::Only`] a family that the exit does not carry has no way but is listed.
 pub(crate) fn exits(view: &View) -> BTreeMap<Prefix, Option<Way>> {
-    let everywhere = view_defaults();
     let lone = |prefix| {
         let ways =
             view.others().filter(|member| is_exit(member, prefix)).map(|it| way(view, it, 1));
@@ -48,7 +47,7 @@ pub(crate) fn exits(view: &View) -> BTreeMap<Prefix, Option<Way>> {
             ExitUse::Only(node) => Some(ways.into_iter().find(|way| way.exit == node)),
         }
     };
-    everywhere.into_iter().filter_map(|prefix| Some((prefix, lone(prefix)?))).collect()
+    everywhere().into_iter().filter_map(|prefix| Some((prefix, lone(prefix)?))).collect()
 }
 
 /// What the own node announces in the mesh of `view` of what it reaches by its other meshes, the
@@ -155,7 +154,8 @@ fn is_exit(member: &Member, prefix: Prefix) -> bool {
     member.live && member.networks.contains(&prefix)
 }
 
-fn view_defaults() -> [Prefix; 2] {
+/// The prefix of length zero of each family.
+fn everywhere() -> [Prefix; 2] {
     let all = |addr: IpAddr| Prefix::new(addr, 0).expect("every family has the length zero");
     [all(IpAddr::from([0; 4])), all(Ipv6Addr::UNSPECIFIED.into())]
 }

@@ -92,6 +92,45 @@ fn a_drained_peer_and_one_that_is_avoided_serve_nobody() {
     all_pairs_reach(&world);
 }
 
+#[test]
+fn one_key_is_one_peer() {
+    let mut world = world(4, 0);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    members.get_mut(&node(3)).expect("there").key = member(mesh(1), 2, Role::Peer).key;
+    members.get_mut(&node(4)).expect("there").key = member(mesh(1), 1, Role::Peer).key;
+    world.settle();
+    let peers = &world.plans[&node(1)].meshes[&mesh(1)].peers;
+    let allowed: Vec<_> = peers.values().map(|spec| spec.allowed.clone()).collect();
+    assert_eq!(allowed, [BTreeSet::from([Prefix::host(address(node(2)).into())])]);
+}
+
+#[test]
+fn addresses_of_both_families_are_a_members_own() {
+    let mut world = world(2, 1);
+    let ipv4 = |number: u8| std::net::Ipv4Addr::new(10, 9, 0, number);
+    for (node, member) in world.members.get_mut(&mesh(1)).expect("there") {
+        member.ipv4 = Some(ipv4(node.0[0]));
+    }
+    for options in world.options.values_mut() {
+        options.ipv4 = Some("10.9.0.0/16".parse().expect("a prefix"));
+    }
+    world.settle();
+    let client = node(CLIENTS + 1);
+    let at = serving(&world, node(1))[&client];
+    let holds = |by: NodeId, of: u8| {
+        let peers = &world.plans[&by].meshes[&mesh(1)].peers;
+        let holding = |prefix: &&Prefix| prefix.contains(ipv4(of).into());
+        let found = peers.iter().find(|(_, spec)| spec.allowed.iter().any(|it| holding(&it)));
+        found.map(|(key, _)| NodeId(key.0))
+    };
+    let other = if at == node(1) { node(2) } else { node(1) };
+    assert_eq!(holds(at, client.0[0]), Some(client));
+    assert_eq!(holds(other, client.0[0]), Some(at));
+    assert_eq!(holds(client, other.0[0]), Some(at));
+    let relays = &world.plans[&at].meshes[&mesh(1)].relays;
+    assert_eq!(relays.send(ipv4(at.0[0]).into(), ipv4(other.0[0]).into()), Ok(None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
