@@ -114,15 +114,9 @@ impl Import {
                     "left out: clients keep the way through their NAT open by themselves",
                 );
             }
-            "advertiseRoute" | "advertiseRoutes" if entry.flag()? => self.note(
-                entry,
-                "left out: see docs/two-meshes.md for how a node in two meshes leads from one to \
-                 the other",
-            ),
-            "advertiseDefaults" if entry.flag()? => self.note(
-                entry,
-                "left out: see docs/exit-node.md for how a node becomes the way to everywhere",
-            ),
+            "advertiseRoute" | "advertiseRoutes" | "advertiseDefaults" if entry.flag()? => {
+                self.note(entry, "left out: the configuration has no key for it yet");
+            }
             "preUp" | "postUp" | "preDown" | "postDown" => self.hook(key, &entry)?,
             // Flags that are off.
             "skipCertVerification"
