@@ -61,7 +61,7 @@ impl Default for Probing {
         let ms = Duration::from_millis;
         Self {
             interval: ms(1000),
-            random_every: 8,
+            random_every: 10,
             again: ms(200),
             ask: ms(420),
             helpers: 4,
