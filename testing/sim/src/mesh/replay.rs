@@ -66,9 +66,8 @@ mod tests {
     #[test]
     fn a_log_in_a_file_is_replayed_and_other_files_are_refused() {
         let identity = Identity::from_secret(&[1; 32]);
-        let state =
-            State::found(&identity, "log", [2; 16], WgKey([3; 32]), Profile::default())
-                .expect("in bounds");
+        let state = State::found(&identity, "log", [2; 16], WgKey([3; 32]), Profile::default())
+            .expect("in bounds");
         let (config, wall) = (Config::default(), UnixTime(1_795_000_000));
         let mut mesh =
             Mesh::recorded(identity, state, config, 7, Time::ZERO, wall).expect("its own state");
