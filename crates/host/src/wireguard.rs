@@ -1,6 +1,7 @@
 //! WireGuard in this process: a TUN interface, a UDP socket, and the protocol between them.
 
 mod plan;
+mod relay;
 mod uapi;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,19 +11,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use gotatun::device::Peer;
 use gotatun::device::configure::DeviceWrite;
-use gotatun::device::{DefaultDeviceTransports, Peer};
 use gotatun::tun::tun;
 use gotatun::tun::tun_async_device::TunDevice;
+use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519::{PublicKey, StaticSecret};
 use ipnetwork::IpNetwork;
 use selvedge_model::{Prefix, WgKey};
+use selvedge_topology::Relays;
 use zeroize::Zeroizing;
 
 use crate::netlink::{self, AddressOptions, Netlink};
 
 pub use plan::Changes;
 use plan::{Step, Update};
+use relay::{Relay, Rules};
+
+type Transports = (UdpSocketFactory, Relay<TunDevice>, Relay<TunDevice>);
 
 /// The bytes that WireGuard adds to a packet at most: IPv6, UDP and its own header and tag.
 pub const OVERHEAD: u16 = 80;
@@ -187,7 +193,8 @@ pub struct Device {
     index: u32,
     public_key: WgKey,
     netlink: Netlink,
-    inner: gotatun::device::Device<DefaultDeviceTransports>,
+    inner: gotatun::device::Device<Transports>,
+    rules: Rules,
     applied: BTreeMap<WgKey, PeerSpec>,
     addresses: Vec<Prefix>,
     mtu: u16,
@@ -203,7 +210,9 @@ impl Device {
     pub async fn create(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
         let tun =
             open_tun(config).map_err(|reason| Error::Tun { name: config.name.clone(), reason })?;
-        let builder = gotatun::device::build().with_default_udp().with_ip(tun);
+        let rules = Rules::default();
+        let relay = Relay::new(tun, rules.clone());
+        let builder = gotatun::device::build().with_default_udp().with_ip(relay);
         let (control, builder) = match &config.control {
             Some(folder) => {
                 let (socket, server) = uapi::Socket::bind(folder, &config.name)?;
@@ -215,7 +224,7 @@ impl Device {
         let inner = builder.build().await.map_err(listen)?;
         // Only a change of the key or the port makes the device open its socket, so they are set
         // here and not while it is built.
-        let start = async |device: &mut DeviceWrite<'_, DefaultDeviceTransports>| {
+        let start = async |device: &mut DeviceWrite<'_, Transports>| {
             device.set_listen_port(config.listen_port);
             device.set_private_key(config.private_key.secret()).await;
         };
@@ -229,6 +238,7 @@ impl Device {
             public_key: config.private_key.public(),
             netlink: netlink.clone(),
             inner,
+            rules,
             applied: BTreeMap::new(),
             addresses: config.addresses.clone(),
             mtu: config.mtu,
@@ -305,7 +315,7 @@ impl Device {
         let steps = plan::plan(&self.applied, desired);
         if !steps.is_empty() {
             let steps = &steps;
-            let execute = async |device: &mut DeviceWrite<'_, DefaultDeviceTransports>| {
+            let execute = async |device: &mut DeviceWrite<'_, Transports>| {
                 for step in steps {
                     take(device, step).await;
                 }
@@ -316,6 +326,27 @@ impl Device {
         let changes = plan::count(&steps);
         self.applied.clone_from(desired);
         Ok(changes)
+    }
+
+    /// Marks the packets that the device itself sends, so that routing rules keep them out of the
+    /// tunnels; 0 marks none.
+    ///
+    /// # Errors
+    /// If the kernel refuses, which takes `CAP_NET_ADMIN`.
+    pub async fn set_mark(&self, mark: u32) -> Result<(), Error> {
+        self.inner.set_fwmark(mark).await.map_err(Error::Apply)
+    }
+
+    /// Carries packets from and to beyond the mesh by these rules from now on, and drops what they
+    /// refuse. Before the first call everything passes as it is.
+    pub fn set_relays(&self, relays: Relays) {
+        self.rules.set(relays);
+    }
+
+    /// How many packets the rules of [`Device::set_relays`] refused.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.rules.refused()
     }
 
     /// All peers, in the order of their keys.
@@ -400,7 +431,7 @@ async fn configure(netlink: &Netlink, config: &Config) -> Result<u32, netlink::E
     Ok(link.index)
 }
 
-async fn take(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, step: &Step<'_>) {
+async fn take(device: &mut DeviceWrite<'_, Transports>, step: &Step<'_>) {
     match step {
         Step::Remove(key) => {
             device.remove_peer(&PublicKey::from(key.0)).await;

@@ -1,3 +1,5 @@
+mod relay;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
