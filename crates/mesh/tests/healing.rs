@@ -42,6 +42,10 @@ fn heal(seed: u64, each: u32, length: Duration) -> Option<Duration> {
             return None;
         }
     }
+    for mesh in net.nodes.values() {
+        let refused = |kind: &str| mesh.rejections().get(kind).copied().unwrap_or(0);
+        assert_eq!(refused("too_much") + refused("silenced"), 0, "nobody in good order is refused");
+    }
     Some(net.now.since(began))
 }
 
