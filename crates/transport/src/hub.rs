@@ -204,6 +204,8 @@ impl Hub {
         self.endpoint.close(code::DONE, b"the agent stops");
         // The partners' idle timeouts do the rest if this takes longer.
         timeout(GOODBYE, self.endpoint.wait_idle()).await.unwrap_or_default();
+        // The socket is closed before anybody hears that it is.
+        drop(self);
         if let Some(done) = done {
             done.send(()).unwrap_or_default();
         }

@@ -30,11 +30,13 @@ mod tests;
 mod tls;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use selvedge_model::NodeId;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 pub use crate::access::{Access, AccessList};
@@ -97,6 +99,7 @@ pub struct Transport {
     local: SocketAddr,
     requests: mpsc::Sender<hub::Request>,
     datagrams: mpsc::Sender<datagram::Request>,
+    socket: Weak<mux::Mux>,
     room: room::Room,
     counters: Arc<Counters>,
 }
@@ -120,6 +123,7 @@ impl Transport {
         let (datagrams, to_seal) = mpsc::channel(QUEUE);
         let (inbox, received) = mpsc::channel(QUEUE);
         let Config { access, .. } = config;
+        let freed = Arc::downgrade(&socket);
         let courier = datagram::Courier::new(
             agreement,
             socket,
@@ -131,7 +135,7 @@ impl Transport {
         tokio::spawn(hub.run(from_handles));
         tokio::spawn(courier.run(to_seal, diverted));
         let room = room::Room::new(WAITING);
-        Ok((Self { node, local, requests, datagrams, room, counters }, received))
+        Ok((Self { node, local, requests, datagrams, socket: freed, room, counters }, received))
     }
 
     /// The own identity.
@@ -195,7 +199,7 @@ impl Transport {
         if message.len() > MAX_DATAGRAM {
             return Err(SendError::TooLong { len: message.len() });
         }
-        let request = datagram::Request { to, addrs: addrs.to_vec(), message };
+        let request = datagram::Request::Send { to, addrs: addrs.to_vec(), message };
         self.datagrams.try_send(request).map_err(not_queued)
     }
 
@@ -216,11 +220,19 @@ impl Transport {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Says goodbye to all partners and stops serving; waits for a fifth of a second at most.
+    /// Says goodbye to all partners and stops serving. When it returns the port is free again,
+    /// unless that takes longer than a second.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         if self.requests.send(hub::Request::Close { reply }).await.is_ok() {
             answer.await.unwrap_or_default();
+        }
+        self.datagrams.send(datagram::Request::Close).await.unwrap_or_default();
+        for _ in 0..100 {
+            if self.socket.strong_count() == 0 {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
         }
     }
 

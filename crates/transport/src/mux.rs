@@ -44,7 +44,7 @@ impl Mux {
             SocketAddr::V4(v4) if self.is_ipv6 => {
                 SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
             }
-            other => other,
+            SocketAddr::V4(_) | SocketAddr::V6(_) => to,
         };
         self.try_send(&Transmit {
             destination,

@@ -11,11 +11,10 @@ use super::post::Post;
 use crate::mux::{Diverted, Mux};
 use crate::{AccessList, Agreement, BindError, Counters, Received};
 
-/// A message to send.
-pub(crate) struct Request {
-    pub(crate) to: NodeId,
-    pub(crate) addrs: Vec<SocketAddr>,
-    pub(crate) message: Vec<u8>,
+/// What handles ask for.
+pub(crate) enum Request {
+    Send { to: NodeId, addrs: Vec<SocketAddr>, message: Vec<u8> },
+    Close,
 }
 
 /// Seals what is sent, and opens what arrives.
@@ -41,7 +40,7 @@ impl Courier {
         Ok(Self { post, socket, access, inbox, counters })
     }
 
-    /// Runs until the last handle is gone.
+    /// Runs until the last handle is gone or one asks for the end.
     pub(crate) async fn run(
         mut self,
         mut requests: mpsc::Receiver<Request>,
@@ -51,8 +50,8 @@ impl Courier {
             let due = self.post.poll_timeout();
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(request) => self.send(request),
-                    None => return,
+                    Some(Request::Send { to, addrs, message }) => self.send(to, &addrs, message),
+                    Some(Request::Close) | None => return,
                 },
                 Some((remote, datagram)) = diverted.recv() => self.receive(remote, &datagram),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
@@ -66,9 +65,9 @@ impl Courier {
         }
     }
 
-    fn send(&mut self, Request { to, addrs, message }: Request) {
+    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], message: Vec<u8>) {
         let access = self.access.borrow();
-        self.post.send(to, &addrs, message, &access, Instant::now());
+        self.post.send(to, addrs, message, &access, Instant::now());
     }
 
     fn receive(&mut self, remote: SocketAddr, datagram: &[u8]) {
