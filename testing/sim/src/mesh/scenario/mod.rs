@@ -242,9 +242,12 @@ impl Scenario {
     }
 }
 
+/// What is done to so many nodes.
+type OfSome = fn(usize) -> Action;
+
 impl Step {
     fn spread(&self) -> Vec<(f64, Action)> {
-        let several: Option<(usize, fn(usize) -> Action)> = match &self.action {
+        let several: Option<(usize, OfSome)> = match &self.action {
             Action::Update(count) => Some((*count, Action::Update)),
             Action::Crash(count) => Some((*count, Action::Crash)),
             Action::Return(count) => Some((*count, Action::Return)),

@@ -51,7 +51,7 @@ fn broken(scenario: &Scenario, seed: u64) -> Option<(String, Vec<String>)> {
     let report = play(scenario, seed);
     let first = report.details.first()?;
     // "seed 1, 2.5s: M1: what exactly"
-    let rule = first.splitn(3, ": ").nth(1).unwrap_or(first).to_owned();
+    let rule = first.split(": ").nth(1).unwrap_or(first).to_owned();
     Some((rule, report.history))
 }
 
