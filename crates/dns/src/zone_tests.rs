@@ -39,7 +39,7 @@ fn look(zone: &Zone, asked: &str) -> Lookup {
 fn at(zone: &Zone, asked: &str) -> Vec<String> {
     match look(zone, asked) {
         Lookup::Records(_, records) => records.iter().map(ToString::to_string).collect(),
-        other => panic!("{asked}: {other:?}"),
+        other @ (Lookup::Elsewhere | Lookup::Nothing(_)) => panic!("{asked}: {other:?}"),
     }
 }
 
