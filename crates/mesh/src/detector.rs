@@ -60,7 +60,7 @@ impl Default for Probing {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            interval: ms(1000),
+            interval: ms(1050),
             random_every: 10,
             again: ms(200),
             ask: ms(420),
