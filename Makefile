@@ -29,8 +29,9 @@ scenarios: deps test-deps ## run the scenarios of the demo, the lab and the simu
 soak: deps test-deps ## run the long scenarios with their bounds, for hours; ONLY="name ..." runs those
 	@scripts/soak.sh $(ONLY)
 
-bench: deps ## measure what the gateway core costs, in a minute or two
+bench: deps ## measure what the cores cost, in a minute or two
 	$(CARGO) bench -p selvedge-gateway --bench core
+	$(CARGO) bench -p selvedge-mesh --bench core
 
 lint: deps ## formatting, clippy, documentation, dependencies, rules of the house
 	@scripts/deps.sh lint

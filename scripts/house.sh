@@ -10,7 +10,7 @@ breach() {
 }
 
 # The cores have no runtime, no socket and no file: whatever brings one does not get in by a detour.
-for core in selvedge-model selvedge-mesh selvedge-gateway; do
+for core in selvedge-model selvedge-mesh selvedge-topology selvedge-gateway; do
     while IFS= read -r crate; do
         breach "$core depends on $crate; a core does no I/O"
     done < <(cargo tree --quiet --package "$core" --edges normal --prefix none |

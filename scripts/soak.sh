@@ -27,6 +27,12 @@ readonly LOST_MORE="outage_ms_follower.max<=800 leader_runs>=7"
 readonly UNHARMED=(--max-packets-lost 0)
 # The gateway comes back by itself, or says itself that it is unfit.
 readonly HANDED=(--max-outage-ms 1000 --max-return-gap-ms 300)
+# A mesh of 3000: two virtual minutes of it take less than one.
+MESH="update_ms.p99<=500 update_ms.max<=1000 copies_per_update<=4 crash_known_ms.p99<=3000"
+MESH+=" crash_known_ms.max<=5000 false_failures<=0 idle_bytes_per_node_s<=300 join_ms.state<=2000"
+MESH+=" join_ms.known<=3000 join_ms.received_over_state<=1.3 repair_bytes<=2048"
+MESH+=" repair_round_trips<=4 virtual_s>=110 wall_s<=60"
+readonly MESH
 
 scenarios() {
     local fault
@@ -53,6 +59,35 @@ scenarios() {
     scenario store-10000 "" selvedge-lab store --networks 10000 --max-reassigned-ms 1000
     scenario sim-500 "" selvedge-sim gateway --chaos --seeds 0..1000 --networks 500
     scenario sim-50000 "" selvedge-sim gateway --chaos --seeds 0..10 --networks 50000
+    scenario mesh-partition "" selvedge-sim mesh --scenario testing/sim/scenarios/long-partition.toml
+    scenario mesh-churn "" selvedge-sim mesh --scenario testing/sim/scenarios/long-churn.toml
+    scenario mesh-bad-network "" selvedge-sim mesh --scenario testing/sim/scenarios/long-bad-network.toml
+    scenario mesh-forgetting "" selvedge-sim mesh --scenario testing/sim/scenarios/long-forgetting.toml
+    scenario mesh-everything "" selvedge-sim mesh --seeds 0..200 \
+        --scenario testing/sim/scenarios/everything.toml
+    for seed in {1..10}; do
+        mesh_figures "$seed"
+    done
+    scenario mesh-10000 "violations<=0" selvedge-sim mesh --nodes 10000 --partition 0 --idle 20
+}
+
+# The figures of docs/mesh-membership.md, with one seed: news, crashes, joins, repair and idleness;
+# false failures; crowds; partitions of ten minutes.
+mesh_figures() {
+    local seed=$1 nodes
+    local none=(--seed "$seed" --updates 0 --crashes 0 --joins 0)
+    local whole=("${none[@]}" --partition 0)
+    scenario "mesh-3000-$seed" "$MESH" selvedge-sim mesh --seed "$seed" --joins 6 --idle 80 \
+        --partition 0
+    scenario "mesh-idle-$seed" "false_failures<=0" selvedge-sim mesh "${whole[@]}" --idle 600
+    # Under one in 1000 node-hours: this is half of that.
+    scenario "mesh-stalls-$seed" "false_failures<=0" selvedge-sim mesh "${whole[@]}" --idle 600 \
+        --loss 0.05 --stalling 0.05
+    scenario "mesh-churn-$seed" "churn_ms<=15000" selvedge-sim mesh "${whole[@]}" --churn 100
+    for nodes in 2 20 3000; do
+        scenario "mesh-parts-$nodes-$seed" "heal_ms<=5000 heal_lives_ms<=5000" \
+            selvedge-sim mesh "${none[@]}" --idle 0 --nodes "$nodes" --partition 600
+    done
 }
 
 main() {

@@ -1,9 +1,10 @@
 //! The agent itself.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What an agent says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Info {
     /// The agent's name.
     pub name: String,
@@ -22,7 +23,7 @@ pub struct Info {
 }
 
 /// Which planes an agent runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Planes {
     /// The mesh plane.
     pub mesh: bool,
@@ -31,7 +32,7 @@ pub struct Planes {
 }
 
 /// Start the agent again: the program at its path, with the same arguments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RestartRequest {
     /// How long the other gateways shall wait for it, in milliseconds; `None`: 10 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +40,7 @@ pub struct RestartRequest {
 }
 
 /// The agent is about to start again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Restarting {
     /// What will be started.
     pub program: String,

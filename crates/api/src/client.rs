@@ -139,9 +139,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn metrics(&self) -> Result<String, ClientError> {
-        let request = Request::new(Method::GET, &["metrics"]);
-        let response = self.send(&request, None::<&()>).await?;
-        response.text().await.map_err(|error| self.explain(&request, error))
+        self.text(&["metrics"]).await
     }
 
     /// All meshes of the agent.
@@ -197,6 +195,63 @@ impl Client {
     /// See [`ClientError`].
     pub async fn leave_mesh(&self, mesh: &str) -> Result<mesh::Left, ClientError> {
         self.call(Request::new(Method::DELETE, &["meshes", mesh]), None::<&()>).await
+    }
+
+    /// Says something else about this node in a mesh, by name or id.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn edit_node(
+        &self,
+        mesh: &str,
+        request: &mesh::EditRequest,
+    ) -> Result<mesh::Mesh, ClientError> {
+        self.call(Request::new(Method::PATCH, &["meshes", mesh, "node"]), Some(request)).await
+    }
+
+    /// The answer to a JMESPath expression over the members of a mesh, by name or id.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also if the expression is malformed, or too long or too deep.
+    pub async fn query_mesh(
+        &self,
+        mesh: &str,
+        expression: &str,
+    ) -> Result<serde_json::Value, ClientError> {
+        let request = mesh::QueryRequest { expression: expression.to_owned() };
+        self.post(&["meshes", mesh, "query"], &request).await
+    }
+
+    /// All meshes as one graph in the language of Graphviz.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn mesh_graph(&self) -> Result<String, ClientError> {
+        self.text(&["meshes", "graph"]).await
+    }
+
+    /// What happens in all meshes from now on.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn watch_meshes(&self) -> Result<Watch<mesh::Event>, ClientError> {
+        self.events(&["meshes", "watch"]).await
+    }
+
+    /// How names of mesh members are answered on this host.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn dns(&self) -> Result<mesh::Dns, ClientError> {
+        self.get(&["dns"]).await
+    }
+
+    /// The description of the API (OpenAPI 3.1), as JSON.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn openapi(&self) -> Result<serde_json::Value, ClientError> {
+        self.get(&["openapi.json"]).await
     }
 
     /// What the gateway knows of itself and the others.
@@ -277,10 +332,20 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn watch(&self) -> Result<Watch, ClientError> {
-        let request = Request::new(Method::GET, &["gateway", "watch"]);
+        self.events(&["gateway", "watch"]).await
+    }
+
+    async fn events<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Watch<T>, ClientError> {
+        let request = Request::new(Method::GET, path);
         let builder = self.http.request(request.method.clone(), request.url());
         let response = self.checked(&request, builder).await?;
-        Ok(Watch::new(response))
+        Ok(Watch::new(request.to_string(), response))
+    }
+
+    async fn text(&self, path: &[&str]) -> Result<String, ClientError> {
+        let request = Request::new(Method::GET, path);
+        let response = self.send(&request, None::<&()>).await?;
+        response.text().await.map_err(|error| self.explain(&request, error))
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ClientError> {

@@ -7,6 +7,7 @@ mod times;
 
 use selvedge_model::{NodeName, Vni};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use check::{Finding, Place, Severity};
 pub use event::{Event, What};
@@ -14,9 +15,10 @@ pub use health::{Cause, Failover, Members, Partner, Path, Right};
 pub use times::{Bucket, Distribution, Times};
 
 /// What a gateway knows of itself and of the others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// This gateway.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// The create revision of its registration; `None` while it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,6 +51,7 @@ pub struct Status {
     pub unfit: Vec<String>,
     /// Who votes, this node included.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub voters: Vec<NodeName>,
     /// How many voters are a majority.
     #[serde(default)]
@@ -58,6 +61,7 @@ pub struct Status {
     pub partners: Vec<Partner>,
     /// Who starts planned moves now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub planner: Option<NodeName>,
     /// All gateways, this one included, in the order of their names.
     pub nodes: Vec<NodeRow>,
@@ -75,7 +79,7 @@ pub struct Status {
 }
 
 /// The store as a gateway sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Store {
     /// `etcd` or `embedded`.
     pub engine: String,
@@ -92,7 +96,7 @@ pub struct Store {
 }
 
 /// What a node is there for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeKind {
     /// It serves networks, and votes.
@@ -114,9 +118,10 @@ impl NodeKind {
 }
 
 /// A gateway as the store describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeRow {
     /// Its name.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// Whether it is registered: its agent runs and reaches the store.
     pub registered: bool,
@@ -144,7 +149,7 @@ pub struct NodeRow {
 }
 
 /// How the networks fare.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
     /// All of this gateway's range.
     pub total: usize,
@@ -161,7 +166,7 @@ pub struct Counts {
 }
 
 /// What a gateway has done since its agent started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Counters {
     /// Planned moves that ended here: this gateway became `current`.
@@ -199,9 +204,10 @@ pub struct Counters {
 }
 
 /// One overlay network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkRow {
     /// The network.
+    #[schema(value_type = u32)]
     pub vni: Vni,
     /// Its state.
     pub state: State,
@@ -209,9 +215,11 @@ pub struct NetworkRow {
     pub number: u8,
     /// Who serves it, or hands it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub current: Option<NodeName>,
     /// Who takes it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub next: Option<NodeName>,
     /// What this gateway is to it.
     pub role: Role,
@@ -233,7 +241,9 @@ pub struct NetworkRow {
 }
 
 /// The states of a network, with the numbers under which the store knows them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum State {
@@ -310,7 +320,7 @@ impl State {
 }
 
 /// What a gateway is to a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// It serves the network, or hands it over.
@@ -335,7 +345,7 @@ impl Role {
 }
 
 /// What a host does for a network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Duty {
     /// It advertises the gateway into the fabric.
     pub fabric: bool,
@@ -346,7 +356,7 @@ pub struct Duty {
 }
 
 /// How a gateway attracts the traffic that comes from upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Upstream {
     /// Not at all.
@@ -359,17 +369,19 @@ pub enum Upstream {
 }
 
 /// Drain a gateway, or end that.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainRequest {
     /// Which; `None`: the one that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub name: Option<NodeName>,
 }
 
 /// How far a drain has come.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Drain {
     /// The gateway.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// Whether it is drained: no network is placed there any more.
     pub drained: bool,
@@ -378,35 +390,40 @@ pub struct Drain {
 }
 
 /// Take the networks of a lost gateway over without asking the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TakeoverRequest {
     /// The lost gateway.
+    #[schema(value_type = String)]
     pub name: NodeName,
 }
 
 /// What a forced takeover has begun.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Takeover {
     /// The lost gateway.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// How many networks it owned, by what this gateway last read in the store.
     pub owned: usize,
     /// The voters that this gateway hears, and that the takeover binds.
+    #[schema(value_type = Vec<String>)]
     pub heard: Vec<NodeName>,
 }
 
 /// A node that is struck from the roster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Removed {
     /// The node.
+    #[schema(value_type = String)]
     pub name: NodeName,
 }
 
 /// Which changes of owners are asked for: query parameters of the request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HistoryQuery {
     /// Of one network; `None`: of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
     pub vni: Option<Vni>,
     /// At most so many, the latest; `None`: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -414,13 +431,15 @@ pub struct HistoryQuery {
 }
 
 /// A change of a network's owner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ChangeRow {
     /// The network.
+    #[schema(value_type = u32)]
     pub vni: Vni,
     /// Counts the owners of this network.
     pub epoch: u64,
     /// The owner from here on.
+    #[schema(value_type = String)]
     pub owner: NodeName,
     /// Why it changed.
     pub reason: String,

@@ -13,8 +13,14 @@
 //! | `POST /v1/meshes` | [`mesh::CreateRequest`] | [`mesh::Mesh`] |
 //! | `POST /v1/meshes/join` | [`mesh::JoinRequest`] | [`mesh::Mesh`] |
 //! | `GET /v1/meshes/{mesh}` | | [`mesh::Mesh`] |
+//! | `GET /v1/meshes/graph` | | text in the language of Graphviz |
+//! | `GET /v1/meshes/watch` | | a line with a [`mesh::Event`] for each that happens, without end |
 //! | `DELETE /v1/meshes/{mesh}` | | [`mesh::Left`] |
+//! | `PATCH /v1/meshes/{mesh}/node` | [`mesh::EditRequest`] | [`mesh::Mesh`] |
+//! | `POST /v1/meshes/{mesh}/query` | [`mesh::QueryRequest`] | any JSON |
 //! | `POST /v1/meshes/{mesh}/invites` | [`mesh::InviteRequest`] | [`mesh::Invite`] |
+//! | `GET /v1/dns` | | [`mesh::Dns`] |
+//! | `GET /v1/openapi.json` | | the description of all this (OpenAPI 3.1) |
 //! | `GET /v1/gateway` | | [`gateway::Status`] |
 //! | `GET /v1/gateway/networks` | | list of [`gateway::NetworkRow`] |
 //! | `POST /v1/gateway/drain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
@@ -25,7 +31,8 @@
 //! | `GET /v1/gateway/check` | | list of [`gateway::Finding`] |
 //! | `GET /v1/gateway/watch` | | a line with a [`gateway::Event`] for each that happens, without end |
 //!
-//! `{mesh}` is the mesh's name, its id, or the beginning of its id if that is unique.
+//! `{mesh}` is the mesh's name, its id, or the beginning of its id if that is unique. A mesh that is
+//! called `join`, `graph` or `watch` is reached by its id.
 
 pub mod agent;
 mod client;

@@ -1,14 +1,16 @@
 //! The mesh plane.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Found a mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreateRequest {
     /// What people call the mesh.
     pub name: String,
@@ -21,7 +23,7 @@ pub struct CreateRequest {
 }
 
 /// Make a token that lets others join a mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InviteRequest {
     /// How many nodes may join with it.
     pub uses: u32,
@@ -33,11 +35,12 @@ pub struct InviteRequest {
 }
 
 /// A token that lets others join a mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Invite {
     /// The token: whoever has it may join, so it is a secret.
     pub token: String,
     /// The mesh.
+    #[schema(value_type = String)]
     pub mesh: MeshId,
     /// How many nodes may join with it.
     pub uses: u32,
@@ -46,7 +49,7 @@ pub struct Invite {
 }
 
 /// Join a mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinRequest {
     /// The token that a member made.
     pub token: String,
@@ -58,44 +61,77 @@ pub struct JoinRequest {
     pub description: Option<String>,
 }
 
+/// Say something else about this node in a mesh. What is left out stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct EditRequest {
+    /// What this node calls itself; an empty text takes the name away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Whether it shares that with other nodes on purpose, so that the name means all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+    /// A word on this node; an empty text takes it away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Services to offer, by name; `null` ends one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, Option<String>>,
+}
+
+/// Ask about the members of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QueryRequest {
+    /// An expression of JMESPath (<https://jmespath.org>) over the list of members as
+    /// `docs/mesh-query.md` describes them.
+    pub expression: String,
+}
+
 /// A mesh that was left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Left {
     /// Its id.
+    #[schema(value_type = String)]
     pub id: MeshId,
     /// Its name.
     pub name: String,
 }
 
 /// A mesh in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Summary {
     /// Its id.
+    #[schema(value_type = String)]
     pub id: MeshId,
     /// Its name.
     pub name: String,
     /// This node's WireGuard interface in it.
     pub interface: String,
     /// This node's overlay address in it.
+    #[schema(value_type = String)]
     pub address: Ipv6Addr,
     /// How many members it has, this node included.
     pub members: usize,
 }
 
 /// A mesh as one of its members sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Mesh {
     /// Its id.
+    #[schema(value_type = String)]
     pub id: MeshId,
     /// Its name.
     pub name: String,
     /// This node's identity.
+    #[schema(value_type = String)]
     pub node: NodeId,
     /// This node's WireGuard interface in it.
     pub interface: String,
     /// This node's overlay address in it.
+    #[schema(value_type = String)]
     pub address: Ipv6Addr,
     /// The overlay prefix of all its members.
+    #[schema(value_type = String)]
     pub prefix: Prefix,
     /// The UDP port of this node's WireGuard interface.
     pub listen_port: u16,
@@ -104,35 +140,77 @@ pub struct Mesh {
 }
 
 /// A member of a mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {
     /// Its identity.
+    #[schema(value_type = String)]
     pub node: NodeId,
     /// Whether it is the node that was asked.
     pub own: bool,
     /// What it calls itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
+    /// What it is called: the alias as a label of a domain name, with something behind it if
+    /// another member has it, or a name made of words. No other member has it.
+    #[serde(default)]
+    pub name: String,
+    /// The name that it shares with others on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Whether another member claims the same alias, and they do not share it on purpose.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub contested: bool,
     /// What it says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// What it offers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, String>,
+    /// The version of its software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// When it last said something new about itself, or renewed it, in seconds since 1970 (UTC)
+    /// by its own clock.
+    #[serde(default)]
+    pub updated: u64,
     /// Its role.
     #[serde(default)]
     pub role: Role,
     /// Its overlay address.
+    #[schema(value_type = String)]
     pub address: Ipv6Addr,
+    /// Its IPv4 address in the mesh, if the mesh has such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ipv4: Option<Ipv4Addr>,
     /// Its WireGuard key.
+    #[schema(value_type = String)]
     pub wg_key: WgKey,
+    /// Where it says that its agent listens.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub control: Vec<SocketAddr>,
     /// Where it says that its WireGuard listens.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub endpoints: Vec<SocketAddr>,
+    /// What is reached by it beside itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// The member by which this node's packets reach it; none if they go to it directly, or not
+    /// at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub via: Option<NodeId>,
     /// Where this node's WireGuard sends packets for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub endpoint: Option<SocketAddr>,
     /// Whether it is there.
     pub state: MemberState,
     /// What this node's WireGuard sends to it.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub allowed_ips: Vec<Prefix>,
     /// Seconds between keepalive packets, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,8 +226,136 @@ pub struct Member {
     pub tx_bytes: u64,
 }
 
+/// What is reached by a member beside itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Route {
+    /// Where to.
+    #[schema(value_type = String)]
+    pub destination: Prefix,
+    /// The meshes that lead there, the nearest first; none if it is just behind the member.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub path: Vec<MeshId>,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// Something that happened in a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = MeshEvent)]
+pub struct Event {
+    /// When, in milliseconds since 1970 (UTC).
+    pub at_ms: u64,
+    /// In which mesh; none if it is about all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub mesh: Option<MeshId>,
+    /// What people call that mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened in a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[schema(as = MeshWhat)]
+pub enum What {
+    /// This node takes part in it from now on.
+    Entered,
+    /// This node takes part in it no more.
+    Left,
+    /// A node became a member.
+    MemberJoined(Who),
+    /// A member says something new about itself.
+    MemberUpdated(Who),
+    /// A node is a member no more.
+    MemberLeft(Who),
+    /// A member does not answer any more.
+    MemberDown(Who),
+    /// A member that was down is heard again.
+    MemberUp(Who),
+    /// A hook failed.
+    HookFailed {
+        /// Which.
+        hook: String,
+        /// Why.
+        problem: String,
+    },
+    /// The reader was too slow: so many events before this one were left out.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+    /// An event of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Whom an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Who {
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// What it calls itself, if it is a member still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+}
+
+/// How names of mesh members are answered on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Dns {
+    /// Whether the agent answers DNS questions.
+    pub enabled: bool,
+    /// The domain of all meshes.
+    #[serde(default)]
+    pub domain: String,
+    /// Where it listens, or why not.
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// Whether this host's own programs ask there.
+    #[serde(default)]
+    pub hookup: Hookup,
+}
+
+/// A place where DNS questions are answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listener {
+    /// Where.
+    #[schema(value_type = String)]
+    pub address: SocketAddr,
+    /// The WireGuard interface whose address it is; none for the loopback address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Why nothing is answered there, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Whether this host's own programs find the names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Hookup {
+    /// systemd-resolved sends questions about the meshes to the agent.
+    Resolved,
+    /// systemd-resolved was told, and refused.
+    Failed {
+        /// Why.
+        problem: String,
+    },
+    /// It is left to the operator: there is no systemd-resolved, or it is not to be told.
+    #[default]
+    #[serde(other)]
+    Manual,
+}
+
 /// Whether a member is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemberState {
     /// It answers (or is this node itself).
@@ -178,7 +384,7 @@ impl MemberState {
 }
 
 /// What a member is to the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Reachable by all, and forwards.

@@ -5,9 +5,11 @@
 pub mod check;
 pub mod events;
 pub mod fabric;
+pub mod forwarding;
 pub mod frr;
 pub mod health;
 pub mod inventory;
+pub mod masquerade;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

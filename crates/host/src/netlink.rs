@@ -5,6 +5,7 @@
 
 mod codec;
 mod link;
+mod rule;
 
 use std::fmt;
 use std::io;
@@ -23,6 +24,7 @@ use selvedge_model::Prefix;
 use crate::netns::{self, Namespace};
 
 pub use link::{Link, LinkKind, NewLink, Vxlan};
+pub use rule::Detour;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

@@ -171,7 +171,7 @@ impl Nft {
         self.apply(CLEAR).await
     }
 
-    async fn apply(&self, transaction: &str) -> Result<(), Error> {
+    pub(crate) async fn apply(&self, transaction: &str) -> Result<(), Error> {
         let output = tokio::time::timeout(PATIENCE, self.run(transaction)).await;
         let output = output.map_err(|_| Error::Slow { program: self.program.clone() })?;
         let failed = |source| Error::Run { program: self.program.clone(), source };
@@ -284,11 +284,11 @@ fn nd_input(scope: &Scope) -> String {
     }
 }
 
-fn quoted(names: &BTreeSet<String>) -> String {
+pub(crate) fn quoted(names: &BTreeSet<String>) -> String {
     listed(names.iter().map(|name| format!("\"{name}\"")))
 }
 
-fn listed<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+pub(crate) fn listed<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     items.join(", ")
 }

@@ -1,6 +1,7 @@
 //! WireGuard in this process: a TUN interface, a UDP socket, and the protocol between them.
 
 mod plan;
+mod relay;
 mod uapi;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,19 +11,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use gotatun::device::Peer;
 use gotatun::device::configure::DeviceWrite;
-use gotatun::device::{DefaultDeviceTransports, Peer};
 use gotatun::tun::tun;
 use gotatun::tun::tun_async_device::TunDevice;
+use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519::{PublicKey, StaticSecret};
 use ipnetwork::IpNetwork;
 use selvedge_model::{Prefix, WgKey};
+use selvedge_topology::Relays;
 use zeroize::Zeroizing;
 
 use crate::netlink::{self, AddressOptions, Netlink};
 
 pub use plan::Changes;
 use plan::{Step, Update};
+use relay::{Relay, Rules};
+
+type Transports = (UdpSocketFactory, Relay<TunDevice>, Relay<TunDevice>);
 
 /// The bytes that WireGuard adds to a packet at most: IPv6, UDP and its own header and tag.
 pub const OVERHEAD: u16 = 80;
@@ -187,8 +193,11 @@ pub struct Device {
     index: u32,
     public_key: WgKey,
     netlink: Netlink,
-    inner: gotatun::device::Device<DefaultDeviceTransports>,
+    inner: gotatun::device::Device<Transports>,
+    rules: Rules,
     applied: BTreeMap<WgKey, PeerSpec>,
+    addresses: Vec<Prefix>,
+    mtu: u16,
     control: Option<uapi::Socket>,
 }
 
@@ -201,7 +210,9 @@ impl Device {
     pub async fn create(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
         let tun =
             open_tun(config).map_err(|reason| Error::Tun { name: config.name.clone(), reason })?;
-        let builder = gotatun::device::build().with_default_udp().with_ip(tun);
+        let rules = Rules::default();
+        let relay = Relay::new(tun, rules.clone());
+        let builder = gotatun::device::build().with_default_udp().with_ip(relay);
         let (control, builder) = match &config.control {
             Some(folder) => {
                 let (socket, server) = uapi::Socket::bind(folder, &config.name)?;
@@ -213,7 +224,7 @@ impl Device {
         let inner = builder.build().await.map_err(listen)?;
         // Only a change of the key or the port makes the device open its socket, so they are set
         // here and not while it is built.
-        let start = async |device: &mut DeviceWrite<'_, DefaultDeviceTransports>| {
+        let start = async |device: &mut DeviceWrite<'_, Transports>| {
             device.set_listen_port(config.listen_port);
             device.set_private_key(config.private_key.secret()).await;
         };
@@ -227,7 +238,10 @@ impl Device {
             public_key: config.private_key.public(),
             netlink: netlink.clone(),
             inner,
+            rules,
             applied: BTreeMap::new(),
+            addresses: config.addresses.clone(),
+            mtu: config.mtu,
             control,
         })
     }
@@ -261,6 +275,32 @@ impl Device {
         Ok(!ours || self.inner.wait().now_or_never().is_some())
     }
 
+    /// Puts right what others have changed about the interface: its addresses, its MTU, and
+    /// whether it is up. Addresses that are not ours are left alone. Says whether anything was
+    /// wrong.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked, or refuses.
+    pub async fn repair(&self) -> Result<bool, netlink::Error> {
+        let link = self.netlink.link(&self.name).await?;
+        let Some(link) = link.filter(|link| link.index == self.index) else { return Ok(false) };
+        let mtu = u32::from(self.mtu);
+        let mut wrong = !link.up || link.mtu != mtu;
+        // First: the kernel drops addresses of IPv6 where the MTU is too small for them.
+        if wrong {
+            self.netlink.set_up(self.index, true, Some(mtu)).await?;
+        }
+        let found = self.netlink.addresses().await?;
+        for address in &self.addresses {
+            let there = |a: &netlink::Address| a.index == self.index && a.prefix == *address;
+            if !found.iter().any(there) {
+                wrong = true;
+                self.netlink.add_address(self.index, *address, ADDRESS).await?;
+            }
+        }
+        Ok(wrong)
+    }
+
     /// Makes `desired` the peers of the device. Only what differs from the last call is touched;
     /// sessions live on, whatever changes about their peer, its endpoint included.
     ///
@@ -275,7 +315,7 @@ impl Device {
         let steps = plan::plan(&self.applied, desired);
         if !steps.is_empty() {
             let steps = &steps;
-            let execute = async |device: &mut DeviceWrite<'_, DefaultDeviceTransports>| {
+            let execute = async |device: &mut DeviceWrite<'_, Transports>| {
                 for step in steps {
                     take(device, step).await;
                 }
@@ -286,6 +326,27 @@ impl Device {
         let changes = plan::count(&steps);
         self.applied.clone_from(desired);
         Ok(changes)
+    }
+
+    /// Marks the packets that the device itself sends, so that routing rules keep them out of the
+    /// tunnels; 0 marks none.
+    ///
+    /// # Errors
+    /// If the kernel refuses, which takes `CAP_NET_ADMIN`.
+    pub async fn set_mark(&self, mark: u32) -> Result<(), Error> {
+        self.inner.set_fwmark(mark).await.map_err(Error::Apply)
+    }
+
+    /// Carries packets from and to beyond the mesh by these rules from now on, and drops what they
+    /// refuse. Before the first call everything passes as it is.
+    pub fn set_relays(&self, relays: Relays) {
+        self.rules.set(relays);
+    }
+
+    /// How many packets the rules of [`Device::set_relays`] refused.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.rules.refused()
     }
 
     /// All peers, in the order of their keys.
@@ -354,21 +415,23 @@ fn open_tun(config: &Config) -> Result<TunDevice, String> {
     TunDevice::from_tun_device(device).map_err(|error| error.to_string())
 }
 
+/// Nobody else has the address of a node.
+const ADDRESS: AddressOptions = AddressOptions { no_dad: true, no_prefix_route: false };
+
 async fn configure(netlink: &Netlink, config: &Config) -> Result<u32, netlink::Error> {
     let Some(link) = netlink.link(&config.name).await? else {
         let source = std::io::Error::from_raw_os_error(nix::libc::ENODEV);
         let (operation, object) = ("find the interface", config.name.clone());
         return Err(netlink::Error::Refused { operation, object, source });
     };
-    let options = AddressOptions { no_dad: true, no_prefix_route: false };
     for address in &config.addresses {
-        netlink.add_address(link.index, *address, options).await?;
+        netlink.add_address(link.index, *address, ADDRESS).await?;
     }
     netlink.set_up(link.index, true, Some(config.mtu.into())).await?;
     Ok(link.index)
 }
 
-async fn take(device: &mut DeviceWrite<'_, DefaultDeviceTransports>, step: &Step<'_>) {
+async fn take(device: &mut DeviceWrite<'_, Transports>, step: &Step<'_>) {
     match step {
         Step::Remove(key) => {
             device.remove_peer(&PublicKey::from(key.0)).await;

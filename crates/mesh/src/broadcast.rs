@@ -14,6 +14,7 @@
 //!             announced over it, not arrived: graft
 //! ```
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ const RETRY: Duration = Duration::from_millis(250);
 const MAX_SOURCES: usize = 4;
 
 /// Names a piece of news in an announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct NewsId {
     /// What it is.
@@ -46,6 +47,20 @@ pub struct NewsId {
     /// The sequence number of an entry, the incarnation of a rumor.
     #[n(2)]
     pub stamp: u64,
+}
+
+/// By kind, node and stamp, compared as numbers: each copy of each piece of news is looked up.
+impl Ord for NewsId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let place = |id: &Self| (id.kind, u64::from_be_bytes(id.node), id.stamp);
+        place(self).cmp(&place(other))
+    }
+}
+
+impl PartialOrd for NewsId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// The kinds of news.
@@ -142,6 +157,11 @@ impl Broadcast {
             self.lazy.insert(from);
         }
         many
+    }
+
+    /// Whether this was news here a moment ago. No means nothing.
+    pub(crate) fn has_seen(&self, id: &NewsId) -> bool {
+        self.seen.contains_key(id)
     }
 
     /// The other end has made the link lazy.

@@ -165,9 +165,8 @@ pub(crate) mod fixed_list {
     }
 }
 
-/// A list of prefixes, each a byte string: the length in bits, then the 4 or 16 bytes of the
-/// address.
-pub(crate) mod prefixes {
+/// One prefix, a byte string: the length in bits, then the 4 or 16 bytes of the address.
+pub(crate) mod prefix {
     use std::net::IpAddr;
 
     use minicbor::decode::{self, Decoder};
@@ -175,20 +174,46 @@ pub(crate) mod prefixes {
     use selvedge_model::Prefix;
 
     pub(crate) fn encode<Ctx, W: Write>(
-        list: &[Prefix],
+        prefix: &Prefix,
         e: &mut Encoder<W>,
         _: &mut Ctx,
     ) -> Result<(), encode::Error<W::Error>> {
-        e.array(list.len() as u64)?;
-        for prefix in list {
-            let mut bytes = vec![prefix.len()];
-            match prefix.addr() {
-                IpAddr::V4(v4) => bytes.extend(v4.octets()),
-                IpAddr::V6(v6) => bytes.extend(v6.octets()),
-            }
-            e.bytes(&bytes)?;
+        let mut bytes = vec![prefix.len()];
+        match prefix.addr() {
+            IpAddr::V4(v4) => bytes.extend(v4.octets()),
+            IpAddr::V6(v6) => bytes.extend(v6.octets()),
         }
-        Ok(())
+        e.bytes(&bytes)?.ok()
+    }
+
+    pub(crate) fn decode<Ctx>(d: &mut Decoder<'_>, _: &mut Ctx) -> Result<Prefix, decode::Error> {
+        let position = d.position();
+        read(d.bytes()?).ok_or_else(|| decode::Error::message("not a prefix").at(position))
+    }
+
+    fn read(bytes: &[u8]) -> Option<Prefix> {
+        let (len, addr) = bytes.split_first()?;
+        let v4 = || <[u8; 4]>::try_from(addr).ok().map(IpAddr::from);
+        let v6 = || <[u8; 16]>::try_from(addr).ok().map(IpAddr::from);
+        Prefix::new(v4().or_else(v6)?, *len)
+    }
+}
+
+/// A list of prefixes.
+pub(crate) mod prefixes {
+    use minicbor::decode::{self, Decoder};
+    use minicbor::encode::{self, Encoder, Write};
+    use selvedge_model::Prefix;
+
+    use super::prefix;
+
+    pub(crate) fn encode<Ctx, W: Write>(
+        list: &[Prefix],
+        e: &mut Encoder<W>,
+        ctx: &mut Ctx,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.array(list.len() as u64)?;
+        list.iter().try_for_each(|item| prefix::encode(item, e, ctx))
     }
 
     pub(crate) fn decode<const MAX: usize, Ctx>(
@@ -198,23 +223,52 @@ pub(crate) mod prefixes {
         struct Item(Prefix);
 
         impl<'b, Ctx> decode::Decode<'b, Ctx> for Item {
-            fn decode(d: &mut Decoder<'b>, _: &mut Ctx) -> Result<Self, decode::Error> {
-                let position = d.position();
-                prefix(d.bytes()?)
-                    .map(Self)
-                    .ok_or_else(|| decode::Error::message("not a prefix").at(position))
+            fn decode(d: &mut Decoder<'b>, ctx: &mut Ctx) -> Result<Self, decode::Error> {
+                prefix::decode(d, ctx).map(Self)
             }
         }
 
         let items = super::list::<MAX, Ctx, Item>(d, ctx)?;
         Ok(items.into_iter().map(|item| item.0).collect())
     }
+}
 
-    fn prefix(bytes: &[u8]) -> Option<Prefix> {
-        let (len, addr) = bytes.split_first()?;
-        let v4 = || <[u8; 4]>::try_from(addr).ok().map(IpAddr::from);
-        let v6 = || <[u8; 16]>::try_from(addr).ok().map(IpAddr::from);
-        Prefix::new(v4().or_else(v6)?, *len)
+/// A map of short texts.
+pub(crate) mod texts {
+    use std::collections::BTreeMap;
+
+    use minicbor::decode::{self, Decoder};
+    use minicbor::encode::{self, Encoder, Write};
+
+    /// More are refused while they are read.
+    const MAX: usize = 64;
+
+    pub(crate) fn encode<Ctx, W: Write>(
+        texts: &BTreeMap<String, String>,
+        e: &mut Encoder<W>,
+        _: &mut Ctx,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.map(texts.len() as u64)?;
+        for (key, value) in texts {
+            e.str(key)?.str(value)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn decode<Ctx>(
+        d: &mut Decoder<'_>,
+        _: &mut Ctx,
+    ) -> Result<BTreeMap<String, String>, decode::Error> {
+        let position = d.position();
+        let mut texts = BTreeMap::new();
+        for entry in d.map_iter::<String, String>()? {
+            let (key, value) = entry?;
+            if texts.len() == MAX {
+                return Err(decode::Error::message("the map is too long").at(position));
+            }
+            texts.insert(key, value);
+        }
+        Ok(texts)
     }
 }
 

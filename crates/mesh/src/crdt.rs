@@ -128,6 +128,11 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
         dropped
     }
 
+    /// Drops what is held of a key, here alone: it comes back if others still hold it.
+    pub fn forget(&mut self, key: &K) {
+        self.slots.remove(key);
+    }
+
     /// The first second after which something has expired.
     #[must_use]
     pub fn expiry(&self) -> u64 {

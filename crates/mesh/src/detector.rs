@@ -43,7 +43,7 @@ pub struct Probing {
     /// How long a helper tries.
     pub help: Duration,
     /// No verdict comes sooner after the first question than this: the longest that a node may
-    /// stall unharmed, and a round trip.
+    /// stall unharmed, a round trip, and a question that is lost right before the stall.
     pub patience: Duration,
     /// With fewer accusations than needed this long after the first question, a node trusts its
     /// own eyes.
@@ -60,15 +60,15 @@ impl Default for Probing {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            interval: ms(1100),
-            random_every: 8,
-            again: ms(300),
+            interval: ms(1050),
+            random_every: 10,
+            again: ms(200),
             ask: ms(420),
             helpers: 4,
-            help: ms(750),
-            patience: ms(1350),
+            help: ms(900),
+            patience: ms(1500),
             alone: ms(4000),
-            retry: ms(2500),
+            retry: ms(1500),
             stall: ms(150),
         }
     }
@@ -228,24 +228,29 @@ impl Detector {
     }
 
     /// A helper, or this node itself, accuses.
-    pub(crate) fn handle_accusation(&mut self, accusation: Signed<Accusation>) {
+    pub(crate) fn handle_accusation(&mut self, accusation: Signed<Accusation>, now: Time) {
         let Accusation { accuser, target, .. } = *accusation.value();
         if let Some(probe) = self.probes.get_mut(&target)
             && (accuser == self.own || probe.asked.contains(&accuser))
         {
             probe.accusations.insert(accuser, accusation);
-            // It may be the one that was waited for.
-            probe.next_look = probe.next_look.min(probe.began + self.config.patience);
+            // It may be the one that was waited for. No moment of the past is set: that this node
+            // was not called then would look as if it had stalled.
+            let look = (probe.began + self.config.patience).max(now);
+            probe.next_look = probe.next_look.min(look);
         }
     }
 
     /// Somebody was convicted, or heard again.
     pub(crate) fn note_change(&mut self, node: NodeId, view: &View<'_>, now: Time) {
         self.probes.remove(&node);
-        if view.lives.is_down(node) {
-            self.retried = 0;
-            self.next_retry = self.next_retry.min(now + self.retry_after(view));
+        if view.is_client() {
+            // It may have to be attached to another, and that one to hear of it.
+            self.next_probe = self.next_probe.min(now);
         }
+        // Where one has failed or come back, others may follow.
+        self.retried = 0;
+        self.next_retry = self.next_retry.min(now + self.retry_after(view));
     }
 
     fn begin_probes(&mut self, view: &View<'_>, rng: &mut ChaCha8Rng, now: Time) {
@@ -253,7 +258,8 @@ impl Detector {
         self.probed = self.probed.wrapping_add(1);
         let random = self.probed.is_multiple_of(self.config.random_every.max(1));
         let random = random.then(|| view.draw(&BTreeSet::new(), rng)).flatten();
-        for target in view.successor().into_iter().chain(random) {
+        let wards = view.wards.iter().copied().filter(|ward| view.watches(*ward));
+        for target in view.successor().into_iter().chain(random).chain(wards) {
             let first = self.number.wrapping_add(1);
             self.probes.entry(target).or_insert_with(|| Probe::new(&self.config, first, now));
         }
@@ -294,7 +300,7 @@ impl Detector {
         let due = |probe: &Probe| probe.next_ping.min(probe.next_look) <= now;
         let due = self.probes.iter().filter(|(_, probe)| due(probe)).map(|(target, _)| *target);
         for target in due.collect::<Vec<_>>() {
-            let Some(mut probe) = self.probes.remove(&target).filter(|_| view.stands(target))
+            let Some(mut probe) = self.probes.remove(&target).filter(|_| view.watches(target))
             else {
                 continue;
             };
@@ -324,7 +330,8 @@ impl Detector {
             wishes.push(Wish::Convict(probe.accusations.values().cloned().collect()));
             return true;
         }
-        if waited >= self.config.alone {
+        let alone = self.alone(view);
+        if waited >= alone {
             wishes.push(Wish::OwnEyes(target));
             return true;
         }
@@ -332,10 +339,19 @@ impl Detector {
             self.ask(target, probe, view, rng, wishes);
             probe.next_ask = now + self.config.patience;
         }
-        let ends = [self.config.patience, self.config.alone].map(|after| probe.began + after);
+        let ends = [self.config.patience, alone].map(|after| probe.began + after);
         let later = ends.into_iter().filter(|end| *end > now);
         probe.next_look = later.fold(probe.next_ask, Time::min);
         false
+    }
+
+    /// When this node trusts its own eyes. A client, which has nobody to ask, soon does: it
+    /// decides for itself alone, and another peer is as good.
+    fn alone(&self, view: &View<'_>) -> Duration {
+        match view.is_client() {
+            true => self.config.alone.min(self.config.patience + self.config.help),
+            false => self.config.alone,
+        }
     }
 
     /// Asks helpers that were not asked yet.
@@ -372,7 +388,8 @@ impl Detector {
         });
     }
 
-    fn next_number(&mut self) -> u32 {
+    /// The number of the next question.
+    pub(crate) fn next_number(&mut self) -> u32 {
         self.number = self.number.wrapping_add(1);
         self.number
     }
@@ -402,3 +419,6 @@ impl Probe {
 const fn is_since(number: u32, first: u32) -> bool {
     number.wrapping_sub(first) < 1 << 20
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use selvedge_model::{MeshId, NodeId};
 
 use crate::record::RecordError;
 use crate::rumor::RumorError;
+use crate::signed::SignedError;
 use crate::wire::WireError;
 
 /// What happened in a mesh.
@@ -82,6 +83,13 @@ pub enum Rejection {
         /// The greatest number of nodes.
         max: usize,
     },
+    /// The sender asks more than a partner in good order ever does. Counted, and not told of.
+    #[error("the sender sends too much")]
+    TooMuch,
+    /// The sender has sent nonsense again and again: what it sends is dropped for a minute, and
+    /// counted. Told of once.
+    #[error("the sender sends nonsense and is not heard for a minute")]
+    Silenced,
     /// An invite could not be redeemed. The sender was told.
     #[error("an invite was refused: {0}")]
     Invite(String),
@@ -91,6 +99,33 @@ pub enum Rejection {
 pub type Rejections = BTreeMap<&'static str, u64>;
 
 impl Rejection {
+    /// Whether nobody in good order sends such a thing, of whatever version, and whatever it has
+    /// not heard of yet.
+    pub(crate) const fn is_nonsense(&self) -> bool {
+        match self {
+            Self::Wire(WireError::Malformed(_) | WireError::TooLong { .. })
+            | Self::NotItsAccusation
+            | Self::NotItsIntroduction { .. }
+            | Self::Record(RecordError::NotItsCertificate { .. }) => true,
+            Self::Record(RecordError::Signed(error)) | Self::Rumor(RumorError::Signed(error)) => {
+                !matches!(error, SignedError::UnknownVersion { .. })
+            }
+            Self::Wire(WireError::UnknownVersion { .. } | WireError::UnknownKind { .. })
+            | Self::WrongMesh { .. }
+            | Self::NotAMember
+            | Self::Unexpected { .. }
+            | Self::Record(RecordError::WrongMesh { .. } | RecordError::Certificate { .. })
+            | Self::Rumor(
+                RumorError::WrongMesh { .. } | RumorError::NotAMember(_) | RumorError::TooFew,
+            )
+            | Self::Expired { .. }
+            | Self::Full { .. }
+            | Self::TooMuch
+            | Self::Silenced
+            | Self::Invite(_) => false,
+        }
+    }
+
     /// The kind in one word, for counters.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -111,6 +146,8 @@ impl Rejection {
             Self::Expired { .. } => "expired",
             Self::NotItsIntroduction { .. } => "introduction",
             Self::Full { .. } => "full",
+            Self::TooMuch => "too_much",
+            Self::Silenced => "silenced",
             Self::Invite(_) => "invite",
         }
     }

@@ -4,7 +4,8 @@ use crate::admission::{Certificate, CertificateError};
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteError};
-use crate::record::{Life, Profile};
+use crate::profile::Profile;
+use crate::record::Life;
 use crate::roster::Roster;
 use crate::signed::Signed;
 use crate::state::{State, WriteError};
@@ -164,6 +165,8 @@ impl Joining {
             | Message::Announce(_)
             | Message::Graft(_)
             | Message::Prune
+            | Message::Lives(_)
+            | Message::Doubt(_)
             | Message::WhoAreYou
             | Message::Join(_)
             | Message::Ping(_)

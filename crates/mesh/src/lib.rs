@@ -13,6 +13,7 @@
 
 pub mod address;
 mod admission;
+pub mod attach;
 mod broadcast;
 mod codec;
 mod config;
@@ -22,22 +23,29 @@ mod event;
 mod identity;
 mod invite;
 mod joining;
+pub mod journal;
 mod lives;
 mod mesh;
 mod overlay;
+mod profile;
+mod rates;
 pub mod reconcile;
 mod record;
 mod roster;
 pub mod rumor;
 mod signed;
 mod state;
+#[cfg(test)]
+mod testing;
 mod time;
 mod tree;
 mod verifier;
+mod wards;
 pub mod wire;
 mod wireguard;
 
 pub use admission::{Certificate, CertificateError, Genesis, Role};
+pub use attach::attached_to;
 pub use broadcast::{NewsId, NewsKind};
 pub use config::Config;
 pub use detector::Probing;
@@ -45,10 +53,9 @@ pub use event::{Event, Rejection, Rejections};
 pub use identity::Identity;
 pub use invite::{Bootstrap, Invite, InviteError, InviteId, TokenError};
 pub use joining::{JoinError, Joining};
-pub use mesh::{InviteTerms, Mesh, MeshError, Transmit};
-pub use record::{
-    Admitted, Endpoint, Life, MAX_SEQ, Profile, Record, RecordError, Removal, Removed,
-};
+pub use mesh::{InviteTerms, Knock, Mesh, MeshError, Transmit};
+pub use profile::{Bridged, Endpoint, NamedEndpoint, Profile};
+pub use record::{Admitted, Life, MAX_SEQ, Record, RecordError, Removal, Removed};
 pub use roster::Member;
 pub use signed::{Raw, Signed, SignedError, Statement};
 pub use state::{SnapshotError, State, WriteError};

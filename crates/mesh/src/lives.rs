@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use selvedge_model::NodeId;
 
+use crate::crdt::{Content, Digest, Entry, TwoPhaseMap};
 use crate::rumor::{Alive, Rumor, Verdict};
 use crate::signed::Signed;
 
@@ -13,6 +14,54 @@ use crate::signed::Signed;
 pub(crate) struct Lives {
     of: BTreeMap<NodeId, Standing>,
     down: usize,
+    /// The verdicts alone, to compare them with others'.
+    verdicts: Verdicts,
+}
+
+/// The verdicts that a node holds, in a form that can be compared by ranges.
+pub(crate) type Verdicts = TwoPhaseMap<NodeId, Mark, Never>;
+
+/// The incarnation that a verdict is of. Two verdicts of one incarnation say the same, whoever
+/// accused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark(u64);
+
+impl Mark {
+    pub(crate) const fn incarnation(self) -> u64 {
+        self.0
+    }
+}
+
+/// A verdict is not buried but contradicted, and then dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Never {}
+
+impl Content for Mark {
+    fn stamp(&self) -> u64 {
+        self.0
+    }
+
+    fn tie(&self) -> [u8; 16] {
+        [0; 16]
+    }
+
+    fn expiry(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+impl Content for Never {
+    fn stamp(&self) -> u64 {
+        match *self {}
+    }
+
+    fn tie(&self) -> [u8; 16] {
+        match *self {}
+    }
+
+    fn expiry(&self) -> u64 {
+        match *self {}
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -55,6 +104,12 @@ impl Lives {
     /// Those that are down, ascending.
     pub(crate) fn down(&self) -> impl Iterator<Item = NodeId> {
         self.of.iter().filter(|(_, standing)| standing.down.is_some()).map(|(node, _)| *node)
+    }
+
+    /// Those of whom this node alone found that they are down, ascending.
+    pub(crate) fn own_eyes(&self) -> impl Iterator<Item = NodeId> {
+        let found = |standing: &Standing| matches!(standing.down, Some(Down::OwnEyes));
+        self.of.iter().filter(move |(_, standing)| found(standing)).map(|(node, _)| *node)
     }
 
     /// The first that is down after `node`, in a circle.
@@ -138,16 +193,42 @@ impl Lives {
         from.take_while(move |node| node.as_bytes().starts_with(&prefix))
     }
 
+    /// The verdicts that are held.
+    pub(crate) const fn verdicts(&self) -> &Verdicts {
+        &self.verdicts
+    }
+
+    /// In short which verdicts are held; `None` if there are none.
+    pub(crate) fn summary(&self) -> Option<u32> {
+        let Digest { hash: [a, b, c, d, ..], count } = self.verdicts.digest();
+        (count > 0).then(|| u32::from_be_bytes([a, b, c, d]))
+    }
+
+    /// Whether a verdict, this one or a later one, is held.
+    pub(crate) fn holds_verdict(&self, node: NodeId, incarnation: u64) -> bool {
+        self.verdicts.added(&node).is_some_and(|held| held.incarnation() >= incarnation)
+    }
+
     /// Forgets all of whom `keep` does not hold.
     pub(crate) fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
-        self.of.retain(|node, _| keep(*node));
-        self.down = self.of.values().filter(|standing| standing.down.is_some()).count();
+        let dropped: Vec<NodeId> = self.of.keys().copied().filter(|node| !keep(*node)).collect();
+        dropped.into_iter().for_each(|node| self.forget(node));
+    }
+
+    /// Forgets what is held of a node.
+    pub(crate) fn forget(&mut self, node: NodeId) {
+        self.verdicts.forget(&node);
+        let before = self.of.remove(&node);
+        self.down -= usize::from(before.is_some_and(|before| before.down.is_some()));
     }
 
     fn set(&mut self, node: NodeId, standing: Standing) {
+        self.forget(node);
         self.down += usize::from(standing.down.is_some());
-        let before = self.of.insert(node, standing);
-        self.down -= usize::from(before.is_some_and(|before| before.down.is_some()));
+        if let Some(Down::Verdict(_)) = standing.down {
+            self.verdicts.merge_entry(node, Entry::Add(Mark(standing.incarnation)));
+        }
+        self.of.insert(node, standing);
     }
 }
 
@@ -219,5 +300,26 @@ mod tests {
         assert_eq!(told.alive.as_ref(), Some(alive(1).raw()));
         lives.retain(|_| false);
         assert_eq!(lives.incarnation(node), 0);
+    }
+
+    /// What is compared with others is the verdicts that stand, and nothing else.
+    #[test]
+    fn equal_verdicts_are_equal_in_short() {
+        let node = identity(9).node_id();
+        let (mut one, mut other) = (Lives::default(), Lives::default());
+        assert_eq!(one.summary(), None);
+        one.hear_verdict(verdict(0));
+        one.hear_alive(alive(1));
+        assert_eq!(one.summary(), other.summary(), "contradicted, or never heard of");
+        one.see_down(node);
+        assert_eq!(one.summary(), None, "own eyes are nobody else's business");
+        one.hear_verdict(verdict(1));
+        other.hear_verdict(verdict(1));
+        assert!(one.summary().is_some() && one.summary() == other.summary());
+        assert!(one.holds_verdict(node, 1) && !one.holds_verdict(node, 2));
+        other.hear_verdict(verdict(2));
+        assert_ne!(one.summary(), other.summary());
+        other.forget(node);
+        assert_eq!((other.summary(), other.count_down()), (None, 0));
     }
 }

@@ -17,7 +17,7 @@ use selvedge_model::NodeId;
 use crate::admission::Role;
 use crate::lives::Lives;
 use crate::record::Admitted;
-use crate::roster::Roster;
+use crate::roster::{Roster, role_of};
 use crate::time::UnixTime;
 
 /// What the pairings are made of: the digits of pi, in which nobody hid anything.
@@ -40,6 +40,8 @@ pub(crate) struct View<'a> {
     pub(crate) lives: &'a Lives,
     pub(crate) own: NodeId,
     pub(crate) wall: UnixTime,
+    /// The clients that are attached to this node.
+    pub(crate) wards: &'a BTreeSet<NodeId>,
 }
 
 impl<'a> View<'a> {
@@ -48,19 +50,32 @@ impl<'a> View<'a> {
         self.roster.map.get(&node).is_some_and(|entry| self.is_standing(node, entry))
     }
 
+    /// Whether this node may watch another: a peer that stands, or a client of its own that does.
+    pub(crate) fn watches(&self, node: NodeId) -> bool {
+        self.stands(node) || self.wards.contains(&node) && !self.lives.is_down(node)
+    }
+
     /// About how many members stand.
     pub(crate) fn count(&self) -> usize {
         self.roster.map.len().saturating_sub(self.lives.count_down())
     }
 
-    /// The node that this node watches: the next one on the ring.
+    /// The peer that this node watches: the next one on the ring; of a client the one that it is
+    /// attached to.
     pub(crate) fn successor(&self) -> Option<NodeId> {
+        if self.is_client() {
+            return self.home();
+        }
         self.standing_from(self.own).find(|node| *node != self.own)
     }
 
     /// The nodes that this node exchanges news with.
     pub(crate) fn neighbours(&self) -> BTreeSet<NodeId> {
         let mut links: BTreeSet<NodeId> = self.successor().into_iter().collect();
+        if self.is_client() {
+            return links;
+        }
+        links.extend(self.wards.iter().copied().filter(|ward| !self.lives.is_down(*ward)));
         let Some(before) = self.predecessor() else { return links };
         links.insert(before);
         for pairing in PAIRINGS {
@@ -71,8 +86,12 @@ impl<'a> View<'a> {
         links
     }
 
-    /// A member that stands, drawn at random, none of `without`.
+    /// A peer that stands, drawn at random, none of `without`. A client draws the one that it is
+    /// attached to, for it talks to no other.
     pub(crate) fn draw(&self, without: &BTreeSet<NodeId>, rng: &mut ChaCha8Rng) -> Option<NodeId> {
+        if self.is_client() {
+            return self.home().filter(|home| !without.contains(home));
+        }
         let count = self.roster.map.len();
         for _ in 0..DRAWS.min(count * 4) {
             let (node, entry) = self.roster.map.nth(rng.random_range(0..count))?;
@@ -88,8 +107,14 @@ impl<'a> View<'a> {
 
     fn is_standing(&self, node: NodeId, entry: &Admitted) -> bool {
         let certificate = entry.certificate();
-        let valid = !certificate.has_expired(self.wall) && certificate.role == Role::Peer;
+        let valid = !certificate.has_expired(self.wall) && role_of(entry) == Role::Peer;
         valid && (node == self.own || !self.lives.is_down(node))
+    }
+
+    /// All peers that stand, ascending.
+    pub(crate) fn standing_peers(&self) -> impl Iterator<Item = (NodeId, &'a Admitted)> {
+        let all = self.roster.map.iter().map(|(node, entry)| (*node, entry));
+        all.filter(|(node, entry)| self.is_standing(*node, entry))
     }
 
     /// Those that stand from `start` on, once around the ring.
@@ -179,57 +204,13 @@ mod tests {
     use std::collections::{BTreeMap, VecDeque};
 
     use rand::SeedableRng as _;
-    use selvedge_model::WgKey;
 
     use super::*;
-    use crate::admission::{Certificate, Genesis};
-    use crate::identity::Identity;
-    use crate::record::{Life, Profile, Record};
-    use crate::signed::Signed;
-
-    const WALL: UnixTime = UnixTime(1000);
-
-    fn identity(number: u32) -> Identity {
-        let mut secret = [3; 32];
-        secret[..4].copy_from_slice(&number.to_be_bytes());
-        Identity::from_secret(&secret)
-    }
-
-    /// A roster of a founder and others; every tenth certificate has expired.
-    fn roster(count: u32) -> Roster {
-        let founder = identity(0);
-        let genesis = Genesis { founder: founder.node_id(), salt: [1; 16], name: "m".into() };
-        let mut roster = Roster::new(genesis.clone());
-        for number in 0..count {
-            let identity = identity(number);
-            let certificate = Certificate {
-                mesh: genesis.mesh(),
-                subject: identity.node_id(),
-                wg: WgKey([0; 32]),
-                role: Role::Peer,
-                prefixes: vec![],
-                may_invite: false,
-                not_after: if number % 10 == 9 { 999 } else { 2000 },
-                serial: 0,
-                issuer: founder.node_id(),
-            };
-            let record = Record {
-                mesh: genesis.mesh(),
-                node: identity.node_id(),
-                seq: 1,
-                certificate: Signed::sign(certificate, &founder).expect("signs").raw().clone(),
-                profile: Profile::default(),
-                life: Life::default(),
-            };
-            let raw = Signed::sign(record, &identity).expect("signs").raw().clone();
-            let (node, entry) = roster.verify_record(raw).expect("holds");
-            roster.map.merge_entry(node, entry);
-        }
-        roster
-    }
+    use crate::testing::{WALL, roster};
+    static NONE: BTreeSet<NodeId> = BTreeSet::new();
 
     fn links(roster: &Roster, lives: &Lives) -> BTreeMap<NodeId, BTreeSet<NodeId>> {
-        let view = |own| View { roster, lives, own, wall: WALL };
+        let view = |own| View { roster, lives, own, wall: WALL, wards: &NONE };
         // Whoever is down counts on itself, but nobody asks it here.
         let standing = roster.nodes(WALL).filter(|node| !lives.is_down(*node));
         standing.map(|node| (node, view(node).neighbours())).collect()
@@ -306,7 +287,7 @@ mod tests {
         let roster = roster(60);
         let mut lives = Lives::default();
         roster.map.iter().take(20).for_each(|(node, _)| lives.see_down(*node));
-        let view = |own| View { roster: &roster, lives: &lives, own, wall: WALL };
+        let view = |own| View { roster: &roster, lives: &lives, own, wall: WALL, wards: &NONE };
         let standing: BTreeSet<NodeId> = links(&roster, &lives).into_keys().collect();
         let watched: BTreeSet<NodeId> =
             standing.iter().filter_map(|node| view(*node).successor()).collect();

@@ -1,4 +1,3 @@
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -6,8 +5,9 @@ use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId};
 
 use crate::admission::{Certificate, CertificateError, Genesis};
-use crate::codec::{self, fixed};
+use crate::codec::fixed;
 use crate::crdt::Content;
+use crate::profile::Profile;
 use crate::signed::{Raw, Signed, SignedError, Statement};
 use crate::time::UnixTime;
 use crate::verifier::Verifier;
@@ -15,67 +15,6 @@ use crate::verifier::Verifier;
 /// The greatest sequence number. A record that had the last number of all could never be
 /// followed by another.
 pub const MAX_SEQ: u64 = 1 << 62;
-
-/// Where a node can be reached.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-#[cbor(map)]
-pub struct Endpoint {
-    /// Address and UDP port.
-    #[n(0)]
-    pub addr: SocketAddr,
-}
-
-impl From<SocketAddr> for Endpoint {
-    fn from(addr: SocketAddr) -> Self {
-        Self { addr }
-    }
-}
-
-/// What a node says about itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct Profile {
-    /// Where its WireGuard listens, the most preferred first; empty if it cannot be reached.
-    #[cbor(n(0), decode_with = "codec::list::<{ Profile::MAX_ENDPOINTS }, _, _>", default)]
-    pub endpoints: Vec<Endpoint>,
-    /// Where its agent listens (QUIC), the most preferred first.
-    #[cbor(n(1), decode_with = "codec::list::<{ Profile::MAX_ENDPOINTS }, _, _>", default)]
-    pub control: Vec<Endpoint>,
-    /// A short name, 63 bytes at most; empty if it has none.
-    #[cbor(n(2), decode_with = "codec::text::<{ Profile::MAX_ALIAS }, _>", default)]
-    pub alias: String,
-    /// A text for people, 255 bytes at most; empty if it has none.
-    #[cbor(n(3), decode_with = "codec::text::<{ Profile::MAX_DESCRIPTION }, _>", default)]
-    pub description: String,
-}
-
-impl Profile {
-    /// The greatest number of endpoints of one kind.
-    pub const MAX_ENDPOINTS: usize = 16;
-    /// The greatest length of an alias in bytes.
-    pub const MAX_ALIAS: usize = 63;
-    /// The greatest length of a description in bytes.
-    pub const MAX_DESCRIPTION: usize = 255;
-
-    /// Whether everything is within its bounds.
-    ///
-    /// # Errors
-    /// What is not.
-    pub fn check(&self) -> Result<(), &'static str> {
-        // Others print these texts on terminals.
-        let printable = |text: &str| !text.chars().any(char::is_control);
-        if self.endpoints.len() > Self::MAX_ENDPOINTS || self.control.len() > Self::MAX_ENDPOINTS {
-            return Err("at most 16 endpoints of one kind are allowed");
-        }
-        if self.alias.len() > Self::MAX_ALIAS || !printable(&self.alias) {
-            return Err("an alias has at most 63 bytes and no control characters");
-        }
-        if self.description.len() > Self::MAX_DESCRIPTION || !printable(&self.description) {
-            return Err("a description has at most 255 bytes and no control characters");
-        }
-        Ok(())
-    }
-}
 
 /// A member's entry in the replicated state, signed by that member. There is no overlay address
 /// in it: each receiver computes it.
@@ -345,7 +284,7 @@ impl Statement for Record {
     const WHAT: &'static str = "record";
     const CONTEXT: &'static [u8] = b"selvedge mesh record\0";
     const VERSION: u8 = 1;
-    const MAX_LEN: usize = 6 * 1024;
+    const MAX_LEN: usize = 14 * 1024;
 
     fn signer(&self) -> NodeId {
         self.node
@@ -377,10 +316,13 @@ impl Statement for Removal {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use selvedge_model::WgKey;
 
     use super::*;
     use crate::identity::Identity;
+    use crate::profile::{Bridged, Endpoint, NamedEndpoint};
 
     fn founder() -> Identity {
         Identity::from_secret(&[1; 32])
@@ -470,12 +412,38 @@ mod tests {
     #[test]
     fn the_greatest_record_fits() {
         let endpoint = Endpoint::from("[2001:db8::1]:65535".parse::<SocketAddr>().expect("valid"));
+        let host = "x".repeat(NamedEndpoint::MAX_HOST);
+        let path: Vec<MeshId> = (0..8).map(|number| MeshId([number; 20])).collect();
+        let bridged = Bridged { prefix: "fd00::/64".parse().expect("valid"), path };
+        let value = "x".repeat(Profile::MAX_SERVICE_BYTES / Profile::MAX_SERVICES - 2);
+        let service = |number: usize| (format!("{number:02}"), value.clone());
         let profile = Profile {
             endpoints: vec![endpoint.clone(); Profile::MAX_ENDPOINTS],
             control: vec![endpoint; Profile::MAX_ENDPOINTS],
             alias: "x".repeat(Profile::MAX_ALIAS),
             description: "x".repeat(Profile::MAX_DESCRIPTION),
+            names: vec![NamedEndpoint { host, port: 51_820, control: 7654 }; Profile::MAX_NAMES],
+            datagram_port: 65_535,
+            client: true,
+            drained: true,
+            avoids: vec![NodeId([1; 32]); Profile::MAX_AVOIDS],
+            routes: vec!["fd00::/64".parse().expect("valid"); Profile::MAX_ROUTES],
+            bridged: vec![bridged; Profile::MAX_BRIDGED],
+            services: (0..Profile::MAX_SERVICES).map(service).collect(),
+            overlay_ipv4: Some([255, 255, 255, 255].into()),
+            version: "x".repeat(Profile::MAX_VERSION),
+            shared: true,
         };
+        // The greatest certificate takes more than the founder's.
+        let certificate = Raw { bytes: vec![1; Certificate::MAX_LEN], signature: [1; 64] };
+        let greatest = Record {
+            profile: profile.clone(),
+            certificate,
+            life: Life { issued: u64::MAX, seconds: Life::MAX_SECONDS },
+            seq: MAX_SEQ,
+            ..record()
+        };
+        Signed::sign(greatest, &founder()).expect("fits");
         let life = Life { issued: u64::MAX, seconds: Life::MAX_SECONDS };
         verify(Record { profile, life, seq: MAX_SEQ, ..record() }, &founder()).expect("fits");
     }

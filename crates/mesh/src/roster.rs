@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
@@ -5,7 +6,8 @@ use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use crate::address::{mesh_prefix, node_address};
 use crate::admission::{Genesis, Role};
 use crate::crdt::{Entry, Key, TwoPhaseMap};
-use crate::record::{Admitted, Profile, Record, RecordError, Removal, Removed};
+use crate::profile::Profile;
+use crate::record::{Admitted, Record, RecordError, Removal, Removed};
 use crate::signed::{Raw, Signed};
 use crate::time::UnixTime;
 use crate::verifier::Verifier;
@@ -31,7 +33,7 @@ pub struct Member {
     pub address: Ipv6Addr,
     /// Its WireGuard key.
     pub wg: WgKey,
-    /// Its role.
+    /// Its role: that of its certificate, or a client by its own choice.
     pub role: Role,
     /// What it says about itself.
     pub profile: Profile,
@@ -41,8 +43,13 @@ pub struct Member {
     pub not_after: UnixTime,
     /// Whether it founded the mesh.
     pub founder: bool,
-    /// The serial number of its certificate.
-    pub(crate) serial: u64,
+    /// The prefixes that its certificate lets it announce; the founder may announce any.
+    pub allowed: Vec<Prefix>,
+    /// When its record was signed, by its own clock.
+    pub issued: UnixTime,
+    /// The serial number of its certificate: of two members that one node admitted, the one that
+    /// came first has the lower one.
+    pub serial: u64,
 }
 
 impl Roster {
@@ -74,6 +81,17 @@ impl Roster {
     pub(crate) fn nodes(&self, wall: UnixTime) -> impl Iterator<Item = NodeId> {
         let valid = move |entry: &Admitted| !entry.certificate().has_expired(wall);
         self.map.iter().filter(move |(_, entry)| valid(entry)).map(|(node, _)| *node)
+    }
+
+    /// Those of the members at `wall` that are clients.
+    pub(crate) fn clients(&self, wall: UnixTime) -> BTreeSet<NodeId> {
+        self.nodes(wall).filter(|node| self.is_client(*node, wall)).collect()
+    }
+
+    /// Whether a node is a member at `wall` and a client.
+    pub(crate) fn is_client(&self, node: NodeId, wall: UnixTime) -> bool {
+        let entry = self.map.get(&node).filter(|entry| !entry.certificate().has_expired(wall));
+        entry.is_some_and(|entry| role_of(entry) == Role::Client)
     }
 
     pub(crate) fn member(&self, node: NodeId, wall: UnixTime) -> Option<Member> {
@@ -143,13 +161,37 @@ impl Roster {
             node: record.node,
             address: node_address(mesh, record.node),
             wg: certificate.wg,
-            role: certificate.role,
+            role: role_of(entry),
             profile: record.profile.clone(),
             seq: record.seq,
             not_after: UnixTime(certificate.not_after),
             founder: record.node == self.genesis.founder,
+            allowed: certificate.prefixes.clone(),
+            issued: UnixTime(record.life.issued),
             serial: certificate.serial,
         }
+    }
+}
+
+impl Member {
+    /// Whether it may announce that `prefix` is behind it.
+    #[must_use]
+    pub fn may_announce(&self, prefix: Prefix) -> bool {
+        let covers = |a: &Prefix| a.len() <= prefix.len() && a.contains(prefix.addr());
+        self.founder || self.allowed.iter().any(covers)
+    }
+
+    /// The prefixes behind it that it announces and may announce.
+    pub fn routes(&self) -> impl Iterator<Item = Prefix> {
+        self.profile.routes.iter().copied().filter(|prefix| self.may_announce(*prefix))
+    }
+}
+
+/// What a member is: a client if its certificate or the node itself says so.
+pub(crate) fn role_of(entry: &Admitted) -> Role {
+    match entry.record().profile.client {
+        true => Role::Client,
+        false => entry.certificate().role,
     }
 }
 

@@ -42,7 +42,7 @@ pub struct Raw {
 }
 
 /// No statement of any kind is longer than this, in bytes.
-pub(crate) const MAX_RAW: usize = 8 * 1024;
+pub(crate) const MAX_RAW: usize = 16 * 1024;
 
 /// A statement whose signature holds. There is no other way to make one than to sign or to
 /// verify, so whoever has one need not check again.

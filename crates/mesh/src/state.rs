@@ -9,7 +9,8 @@ use crate::codec::{self, Fixed as _, fixed};
 use crate::crdt::Entry;
 use crate::identity::Identity;
 use crate::invite::InviteId;
-use crate::record::{Life, MAX_SEQ, Profile, Record, RecordError, Removal};
+use crate::profile::Profile;
+use crate::record::{Life, MAX_SEQ, Record, RecordError, Removal};
 use crate::roster::{Roster, RosterEntry};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::verifier::Verifier;
@@ -19,7 +20,7 @@ const MAGIC: &[u8; 4] = b"SVMS";
 const SNAPSHOT_VERSION: u8 = 1;
 const CHECKSUM_LEN: usize = 16;
 /// No snapshot is longer than this, in bytes.
-const MAX_SNAPSHOT: usize = 256 << 20;
+pub(crate) const MAX_SNAPSHOT: usize = 256 << 20;
 const MAX_ENTRIES: usize = 100_000;
 const MAX_WAYS_BACK: usize = 1024;
 
@@ -46,6 +47,27 @@ pub(crate) struct WayBack {
 pub(crate) struct Ledger {
     pub(crate) last_serial: u64,
     pub(crate) redeemed: BTreeMap<InviteId, BTreeMap<NodeId, Signed<Certificate>>>,
+    /// The last second in which each of these invites can be redeemed, if that is known.
+    pub(crate) expires: BTreeMap<InviteId, u64>,
+}
+
+/// What is known of an invite is kept so many seconds longer than it can be redeemed: whoever was
+/// admitted at last comes by then, and a clock that is put right does not open it again.
+const INVITE_GRACE: u64 = 7 * 86_400;
+
+impl Ledger {
+    /// Forgets the invites that nobody can redeem any more. Says whether there were any.
+    pub(crate) fn prune(&mut self, now: u64) -> bool {
+        let before = self.redeemed.len();
+        let Self { redeemed, expires, .. } = self;
+        redeemed.retain(|invite, nodes| match expires.get(invite) {
+            Some(not_after) => not_after.saturating_add(INVITE_GRACE) >= now,
+            // Noted by a version that did not note this: as long as any of its certificates holds.
+            None => nodes.values().any(|certificate| certificate.value().not_after >= now),
+        });
+        expires.retain(|invite, _| redeemed.contains_key(invite));
+        redeemed.len() < before
+    }
 }
 
 /// Why bytes are no snapshot. They were left as they are.
@@ -338,6 +360,9 @@ struct Redeemed {
     invite: InviteId,
     #[cbor(n(1), decode_with = "codec::list::<MAX_ENTRIES, _, _>")]
     certificates: Vec<Raw>,
+    /// The last second in which the invite can be redeemed.
+    #[n(2)]
+    not_after: Option<u64>,
 }
 
 impl From<&State> for Snapshot {
@@ -352,6 +377,7 @@ impl From<&State> for Snapshot {
         let redeemed = state.ledger.redeemed.iter().map(|(invite, nodes)| Redeemed {
             invite: *invite,
             certificates: nodes.values().map(|certificate| certificate.raw().clone()).collect(),
+            not_after: state.ledger.expires.get(invite).copied(),
         });
         let ways_back = state.ways_back.iter().map(|(node, way)| Way {
             node: *node,
@@ -387,7 +413,8 @@ impl Snapshot {
             return Err(SnapshotError::NoOwnRecord(self.node));
         }
         let mut ledger = Ledger { last_serial: self.last_serial, ..Ledger::default() };
-        for Redeemed { invite, certificates } in self.redeemed {
+        for Redeemed { invite, certificates, not_after } in self.redeemed {
+            ledger.expires.extend(not_after.map(|not_after| (invite, not_after)));
             let nodes = ledger.redeemed.entry(invite).or_default();
             for raw in certificates {
                 let certificate = Certificate::verify(raw, roster.genesis())?;

@@ -15,6 +15,8 @@
 //! | 9 | [`Message::Announce`] | names what is new |
 //! | 10 | [`Message::Graft`] | asks for what was named, and for what comes after it |
 //! | 11 | [`Message::Prune`] | asks to name only what comes after it |
+//! | 12 | [`Message::Lives`] | narrows down which verdicts are different |
+//! | 13 | [`Message::Doubt`] | names verdicts that the other lacks |
 //! | 16 | [`Message::Join`] | redeems an invite |
 //! | 17 | [`Message::Welcome`] | the answer if it is accepted |
 //! | 18 | [`Message::Refused`] | the answer if it is not |
@@ -24,7 +26,7 @@
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
 //!
-//! 3 and 4 were used by version 1; 12 to 15 are kept for routes, 19 to 23 for eviction and
+//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 19 to 23 for eviction and
 //! renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
@@ -89,6 +91,10 @@ pub enum Message {
     Graft(Named),
     /// Name to me what is new from now on.
     Prune,
+    /// Here is which verdicts I hold of some ranges of nodes, and which I want.
+    Lives(Ranges),
+    /// I hold these nodes to be down. Do you?
+    Doubt(Named),
     /// I do not know you: show me your record.
     WhoAreYou,
     /// Admit me.
@@ -137,7 +143,7 @@ pub struct News {
     pub rumors: Vec<Rumor>,
 }
 
-/// The body of [`Message::Announce`] and [`Message::Graft`].
+/// The body of [`Message::Announce`], [`Message::Graft`] and [`Message::Doubt`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Named {
@@ -159,6 +165,9 @@ pub struct Probe {
     /// The receiver is held to be down, and this is the last incarnation of it that was heard.
     #[n(2)]
     pub down: Option<u64>,
+    /// How the hash of the verdicts that the sender holds begins; absent if it holds none.
+    #[n(3)]
+    pub lives: Option<u32>,
 }
 
 /// The body of [`Message::Ask`].
@@ -343,6 +352,14 @@ pub fn mesh_of(bytes: &[u8]) -> Result<MeshId, WireError> {
     Header::decode(bytes).map(|header| header.mesh)
 }
 
+/// The number that stands for the kind of a message ([`Message::kind`]), also of an unknown one.
+///
+/// # Errors
+/// If the message is too long, of an unknown version, or its beginning is malformed.
+pub fn kind_of(bytes: &[u8]) -> Result<u64, WireError> {
+    Header::decode(bytes).map(|header| header.kind)
+}
+
 impl Message {
     /// The number that stands for the kind of message.
     #[must_use]
@@ -357,6 +374,8 @@ impl Message {
             Self::Announce(_) => 9,
             Self::Graft(_) => 10,
             Self::Prune => 11,
+            Self::Lives(_) => 12,
+            Self::Doubt(_) => 13,
             Self::Join(_) => 16,
             Self::Welcome(_) => 17,
             Self::Refused(_) => 18,
@@ -372,9 +391,9 @@ impl Message {
         match self {
             Self::Digest(body) => codec::to_vec(body),
             Self::Records(body) => codec::to_vec(body),
-            Self::Ranges(body) => codec::to_vec(body),
+            Self::Ranges(body) | Self::Lives(body) => codec::to_vec(body),
             Self::News(body) => codec::to_vec(body),
-            Self::Announce(body) | Self::Graft(body) => codec::to_vec(body),
+            Self::Announce(body) | Self::Graft(body) | Self::Doubt(body) => codec::to_vec(body),
             Self::Join(body) => codec::to_vec(body),
             Self::Welcome(body) => codec::to_vec(body),
             Self::Refused(body) => codec::to_vec(body),
@@ -400,6 +419,8 @@ impl Message {
             9 => body(bytes).map(Self::Announce),
             10 => body(bytes).map(Self::Graft),
             11 => body::<Empty>(bytes).map(|Empty {}| Self::Prune),
+            12 => body(bytes).map(Self::Lives),
+            13 => body(bytes).map(Self::Doubt),
             16 => body(bytes).map(Self::Join),
             17 => body(bytes).map(Self::Welcome),
             18 => body(bytes).map(Self::Refused),
@@ -528,14 +549,16 @@ mod tests {
             Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
             Message::Same,
             Message::WhoAreYou,
+            Message::Lives(ranges.clone()),
             Message::Ranges(ranges),
             Message::Ranges(Ranges::default()),
+            Message::Doubt(Named { news: vec![news] }),
             Message::News(News { entries: records.clone(), rumors }),
             Message::Announce(Named { news: vec![news, news] }),
             Message::Graft(Named { news: vec![news] }),
             Message::Prune,
-            Message::Ping(Probe { number: 70_000, hash: [6; 8], down: None }),
-            Message::Ack(Probe { number: 0, hash: [6; 8], down: Some(3) }),
+            Message::Ping(Probe { number: 70_000, hash: [6; 8], down: None, lives: None }),
+            Message::Ack(Probe { number: 0, hash: [6; 8], down: Some(3), lives: Some(5) }),
             Message::Ask(Ask { target, number: 4, incarnation: 9 }),
             Message::Vouch(Vouch { target, number: 4 }),
             Message::Accuse(Accuse { accusation: raw() }),
@@ -652,7 +675,9 @@ mod tests {
     #[test]
     fn what_is_frequent_is_small() {
         let len = |message| encoded(message).len();
-        assert!(len(Message::Ping(Probe { number: u32::MAX, hash: [1; 8], down: None })) <= 48);
+        let probe = Probe { number: u32::MAX, hash: [1; 8], down: None, lives: None };
+        assert!(len(Message::Ping(probe)) <= 48);
+        assert!(len(Message::Ping(Probe { lives: Some(u32::MAX), ..probe })) <= 54);
         let part = Part { end: Some(End(vec![1, 2])), hash: Some([5; 12]), items: None };
         let ranges = Ranges { start: vec![], parts: vec![part; 16], want: vec![] };
         assert!(len(Message::Ranges(ranges)) <= 330);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use selvedge_model::{NodeId, Prefix, WgKey};
 
-use crate::record::{Endpoint, Profile};
+use crate::profile::{Endpoint, Profile};
 use crate::roster::Member;
 
 /// How WireGuard is to know one peer.
@@ -78,6 +78,8 @@ mod tests {
             seq: 1,
             not_after: UnixTime::NEVER,
             founder: false,
+            allowed: Vec::new(),
+            issued: UnixTime(0),
             serial,
         }
     }

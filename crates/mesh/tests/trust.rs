@@ -403,7 +403,8 @@ fn rejections_do_not_fill_the_memory() {
     for _ in 0..10_000 {
         founder.handle_message(member.node(), b"hello", Time::ZERO, WALL);
     }
-    assert_eq!(founder.rejections()["malformed"], 10_000);
+    assert_eq!(founder.rejections()["malformed"], 21, "then it is not heard for a while");
+    assert_eq!(founder.rejections().values().sum::<u64>(), 10_000);
     assert!(events(&mut founder).len() < 1000);
 }
 
@@ -665,4 +666,33 @@ fn only_the_own_profile_can_be_set_and_within_bounds() {
 fn rejections_say_what_they_are() {
     let text = Rejection::WrongMesh { found: MeshId([0; 20]) }.to_string();
     assert!(text.contains(&MeshId([0; 20]).to_string()));
+}
+
+/// What is known of an invite is forgotten when nobody can redeem it any more, and no sooner.
+#[test]
+fn the_ledger_of_invites_does_not_grow_for_ever() {
+    let mut founder = founder();
+    let empty = founder.snapshot().len();
+    for id in 1..50 {
+        let invite = common::invite(&founder, id, 1);
+        let joining = joining(u32::from(id), &invite);
+        common::ask(&mut founder, &joining, identity(u32::from(id)).node_id());
+    }
+    let full = founder.snapshot().len();
+    assert!(full > empty + 49 * 200, "{empty} {full}");
+    let mut later = |seconds: u64| {
+        let due = founder.poll_timeout().expect("a member");
+        // Later than the next time that it keeps house.
+        let late = due + std::time::Duration::from_secs(5);
+        founder.handle_timeout(late, UnixTime(WALL.0 + seconds));
+        founder.snapshot().len()
+    };
+    // They can be redeemed for an hour, and are remembered for a week.
+    assert!(later(7200) > full - 2000);
+    assert!(later(8 * 86_400) < empty + 2000);
+    let used = common::invite(&founder, 77, 1);
+    let again = common::joining(200, &used);
+    common::join(&mut founder, &again, identity(200).node_id()).expect("invites work on");
+    let restored = State::decode(&founder.snapshot()).expect("valid");
+    assert_eq!(restored.encode(), founder.snapshot(), "and so do snapshots");
 }

@@ -8,6 +8,7 @@ mod socket;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use futures_util::FutureExt;
 use sd_notify::NotifyState;
 use selvedge_api::Error;
 use selvedge_api::agent::{Info, Planes, RestartRequest, Restarting};
@@ -123,14 +124,19 @@ impl Agent {
         if !restarts {
             notify(&[NotifyState::Stopping]);
         }
-        agent.stop().await;
-        if restarts {
+        let mut signals = agent.stop().await;
+        // Whoever told it to stop meanwhile did not mean the program that would come after it.
+        let stopped = restarts.then(|| signals.pending_stop()).flatten();
+        if let Some(name) = stopped {
+            info!(signal = name, "stopping instead of starting again");
+            notify(&[NotifyState::Stopping]);
+        } else if restarts {
             info!(program = %program.path().display(), "starting again");
-        } else {
-            socket::remove(&config.socket);
-            info!("stopped");
+            return result;
         }
-        result
+        socket::remove(&config.socket);
+        info!("stopped");
+        result.map(|_| End::Stop)
     }
 
     async fn start(
@@ -260,7 +266,8 @@ impl Agent {
         }
     }
 
-    async fn stop(self) {
+    /// Ends all parts; the signals are listened for on.
+    async fn stop(self) -> Signals {
         self.shutdown.cancel();
         for (name, task) in self.tasks {
             match tokio::time::timeout(STOP_LIMIT, task).await {
@@ -269,6 +276,7 @@ impl Agent {
                 Err(_) => warn!(part = name, "a part of the agent did not end in time"),
             }
         }
+        self.signals
     }
 }
 
@@ -314,6 +322,13 @@ impl Signals {
             _ = self.terminate.recv() => Told::Stop("SIGTERM"),
             _ = self.hangup.recv() => Told::Restart,
         }
+    }
+
+    /// The signal to stop that has come and was not heard yet.
+    fn pending_stop(&mut self) -> Option<&'static str> {
+        let interrupted = self.interrupt.recv().now_or_never().is_some();
+        let terminated = self.terminate.recv().now_or_never().is_some();
+        interrupted.then_some("SIGINT").or(terminated.then_some("SIGTERM"))
     }
 
     /// Waits for a signal to stop. One to start again is too late by then.

@@ -3,7 +3,9 @@
 mod agent;
 mod demo;
 mod gateway;
+mod import;
 mod mesh;
+mod node;
 mod output;
 mod store;
 
@@ -30,6 +32,9 @@ pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitC
     let result = match cli.command {
         Command::Agent(args) => agent::run(*args),
         Command::Mesh(args) => blocking(mesh::run(args)),
+        Command::Node(args) => blocking(node::run(args)),
+        Command::Service(args) => blocking(node::run_service(args)),
+        Command::Import(args) => import::run(args),
         Command::Gateway(args) => blocking(gateway::run(args)),
         Command::Store(args) => store::run(args),
         Command::Demo(args) => demo::run(args),
@@ -58,6 +63,12 @@ enum Command {
     Agent(Box<agent::AgentArgs>),
     /// Create, join and look at WireGuard meshes
     Mesh(mesh::MeshArgs),
+    /// Say what this node is called in a mesh, and what it is
+    Node(node::NodeArgs),
+    /// Offer services to a mesh
+    Service(node::ServiceArgs),
+    /// Take over the configuration of another daemon
+    Import(import::ImportArgs),
     /// Look at the gateways and their networks, drain a gateway
     Gateway(gateway::GatewayArgs),
     /// Serve the embedded store to the agents on this machine

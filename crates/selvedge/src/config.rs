@@ -6,6 +6,7 @@
 
 mod check;
 mod detection;
+mod dns;
 mod file;
 mod health;
 mod hooks;
@@ -24,15 +25,17 @@ use selvedge_store::embedded;
 use zeroize::Zeroizing;
 
 pub use detection::{Isolation, ProbeConfig, ProbeFile};
+pub use dns::{DnsConfig, DnsFile};
 pub use file::{
     EmbeddedFile, EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, MeshFile,
     NetworkFile, RingId, WireGuard,
 };
 pub use health::{HealthFile, Session};
-pub use hooks::{Command, HooksFile};
+pub use hooks::{Command, HooksFile, MeshHooksFile};
 pub use ra::{RaFile, RaSettings};
 
 use crate::gateway_plane::HooksConfig;
+use crate::mesh_plane::MeshHooks;
 
 /// Where the agent keeps its state unless the configuration says otherwise.
 pub const STATE: &str = "/var/lib/selvedge";
@@ -73,6 +76,10 @@ pub struct MeshConfig {
     pub listen: SocketAddr,
     /// The addresses at which other nodes reach this one; empty: those that the host has.
     pub endpoints: Vec<IpAddr>,
+    /// Where members may be found when nobody answers: addresses or names, with ports.
+    pub bootstrap: Vec<String>,
+    /// What the mesh cores are told is written to this file, and those that stand beside it.
+    pub record: Option<PathBuf>,
     /// Who handles the packets.
     pub wireguard: WireGuard,
     /// The UDP port of WireGuard, for the first mesh; 0: one that is free, then kept.
@@ -81,6 +88,10 @@ pub struct MeshConfig {
     pub interface: String,
     /// The MTU of the interfaces, in bytes.
     pub mtu: u16,
+    /// How names are answered, if they are.
+    pub dns: Option<DnsConfig>,
+    /// The operator's commands.
+    pub hooks: MeshHooks,
 }
 
 /// What the gateway plane is built from.

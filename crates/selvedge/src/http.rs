@@ -1,6 +1,8 @@
 //! The HTTP API on the Unix socket: paths to calls of the planes, and back to JSON.
 
+mod mesh;
 mod metrics;
+mod openapi;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::{Stream, stream};
 use selvedge_api::agent::{Info, RestartRequest, Restarting};
@@ -19,18 +21,21 @@ use selvedge_api::gateway::{
     ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Removed, Status,
     Takeover, TakeoverRequest,
 };
-use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary};
 use selvedge_api::{Code, Error};
 use selvedge_model::NodeName;
+use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::agent::RestartAsk;
-use crate::gateway_plane::{GatewayHandle, Subscriber};
+use crate::gateway_plane::GatewayHandle;
 use crate::mesh_plane::MeshHandle;
+use crate::stream::{Subscriber, Told};
 
 /// The greatest body of a request, in bytes. An invite with all its addresses fits many times.
 const BODY_MAX: usize = 64 * 1024;
@@ -85,23 +90,9 @@ pub(crate) async fn serve(listener: UnixListener, app: App) {
 }
 
 fn router(app: App) -> Router {
-    let v1 = Router::new()
-        .route("/agent", get(agent))
-        .route("/agent/restart", post(restart))
-        .route("/metrics", get(metrics))
-        .route("/meshes", get(meshes).post(create))
-        .route("/meshes/join", post(join))
-        .route("/meshes/{mesh}", get(show).delete(leave))
-        .route("/meshes/{mesh}/invites", post(invite))
-        .route("/gateway", get(status))
-        .route("/gateway/networks", get(networks))
-        .route("/gateway/drain", post(drain))
-        .route("/gateway/undrain", post(undrain))
-        .route("/gateway/takeover", post(take_over))
-        .route("/gateway/nodes/{name}", delete(remove))
-        .route("/gateway/history", get(history))
-        .route("/gateway/check", get(check))
-        .route("/gateway/watch", get(watch));
+    let (v1, description) = described().split_for_parts();
+    let description = openapi::describe(description);
+    let v1 = v1.route(openapi::PATH, get(async || Json(description)));
     Router::new()
         .nest(selvedge_api::PREFIX, v1)
         .fallback(unknown)
@@ -110,14 +101,55 @@ fn router(app: App) -> Router {
         .with_state(Arc::new(app))
 }
 
+/// All calls, each with its description: what is not described is not served.
+fn described() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(agent))
+        .routes(routes!(restart))
+        .routes(routes!(metrics))
+        .routes(routes!(mesh::meshes, mesh::create))
+        .routes(routes!(mesh::join))
+        .routes(routes!(mesh::draw))
+        .routes(routes!(mesh::watch_meshes))
+        .routes(routes!(mesh::show, mesh::leave))
+        .routes(routes!(mesh::invite))
+        .routes(routes!(mesh::edit))
+        .routes(routes!(mesh::ask))
+        .routes(routes!(mesh::dns))
+        .routes(routes!(status))
+        .routes(routes!(networks))
+        .routes(routes!(drain))
+        .routes(routes!(undrain))
+        .routes(routes!(take_over))
+        .routes(routes!(remove))
+        .routes(routes!(history))
+        .routes(routes!(check))
+        .routes(routes!(watch))
+}
+
 type Shared = State<Arc<App>>;
 type Body<T> = Result<Json<T>, JsonRejection>;
 type Answer<T> = Result<Json<T>, Failure>;
 
+/// What the agent says of itself.
+#[utoipa::path(
+    get,
+    path = "/agent",
+    tag = "agent",
+    responses((status = 200, body = Info))
+)]
 async fn agent(State(app): Shared) -> Json<Info> {
     Json(app.info())
 }
 
+/// Has the agent start again.
+#[utoipa::path(
+    post,
+    path = "/agent/restart",
+    tag = "agent",
+    request_body = RestartRequest,
+    responses((status = 200, body = Restarting))
+)]
 async fn restart(State(app): Shared, body: Body<RestartRequest>) -> Answer<Restarting> {
     let (reply, answer) = oneshot::channel();
     let ended = || Error::unavailable("the agent is stopping");
@@ -128,6 +160,13 @@ async fn restart(State(app): Shared, body: Body<RestartRequest>) -> Answer<Resta
     Ok(Json(timeout(RESTART_LIMIT, answer).await.map_err(late)?.map_err(|_| ended())??))
 }
 
+/// The metrics in the OpenMetrics text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "agent",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text"))
+)]
 async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
     let status = match &app.parts.gateway {
         Some(gateway) => gateway.status().await.ok(),
@@ -143,59 +182,85 @@ async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
     Ok(([(header::CONTENT_TYPE, kind)], text))
 }
 
-async fn meshes(State(app): Shared) -> Answer<Vec<Summary>> {
-    Ok(Json(app.mesh()?.list().await?))
-}
-
-async fn create(State(app): Shared, body: Body<CreateRequest>) -> Answer<Mesh> {
-    Ok(Json(app.mesh()?.create(body?.0).await?))
-}
-
-async fn join(State(app): Shared, body: Body<JoinRequest>) -> Answer<Mesh> {
-    Ok(Json(app.mesh()?.join(body?.0).await?))
-}
-
-async fn show(State(app): Shared, Path(mesh): Path<String>) -> Answer<Mesh> {
-    Ok(Json(app.mesh()?.show(&mesh).await?))
-}
-
-async fn leave(State(app): Shared, Path(mesh): Path<String>) -> Answer<Left> {
-    Ok(Json(app.mesh()?.leave(&mesh).await?))
-}
-
-async fn invite(
-    State(app): Shared,
-    Path(mesh): Path<String>,
-    body: Body<InviteRequest>,
-) -> Answer<Invite> {
-    Ok(Json(app.mesh()?.invite(&mesh, body?.0).await?))
-}
-
+/// What the gateway knows of itself and the others.
+#[utoipa::path(
+    get,
+    path = "/gateway",
+    tag = "gateway",
+    responses((status = 200, body = Status))
+)]
 async fn status(State(app): Shared) -> Answer<Status> {
     Ok(Json(app.gateway()?.status().await?))
 }
 
+/// All networks in the order of their VNIs.
+#[utoipa::path(
+    get,
+    path = "/gateway/networks",
+    tag = "gateway",
+    responses((status = 200, body = Vec<NetworkRow>))
+)]
 async fn networks(State(app): Shared) -> Answer<Vec<NetworkRow>> {
     Ok(Json(app.gateway()?.networks().await?))
 }
 
+/// Starts to drain a gateway.
+#[utoipa::path(
+    post,
+    path = "/gateway/drain",
+    tag = "gateway",
+    request_body = DrainRequest,
+    responses((status = 200, body = Drain))
+)]
 async fn drain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
     Ok(Json(app.gateway()?.drain(body?.0.name).await?))
 }
 
+/// Ends the drain of a gateway.
+#[utoipa::path(
+    post,
+    path = "/gateway/undrain",
+    tag = "gateway",
+    request_body = DrainRequest,
+    responses((status = 200, body = Drain))
+)]
 async fn undrain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> {
     Ok(Json(app.gateway()?.undrain(body?.0.name).await?))
 }
 
+/// Takes the networks of a lost gateway over without asking the store.
+#[utoipa::path(
+    post,
+    path = "/gateway/takeover",
+    tag = "gateway",
+    request_body = TakeoverRequest,
+    responses((status = 200, body = Takeover))
+)]
 async fn take_over(State(app): Shared, body: Body<TakeoverRequest>) -> Answer<Takeover> {
     Ok(Json(app.gateway()?.take_over(body?.0.name).await?))
 }
 
+/// Strikes a node that is gone for good from the roster.
+#[utoipa::path(
+    delete,
+    path = "/gateway/nodes/{name}",
+    tag = "gateway",
+    params(("name" = String, Path, description = "the node")),
+    responses((status = 200, body = Removed))
+)]
 async fn remove(State(app): Shared, Path(name): Path<String>) -> Answer<Removed> {
     let name: NodeName = name.parse().map_err(Error::invalid)?;
     Ok(Json(app.gateway()?.remove(name).await?))
 }
 
+/// The latest changes of owners.
+#[utoipa::path(
+    get,
+    path = "/gateway/history",
+    tag = "gateway",
+    params(("vni" = Option<u32>, Query, description = "of this network alone"), ("last" = Option<usize>, Query, description = "so many at most")),
+    responses((status = 200, body = Vec<ChangeRow>))
+)]
 async fn history(
     State(app): Shared,
     query: Result<Query<HistoryQuery>, QueryRejection>,
@@ -204,19 +269,32 @@ async fn history(
     Ok(Json(app.gateway()?.history(query).await?))
 }
 
+/// What is right and wrong with this host and its FRRouting.
+#[utoipa::path(
+    get,
+    path = "/gateway/check",
+    tag = "gateway",
+    responses((status = 200, body = Vec<Finding>))
+)]
 async fn check(State(app): Shared) -> Answer<Vec<Finding>> {
     Ok(Json(app.gateway()?.check().await))
 }
 
-/// A line of JSON for each event (<https://github.com/ndjson/ndjson-spec>).
+/// A line of JSON for each event (<https://github.com/ndjson/ndjson-spec>), without end.
+#[utoipa::path(
+    get,
+    path = "/gateway/watch",
+    tag = "gateway",
+    responses((status = 200, body = Event, content_type = "application/x-ndjson"))
+)]
 async fn watch(State(app): Shared) -> Result<impl IntoResponse, Failure> {
     let events = app.gateway()?.watch();
     let body = Bytes::from_stream(lines(events, app.parts.shutdown.clone()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body))
 }
 
-fn lines(
-    events: Subscriber,
+fn lines<E: Told + Serialize>(
+    events: Subscriber<E>,
     shutdown: CancellationToken,
 ) -> impl Stream<Item = Result<Vec<u8>, Infallible>> {
     stream::unfold((events, shutdown), async |(mut events, shutdown)| {
@@ -230,7 +308,7 @@ fn lines(
     })
 }
 
-fn line(event: &Event) -> Option<Vec<u8>> {
+fn line(event: &impl Serialize) -> Option<Vec<u8>> {
     let mut line = match serde_json::to_vec(event) {
         Ok(line) => line,
         Err(error) => {

@@ -2,11 +2,14 @@
 //!
 //! Needs root. Without it the tests are skipped and say so; with `CI=true` that is a failure.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RecordType};
 use selvedge_api::Client;
 use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Mesh, Role};
 use selvedge_host::netlink::{AddressOptions, Netlink, NewLink};
@@ -105,6 +108,41 @@ async fn a_host_that_was_cut_off_catches_up() {
     lab.pings(0, addresses[2], FULL_PAYLOAD).await;
 }
 
+#[tokio::test]
+async fn names_are_answered_in_the_mesh_and_hooks_run_around_its_interface() {
+    let Some(mut lab) = Lab::new("n", 2).await else { return };
+    let hooks = lab.path(0, "hooks");
+    let script = format!(
+        "ip link show dev $SELVEDGE_INTERFACE >/dev/null 2>&1 && is=there || is=gone; \
+         echo $SELVEDGE_EVENT $is >> {}",
+        hooks.display()
+    );
+    let hook = format!("[\"/bin/sh\", \"-c\", \"{script}\"]");
+    let kinds = ["pre_up", "post_up", "pre_down", "post_down"];
+    let lines: String = kinds.map(|kind| format!("{kind} = {hook}\n")).concat();
+    let config = format!("[mesh.dns]\n[mesh.hooks]\n{lines}");
+    std::fs::write(lab.path(0, "toml"), config).expect("writes");
+    lab.start_all().await;
+    lab.form("campus").await;
+    let addresses = lab.addresses("campus").await;
+    lab.pings(1, addresses[0], "56").await;
+
+    // A member asks at the overlay address, and programs of the host at the loopback address.
+    let name = "host1.campus.mesh.internal.";
+    for (host, server) in [(1, addresses[0].to_string()), (0, "127.0.0.153".to_owned())] {
+        let server = SocketAddr::new(server.parse().expect("an address"), 53);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while lab.resolve(host, server, name) != Some(addresses[1]) {
+            assert!(Instant::now() < deadline, "{server}:\n{}", lab.read_log(0));
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    lab.client(0).leave_mesh("campus").await.expect("left");
+    let told = std::fs::read_to_string(hooks).expect("the hooks have written");
+    assert_eq!(told, "pre_up gone\npost_up there\npre_down there\npost_down gone\n");
+}
+
 fn identity(mesh: &Mesh) -> impl PartialEq + std::fmt::Debug + use<> {
     let own = mesh.members.iter().find(|member| member.own).expect("a member of its own mesh");
     (mesh.id, mesh.node, mesh.address, mesh.listen_port, mesh.interface.clone(), own.wg_key)
@@ -184,6 +222,9 @@ impl Lab {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log);
+        if self.path(host, "toml").exists() {
+            command.arg("--config").arg(self.path(host, "toml"));
+        }
         self.hosts[host].namespace.attach(&mut command);
         netns::die_with_parent(&mut command);
         self.hosts[host].agent = Some(command.spawn().expect("the agent starts"));
@@ -277,6 +318,21 @@ impl Lab {
         netlink.del_address(index, host.addr).await.expect("removed");
         netlink.add_address(index, to, AddressOptions::default()).await.expect("added");
         host.addr = to;
+    }
+
+    /// Asks a server for the address of a name, from a socket of a host.
+    fn resolve(&self, host: usize, server: SocketAddr, name: &str) -> Option<Ipv6Addr> {
+        let mut query = Message::new(7, MessageType::Query, OpCode::Query);
+        query.add_query(Query::query(Name::from_str(name).ok()?, RecordType::AAAA));
+        let any: SocketAddr =
+            if server.is_ipv6() { ([0_u16; 8], 0).into() } else { ([0, 0, 0, 0], 0).into() };
+        let socket = self.hosts[host].namespace.run(|| UdpSocket::bind(any)).ok()?.ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        socket.send_to(&query.to_vec().ok()?, server).ok()?;
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).ok()?;
+        let answer = Message::from_vec(&buffer[..length]).ok()?.answers.pop()?;
+        answer.data.to_string().parse().ok()
     }
 
     fn run(&self, host: usize, program: &str, args: &[&str]) -> Output {

@@ -1,12 +1,13 @@
 //! Mesh planes in this process that touch no interface: requests, state on disk, bad input.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selvedge::config::{MeshConfig, WireGuard};
 use selvedge::mesh_plane::{MeshHandle, spawn};
-use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Mesh, Role};
+use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Mesh, Role};
 use selvedge_api::{Code, Error};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -20,6 +21,8 @@ struct Node {
     folder: TempDir,
     /// The same after a restart.
     listen: SocketAddr,
+    bootstrap: Vec<String>,
+    record: Option<PathBuf>,
     running: Option<(MeshHandle, JoinHandle<()>, CancellationToken)>,
 }
 
@@ -27,7 +30,9 @@ impl Node {
     async fn start(name: &'static str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let free = UdpSocket::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr());
-        let mut node = Self { name, folder, listen: free.expect("a free port"), running: None };
+        let listen = free.expect("a free port");
+        let (bootstrap, record) = (Vec::new(), None);
+        let mut node = Self { name, folder, listen, bootstrap, record, running: None };
         node.run().await.expect("the plane starts");
         node
     }
@@ -38,10 +43,14 @@ impl Node {
             state: self.folder.path().to_owned(),
             listen: self.listen,
             endpoints: vec![LOOPBACK],
+            bootstrap: self.bootstrap.clone(),
+            record: self.record.clone(),
             wireguard: WireGuard::Dry,
             port: 0,
             interface: "sv-{name}".to_owned(),
             mtu: 1420,
+            dns: None,
+            hooks: Default::default(),
         };
         let shutdown = CancellationToken::new();
         let (handle, task) = spawn(config, shutdown.clone()).await?;
@@ -185,6 +194,54 @@ async fn a_restart_keeps_everything_with_nobody_else_there() {
 }
 
 #[tokio::test]
+async fn who_moved_while_the_other_was_away_is_found_by_bootstrap() {
+    let (mut a, mut b) = (Node::start("a").await, Node::start("b").await);
+    a.create("campus").await;
+    b.join(&a.token("campus", 1).await).await.expect("joined");
+    a.sees("campus", 2).await;
+    b.stop().await;
+    a.stop().await;
+    // No address that is on disk leads anywhere now.
+    let free = UdpSocket::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr());
+    let others = a.listen;
+    a.listen = free.expect("a free port");
+    assert_ne!(a.listen, others);
+    a.run().await.expect("it starts");
+    let free = UdpSocket::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr());
+    b.listen = free.expect("a free port");
+    b.bootstrap = vec!["127.0.0.1:9".to_owned(), format!("localhost:{}", a.listen.port())];
+    b.run().await.expect("it starts");
+    let request = EditRequest { alias: Some("found".to_owned()), ..EditRequest::default() };
+    b.handle().edit("campus", request).await.expect("said");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let found = |mesh: &Mesh| mesh.members.iter().any(|m| m.alias.as_deref() == Some("found"));
+    while !found(&a.show("campus").await) {
+        assert!(Instant::now() < deadline, "it was not found");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_core_is_told_is_recorded() {
+    let mut a = Node::start("a").await;
+    a.create("campus").await;
+    a.stop().await;
+    let log = a.folder.path().join("campus.log");
+    a.record = Some(log.clone());
+    a.run().await.expect("it starts");
+    let b = Node::start("b").await;
+    b.join(&a.token("campus", 1).await).await.expect("joined");
+    a.sees("campus", 2).await;
+    a.stop().await;
+    let mode = std::fs::metadata(&log).expect("written").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let replayed = selvedge_mesh::journal::replay(&std::fs::read(&log).expect("readable"));
+    let replayed = replayed.expect("a log that replays");
+    assert!(replayed.inputs > 2 && !replayed.cut);
+    assert_eq!(replayed.mesh.members().count(), 2);
+}
+
+#[tokio::test]
 async fn a_use_of_an_invite_counts_over_restarts() {
     let mut a = Node::start("a").await;
     let (b, c) = (Node::start("b").await, Node::start("c").await);
@@ -221,6 +278,21 @@ async fn bad_tokens_are_told_apart() {
     let error = b.join(&token).await.expect_err("joined already");
     assert!(error.message.contains(&mesh.id.to_string()), "{error}");
     assert_eq!(error.code, Code::Conflict);
+}
+
+#[tokio::test]
+async fn a_token_whose_issuer_left_says_so() {
+    let (mut a, b) = (Node::start("a").await, Node::start("b").await);
+    a.create("campus").await;
+    let token = a.token("campus", 1).await;
+    a.handle().leave("campus").await.expect("left");
+    for _ in 0..2 {
+        let error = b.join(&token).await.expect_err("nobody can redeem it");
+        assert!(error.message.contains("not a member of the mesh"), "{error}");
+        assert!(b.mesh_files().is_empty());
+        // It says so still when it knows nothing of that mesh any more.
+        a.restart().await;
+    }
 }
 
 #[tokio::test]

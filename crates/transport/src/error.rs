@@ -26,8 +26,14 @@ pub enum BindError {
 /// Why a message was not queued. No state changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Longer than [`MAX_MESSAGE`](crate::MAX_MESSAGE).
-    #[error("a message of {len} bytes is longer than the {max} allowed", max = crate::MAX_MESSAGE)]
+    /// Longer than [`MAX_MESSAGE`](crate::MAX_MESSAGE), or, as a datagram, than
+    /// [`MAX_DATAGRAM`](crate::MAX_DATAGRAM).
+    #[error(
+        "a message of {len} bytes is longer than allowed: {stream} bytes, or {datagram} as a \
+         datagram",
+        stream = crate::MAX_MESSAGE,
+        datagram = crate::MAX_DATAGRAM
+    )]
     TooLong {
         /// The message's length in bytes.
         len: usize,

@@ -76,12 +76,12 @@ pub(crate) struct Established {
     pub(crate) instance: u64,
 }
 
-/// Dials `addr` and expects `node` there.
+/// Dials `addr` and expects `node` there, or whoever it is.
 pub(crate) async fn dial(
     endpoint: quinn::Endpoint,
     keys: Keys,
     hello: Hello,
-    node: NodeId,
+    node: Option<NodeId>,
     addr: SocketAddr,
 ) -> Result<Established, DialError> {
     let (config, found) = keys.dial(node).map_err(|error| DialError::Lost(error.to_string()))?;
@@ -89,7 +89,10 @@ pub(crate) async fn dial(
         .connect_with(config, addr, "selvedge")
         .map_err(|error| DialError::Lost(error.to_string()))?;
     let handshake = async {
-        let connection = connecting.await.map_err(|error| explain(error, Some((node, &found))))?;
+        let expected = node.map(|node| (node, &found));
+        let connection = connecting.await.map_err(|error| explain(error, expected))?;
+        let node = tls::peer(&connection)
+            .ok_or_else(|| DialError::Protocol("it proved no identity".to_owned()))?;
         let theirs = exchange(&connection, hello).await?;
         Ok(Established { connection, node, dialled: true, instance: theirs.instance })
     };

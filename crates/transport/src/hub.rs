@@ -13,8 +13,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::hello::{self, Established, Hello, PROTOCOL_VERSION, code};
 use crate::link::{Context, Link, PARTNER_QUEUE};
+use crate::room::{Outgoing, Room};
 use crate::tls::Keys;
-use crate::{Access, AccessList, BindError, ConnectError, Counters, DialError, Received};
+use crate::{Access, AccessList, BindError, ConnectError, Counters, DialError, Received, WAITING};
 
 /// How long the goodbye to the partners may take when the transport is closed.
 const GOODBYE: Duration = Duration::from_millis(200);
@@ -44,6 +45,9 @@ const VERSION_WARNINGS: Duration = Duration::from_secs(60);
 const MAX_ADDRS: usize = 8;
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// How many places may be looked at for whoever lives there.
+const MAX_FINDING: usize = 8;
+
 /// After a failed dial messages are dropped for this time, doubled by each further failure.
 /// The greatest is short: it delays the healing of a partition.
 const BACKOFF: Duration = Duration::from_millis(250);
@@ -51,7 +55,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(4);
 
 /// What handles ask for.
 pub(crate) enum Request {
-    Send { to: NodeId, addrs: Vec<SocketAddr>, bytes: Vec<u8> },
+    Send { to: NodeId, addrs: Vec<SocketAddr>, message: Outgoing },
+    Find { addrs: Vec<SocketAddr>, message: Outgoing },
     Connect { to: NodeId, addrs: Vec<SocketAddr>, reply: ConnectReply },
     Close { reply: oneshot::Sender<()> },
 }
@@ -62,6 +67,7 @@ type ConnectReply = oneshot::Sender<Result<SocketAddr, ConnectError>>;
 enum Report {
     Accepted(IpAddr, Result<Established, DialError>),
     Dialled(NodeId, Result<Established, ConnectError>),
+    Found(Result<Established, Vec<(SocketAddr, DialError)>>, Outgoing),
     Closed(NodeId, usize),
 }
 
@@ -69,7 +75,7 @@ enum Report {
 struct Partner {
     link: Option<Link>,
     dialling: bool,
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Outgoing>,
     waiting: Vec<ConnectReply>,
     failures: u32,
     not_before: Option<Instant>,
@@ -146,6 +152,7 @@ pub(crate) struct Hub {
     partners: BTreeMap<NodeId, Partner>,
     handshakes: Handshakes,
     strangers: VecDeque<(Instant, IpAddr)>,
+    finding: usize,
     version_warned: Option<Instant>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
@@ -165,10 +172,11 @@ impl Hub {
             endpoint,
             keys,
             hello: Hello { version: PROTOCOL_VERSION, instance },
-            context: Context { inbox, access, counters },
+            context: Context { inbox, access, counters, room: Room::new(WAITING) },
             partners: BTreeMap::new(),
             handshakes: Handshakes::default(),
             strangers: VecDeque::new(),
+            finding: 0,
             version_warned: None,
             reports,
             reporter,
@@ -182,7 +190,8 @@ impl Hub {
         let done = loop {
             tokio::select! {
                 request = requests.recv() => match request {
-                    Some(Request::Send { to, addrs, bytes }) => self.send(to, &addrs, bytes),
+                    Some(Request::Send { to, addrs, message }) => self.send(to, &addrs, message),
+                    Some(Request::Find { addrs, message }) => self.find(addrs, message),
                     Some(Request::Connect { to, addrs, reply }) => self.connect(to, &addrs, reply),
                     Some(Request::Close { reply }) => break Some(reply),
                     None => break None,
@@ -195,27 +204,29 @@ impl Hub {
         self.endpoint.close(code::DONE, b"the agent stops");
         // The partners' idle timeouts do the rest if this takes longer.
         timeout(GOODBYE, self.endpoint.wait_idle()).await.unwrap_or_default();
+        // The socket is closed before anybody hears that it is.
+        drop(self);
         if let Some(done) = done {
             done.send(()).unwrap_or_default();
         }
     }
 
-    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], bytes: Vec<u8>) {
+    fn send(&mut self, to: NodeId, addrs: &[SocketAddr], message: Outgoing) {
         let counters = self.context.counters.clone();
         let partner = self.partners.entry(to).or_default();
         if let Some(link) = &partner.link {
-            if !link.send(bytes) {
+            if !link.send(message) {
                 counters.overflowed.bump();
             }
         } else if partner.dialling {
             match partner.queue.len() < PARTNER_QUEUE {
-                true => partner.queue.push_back(bytes),
+                true => partner.queue.push_back(message),
                 false => counters.overflowed.bump(),
             }
         } else if addrs.is_empty() || partner.backing_off(Instant::now()) {
             counters.unreachable.bump();
         } else {
-            partner.queue.push_back(bytes);
+            partner.queue.push_back(message);
             self.dial(to, addrs);
         }
     }
@@ -243,11 +254,53 @@ impl Hub {
         tokio::spawn(async move {
             let result = match full {
                 true => Err(ConnectError::TooMany { node }),
-                false => dial_any(endpoint, keys, hello, node, addrs).await,
+                false => dial_any(endpoint, keys, hello, Some(node), addrs)
+                    .await
+                    .map_err(|attempts| ConnectError::Unreachable { node, attempts }),
             };
             // Fails only when the hub is gone.
             reporter.send(Report::Dialled(node, result)).await.unwrap_or_default();
         });
+    }
+
+    /// Dials whoever lives at one of the addresses.
+    fn find(&mut self, addrs: Vec<SocketAddr>, message: Outgoing) {
+        if self.finding >= MAX_FINDING || self.links() >= MAX_LINKS {
+            return self.context.counters.unreachable.bump();
+        }
+        self.finding += 1;
+        let (endpoint, keys, hello) = (self.endpoint.clone(), self.keys.clone(), self.hello);
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            let addrs = addrs.into_iter().take(MAX_ADDRS).collect();
+            let found = dial_any(endpoint, keys, hello, None, addrs).await;
+            reporter.send(Report::Found(found, message)).await.unwrap_or_default();
+        });
+    }
+
+    fn note_found(
+        &mut self,
+        found: Result<Established, Vec<(SocketAddr, DialError)>>,
+        message: Outgoing,
+    ) {
+        self.finding -= 1;
+        let counters = self.context.counters.clone();
+        let established = match found {
+            Ok(established) => established,
+            Err(attempts) => {
+                tracing::debug!(?attempts, "nobody was found");
+                counters.dials_failed.bump();
+                return counters.unreachable.bump();
+            }
+        };
+        let node = established.node;
+        if node == self.keys.node() {
+            established.connection.close(code::DONE, b"this is the caller itself");
+            return counters.unreachable.bump();
+        }
+        self.adopt(established);
+        // Another connection to it may be the one that is kept.
+        self.send(node, &[], message);
     }
 
     fn answer(&mut self, incoming: quinn::Incoming) {
@@ -276,6 +329,7 @@ impl Hub {
                 }
             }
             Report::Dialled(node, result) => self.note_dialled(node, result),
+            Report::Found(found, message) => self.note_found(found, message),
             Report::Closed(node, id) => {
                 if let Some(partner) = self.partners.get_mut(&node) {
                     partner.link.take_if(|link| link.connection.stable_id() == id);
@@ -391,8 +445,8 @@ impl Hub {
         let Some(partner) = self.partners.get_mut(&node) else { return };
         let Some(link) = &partner.link else { return };
         (partner.failures, partner.not_before) = (0, None);
-        for bytes in partner.queue.drain(..) {
-            if !link.send(bytes) {
+        for message in partner.queue.drain(..) {
+            if !link.send(message) {
                 self.context.counters.overflowed.bump();
             }
         }
@@ -410,9 +464,9 @@ async fn dial_any(
     endpoint: quinn::Endpoint,
     keys: Keys,
     hello: Hello,
-    node: NodeId,
+    node: Option<NodeId>,
     addrs: Vec<SocketAddr>,
-) -> Result<Established, ConnectError> {
+) -> Result<Established, Vec<(SocketAddr, DialError)>> {
     let mut dials = JoinSet::new();
     for (addr, index) in addrs.into_iter().zip(0..) {
         let (endpoint, keys) = (endpoint.clone(), keys.clone());
@@ -429,7 +483,7 @@ async fn dial_any(
             Err(error) => tracing::error!(%error, "a dial did not end in order"),
         }
     }
-    Err(ConnectError::Unreachable { node, attempts })
+    Err(attempts)
 }
 
 /// Both sides keep the same one of two connections: that of the partner's newer start, or else

@@ -1,35 +1,47 @@
-//! QUIC between agents, identities checked.
+//! QUIC and sealed datagrams between agents, identities checked.
 //!
 //! A [`Transport`] owns one UDP port. Both ends of a connection prove their Ed25519 identity by
 //! raw public keys (RFC 7250) in the TLS handshake; a dial names the identity that it expects,
 //! and an [`AccessList`] that may change at any time says who is served. One message is one
 //! unidirectional stream of bounded length.
 //!
+//! Small messages need no connection: [`Transport::send_datagram`] seals them one by one under a
+//! session that is cheap to begin and costs nothing to keep ([`frame`]).
+//!
 //! Delivery is best effort: a message is dropped, and counted, when its partner cannot be reached
-//! or its queue is full. What must arrive is repeated by the protocol above.
+//! or too much waits. What must arrive is repeated by the protocol above.
 //!
 //! ```text
 //!  send, connect ──▶ hub ──▶ writer ══▶ one connection per partner ══▶ reader ──▶ Received
+//!  send_datagram ──▶ courier ─────────▶ the same socket ─────────────▶ courier ─────▲
 //! ```
 
 mod access;
+mod agreement;
+mod datagram;
 mod error;
 mod hello;
 mod hub;
 mod link;
+mod mux;
+mod room;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use selvedge_model::NodeId;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 pub use crate::access::{Access, AccessList};
+pub use crate::agreement::Agreement;
+pub use crate::datagram::frame;
 pub use crate::error::{BindError, ConnectError, DialError, SendError};
 pub use crate::hello::PROTOCOL_VERSION;
 
@@ -39,8 +51,15 @@ pub const MAX_MESSAGE: usize = 1024 * 1024;
 /// The greatest message that a stranger may send, in bytes.
 pub const MAX_STRANGER_MESSAGE: usize = 16 * 1024;
 
+/// The greatest message that [`Transport::send_datagram`] takes, in bytes.
+pub const MAX_DATAGRAM: usize = frame::MAX_FRAME - frame::OVERHEAD;
+
 /// Requests that wait for the hub, and received messages that wait for the owner.
 const QUEUE: usize = 1024;
+
+/// How many bytes of messages may wait to be sent over streams, all partners together, and how
+/// many of received ones for the owner.
+const WAITING: usize = 32 * 1024 * 1024;
 
 /// What a [`Transport`] is made of.
 pub struct Config {
@@ -62,6 +81,15 @@ pub struct Received {
     pub remote: SocketAddr,
     /// The message.
     pub bytes: Vec<u8>,
+    /// What it takes up of the room for received messages; none if it was a datagram.
+    #[expect(dead_code, reason = "held until the message is gone")]
+    taken: Option<room::Taken>,
+}
+
+impl Received {
+    const fn new(from: NodeId, remote: SocketAddr, bytes: Vec<u8>) -> Self {
+        Self { from, remote, bytes, taken: None }
+    }
 }
 
 /// A handle to the endpoint. When the last one is dropped the connections are closed.
@@ -70,6 +98,9 @@ pub struct Transport {
     node: NodeId,
     local: SocketAddr,
     requests: mpsc::Sender<hub::Request>,
+    datagrams: mpsc::Sender<datagram::Request>,
+    socket: Weak<mux::Mux>,
+    room: room::Room,
     counters: Arc<Counters>,
 }
 
@@ -81,16 +112,30 @@ impl Transport {
     pub fn bind(config: Config) -> Result<(Self, mpsc::Receiver<Received>), BindError> {
         let keys = tls::Keys::new(&config.secret)?;
         let node = keys.node();
-        let endpoint = tls::endpoint(&keys, config.listen)?;
+        let agreement = Agreement::of(&config.secret);
+        let counters = Arc::new(Counters::default());
+        let (divert, diverted) = mpsc::channel(QUEUE);
+        let (endpoint, socket) = tls::endpoint(&keys, config.listen, divert, counters.clone())?;
         let local = endpoint
             .local_addr()
             .map_err(|source| BindError::Socket { listen: config.listen, source })?;
         let (requests, from_handles) = mpsc::channel(QUEUE);
+        let (datagrams, to_seal) = mpsc::channel(QUEUE);
         let (inbox, received) = mpsc::channel(QUEUE);
-        let counters = Arc::new(Counters::default());
-        let hub = hub::Hub::new(endpoint, keys, config.access, inbox, counters.clone())?;
+        let Config { access, .. } = config;
+        let freed = Arc::downgrade(&socket);
+        let courier = datagram::Courier::new(
+            agreement,
+            socket,
+            access.clone(),
+            inbox.clone(),
+            counters.clone(),
+        )?;
+        let hub = hub::Hub::new(endpoint, keys, access, inbox, counters.clone())?;
         tokio::spawn(hub.run(from_handles));
-        Ok((Self { node, local, requests, counters }, received))
+        tokio::spawn(courier.run(to_seal, diverted));
+        let room = room::Room::new(WAITING);
+        Ok((Self { node, local, requests, datagrams, socket: freed, room, counters }, received))
     }
 
     /// The own identity.
@@ -116,11 +161,46 @@ impl Transport {
         if bytes.len() > MAX_MESSAGE {
             return Err(SendError::TooLong { len: bytes.len() });
         }
-        let request = hub::Request::Send { to, addrs: addrs.to_vec(), bytes };
-        self.requests.try_send(request).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => SendError::Busy,
-            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
-        })
+        let taken = self.room.try_take(bytes.len()).ok_or(SendError::Busy)?;
+        let message = room::Outgoing { bytes, taken };
+        let request = hub::Request::Send { to, addrs: addrs.to_vec(), message };
+        self.requests.try_send(request).map_err(not_queued)
+    }
+
+    /// Queues a message for whoever is found at one of the addresses. It is connected to whatever
+    /// its identity is, and served like one that was dialled by name, unless it is evicted.
+    ///
+    /// # Errors
+    /// If the message is too long or too much waits already; nothing was queued then.
+    pub fn find(&self, addrs: &[SocketAddr], bytes: Vec<u8>) -> Result<(), SendError> {
+        if bytes.len() > MAX_MESSAGE {
+            return Err(SendError::TooLong { len: bytes.len() });
+        }
+        let taken = self.room.try_take(bytes.len()).ok_or(SendError::Busy)?;
+        let message = room::Outgoing { bytes, taken };
+        let request = hub::Request::Find { addrs: addrs.to_vec(), message };
+        self.requests.try_send(request).map_err(not_queued)
+    }
+
+    /// Queues a small message for a partner, as a sealed datagram. It goes to where the partner
+    /// was heard last; if that is unknown, or it has been silent, the first of the addresses are
+    /// tried. A partner that is no member can be sent datagrams; whether it takes them is its own
+    /// choice.
+    ///
+    /// # Errors
+    /// If the message is longer than [`MAX_DATAGRAM`] or too many wait already; nothing was queued
+    /// then. What happens later shows in [`Transport::counters`] alone.
+    pub fn send_datagram(
+        &self,
+        to: NodeId,
+        addrs: &[SocketAddr],
+        message: Vec<u8>,
+    ) -> Result<(), SendError> {
+        if message.len() > MAX_DATAGRAM {
+            return Err(SendError::TooLong { len: message.len() });
+        }
+        let request = datagram::Request::Send { to, addrs: addrs.to_vec(), message };
+        self.datagrams.try_send(request).map_err(not_queued)
     }
 
     /// Makes sure that there is a connection to a partner, and returns its remote address.
@@ -140,11 +220,19 @@ impl Transport {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Says goodbye to all partners and stops serving; waits for a fifth of a second at most.
+    /// Says goodbye to all partners and stops serving. When it returns the port is free again,
+    /// unless that takes longer than a second.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         if self.requests.send(hub::Request::Close { reply }).await.is_ok() {
             answer.await.unwrap_or_default();
+        }
+        self.datagrams.send(datagram::Request::Close).await.unwrap_or_default();
+        for _ in 0..100 {
+            if self.socket.strong_count() == 0 {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -152,6 +240,14 @@ impl Transport {
     #[must_use]
     pub fn counters(&self) -> CounterValues {
         self.counters.read()
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
+fn not_queued<T>(error: mpsc::error::TrySendError<T>) -> SendError {
+    match error {
+        mpsc::error::TrySendError::Full(_) => SendError::Busy,
+        mpsc::error::TrySendError::Closed(_) => SendError::Closed,
     }
 }
 
@@ -165,7 +261,7 @@ macro_rules! counters {
         pub struct CounterValues { $($(#[$doc])* pub $name: u64),+ }
 
         impl Counters {
-            fn read(&self) -> CounterValues {
+            pub(crate) fn read(&self) -> CounterValues {
                 CounterValues { $($name: self.$name.0.load(Ordering::Relaxed)),+ }
             }
         }
@@ -193,6 +289,20 @@ counters! {
     oversized,
     /// Connections closed because the other side speaks another protocol version.
     version_mismatches,
+    /// Messages sent as datagrams.
+    datagrams_sent,
+    /// Messages received as datagrams.
+    datagrams_received,
+    /// Datagrams that were forged, repeated, damaged, of an unknown session, or of somebody who is
+    /// not served.
+    datagrams_refused,
+    /// Messages that were to be sent as datagrams, and datagrams received, that were dropped
+    /// because nobody answered or too much waited.
+    datagrams_dropped,
+    /// Bytes sent, of connections and of datagrams, with the headers of IPv4 and UDP.
+    wire_bytes_sent,
+    /// Bytes received, counted in the same way.
+    wire_bytes_received,
 }
 
 #[derive(Debug, Default)]

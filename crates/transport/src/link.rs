@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::hello::{Established, code};
+use crate::room::{Outgoing, Room};
 use crate::{Access, AccessList, Counters, MAX_MESSAGE, MAX_STRANGER_MESSAGE, Received};
 
 /// How many messages wait for a partner.
@@ -34,7 +35,7 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) dialled: bool,
     pub(crate) instance: u64,
-    writer: mpsc::Sender<Vec<u8>>,
+    writer: mpsc::Sender<Outgoing>,
 }
 
 /// What the two tasks share with the transport.
@@ -43,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) inbox: mpsc::Sender<Received>,
     pub(crate) access: watch::Receiver<AccessList>,
     pub(crate) counters: Arc<Counters>,
+    /// For received messages that wait for the owner.
+    pub(crate) room: Room,
 }
 
 impl Link {
@@ -64,8 +67,8 @@ impl Link {
     }
 
     /// Queues a message; `false` if the queue is full.
-    pub(crate) fn send(&self, bytes: Vec<u8>) -> bool {
-        self.writer.try_send(bytes).is_ok()
+    pub(crate) fn send(&self, message: Outgoing) -> bool {
+        self.writer.try_send(message).is_ok()
     }
 
     pub(crate) fn remote(&self) -> SocketAddr {
@@ -90,11 +93,11 @@ fn remote(connection: &Connection) -> SocketAddr {
 
 async fn write(
     connection: Connection,
-    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut queue: mpsc::Receiver<Outgoing>,
     counters: Arc<Counters>,
 ) {
-    while let Some(bytes) = queue.recv().await {
-        match timeout(STALL, write_message(&connection, &bytes)).await {
+    while let Some(message) = queue.recv().await {
+        match timeout(STALL, write_message(&connection, &message.bytes)).await {
             Ok(Ok(())) => counters.sent.bump(),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a message was not sent");
@@ -162,7 +165,9 @@ impl Reader {
 
     async fn deliver(&self, bytes: Vec<u8>) {
         self.context.counters.received.bump();
-        let received = Received { from: self.node, remote: remote(&self.connection), bytes };
+        let taken = self.context.room.take(bytes.len()).await;
+        let (from, remote) = (self.node, remote(&self.connection));
+        let received = Received { taken, ..Received::new(from, remote, bytes) };
         // Fails only when the transport's owner is gone, and then the hub ends too.
         self.context.inbox.send(received).await.unwrap_or_default();
     }

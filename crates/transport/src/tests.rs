@@ -1,6 +1,7 @@
 //! Partners that do not follow the protocol.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_model::NodeId;
@@ -25,7 +26,9 @@ fn agent(seed: u8) -> (Transport, mpsc::Receiver<Received>) {
 /// A bare endpoint with its keys.
 fn odd_one(seed: u8) -> (quinn::Endpoint, Keys) {
     let keys = Keys::new(&Zeroizing::new([seed; 32])).expect("any seed is a key");
-    (tls::endpoint(&keys, loopback()).expect("loopback can be bound"), keys)
+    let (divert, _) = mpsc::channel(1);
+    let endpoint = tls::endpoint(&keys, loopback(), divert, Arc::default());
+    (endpoint.expect("loopback can be bound").0, keys)
 }
 
 async fn is_served(transport: &Transport, inbox: &mut mpsc::Receiver<Received>) {
@@ -41,7 +44,7 @@ async fn a_caller_of_another_version_is_told_both() {
     let (endpoint, keys) = odd_one(2);
     let future = Hello { version: 9, instance: 0 };
     let dialled =
-        hello::dial(endpoint, keys, future, transport.node(), transport.local_addr()).await;
+        hello::dial(endpoint, keys, future, Some(transport.node()), transport.local_addr()).await;
     let error = dialled.expect_err("versions differ");
     assert_eq!(error, DialError::Version { ours: 9, theirs: PROTOCOL_VERSION });
     assert!(error.to_string().contains("version 1"), "{error}");
@@ -77,7 +80,7 @@ async fn a_caller_without_manners_is_cut_off() {
     let (transport, mut inbox) = agent(1);
     let (endpoint, keys) = odd_one(2);
     for junk in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4000], b"selvedge", b""] {
-        let (config, _) = keys.dial(transport.node()).expect("keys are good");
+        let (config, _) = keys.dial(Some(transport.node())).expect("keys are good");
         let connecting = endpoint.connect_with(config, transport.local_addr(), "selvedge");
         let connection = connecting.expect("an address").await.expect("TLS lets everybody in");
         let mut stream = connection.open_uni().await.expect("a stream");
@@ -96,7 +99,7 @@ async fn a_caller_without_identity_is_refused() {
     let (transport, mut inbox) = agent(1);
     let (endpoint, _) = odd_one(2);
     let (_, keys) = odd_one(3);
-    let (config, found) = keys.dial(NodeId([5; 32])).expect("keys are good");
+    let (config, found) = keys.dial(Some(NodeId([5; 32]))).expect("keys are good");
     let connecting = endpoint.connect_with(config, transport.local_addr(), "selvedge");
     connecting.expect("an address").await.expect_err("the wrong one was expected");
     assert_eq!(found.get(), Some(&transport.node()));

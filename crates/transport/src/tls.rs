@@ -5,7 +5,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{ConnectionId, ConnectionIdGenerator};
+use quinn::{AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Runtime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
@@ -20,9 +20,11 @@ use rustls::{
     SignatureScheme,
 };
 use selvedge_model::NodeId;
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use crate::BindError;
+use crate::mux::{Diverted, Mux};
+use crate::{BindError, Counters};
 
 /// What precedes the 32 bytes in the SubjectPublicKeyInfo of an Ed25519 key (RFC 8410).
 const SPKI_PREFIX: [u8; 12] = *b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";
@@ -64,11 +66,11 @@ impl Keys {
         self.node
     }
 
-    /// The configuration of a dial that accepts `expected` and nobody else; the cell tells whom
-    /// it found.
+    /// The configuration of a dial that accepts `expected` and nobody else, or, if nobody is
+    /// expected, everybody; the cell tells whom it found.
     pub(crate) fn dial(
         &self,
-        expected: NodeId,
+        expected: Option<NodeId>,
     ) -> Result<(quinn::ClientConfig, Arc<OnceLock<NodeId>>), Error> {
         let found = Arc::new(OnceLock::new());
         let verifier =
@@ -109,16 +111,30 @@ impl Keys {
 }
 
 /// Opens the endpoint. Its stateless resets (RFC 9000, section 10.3) are keyed by the identity,
-/// so that after a restart partners learn at once that their old connections are gone.
-pub(crate) fn endpoint(keys: &Keys, listen: SocketAddr) -> Result<quinn::Endpoint, BindError> {
+/// so that after a restart partners learn at once that their old connections are gone. What
+/// arrives on its socket and is not QUIC goes to `divert`.
+pub(crate) fn endpoint(
+    keys: &Keys,
+    listen: SocketAddr,
+    divert: mpsc::Sender<Diverted>,
+    counters: Arc<Counters>,
+) -> Result<(quinn::Endpoint, Arc<Mux>), BindError> {
     let failed = |source| BindError::Socket { listen, source };
-    let socket = socket(listen).map_err(failed)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = socket(listen).and_then(|socket| runtime.wrap_udp_socket(socket));
+    let mux = socket.and_then(|socket| Mux::new(socket, divert, counters)).map_err(failed)?;
+    let mux = Arc::new(mux);
     let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(keys.reset_key)));
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| BindError::Random(error.to_string()))?;
     config.cid_generator(move || Box::new(RandomIds { seed, issued: 0 }));
-    let runtime = Arc::new(quinn::TokioRuntime);
-    quinn::Endpoint::new(config, Some(keys.server()?), socket, runtime).map_err(failed)
+    // Partners may vary the bit by which packets of QUIC are known only if we offer that (RFC
+    // 9287, section 3).
+    config.grease_quic_bit(false);
+    let socket: Arc<dyn AsyncUdpSocket> = mux.clone();
+    let server = Some(keys.server()?);
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime);
+    Ok((endpoint.map_err(failed)?, mux))
 }
 
 /// The identity that the other side of a connection proved.
@@ -148,6 +164,7 @@ fn bind(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
     if listen.is_ipv6() {
         socket.set_only_v6(false)?;
     }
+    socket.set_nonblocking(true)?;
     socket.bind(&listen.into())?;
     Ok(socket.into())
 }
@@ -192,10 +209,10 @@ fn no_tls12() -> Error {
     Error::PeerIncompatible(PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig)
 }
 
-/// Accepts the server whose identity was expected.
+/// Accepts the server whose identity was expected, or any if none was.
 #[derive(Debug)]
 struct ExpectServer {
-    expected: NodeId,
+    expected: Option<NodeId>,
     found: Arc<OnceLock<NodeId>>,
     provider: Arc<CryptoProvider>,
 }
@@ -211,7 +228,7 @@ impl ServerCertVerifier for ExpectServer {
     ) -> Result<ServerCertVerified, Error> {
         let found = node_or_error(public)?;
         self.found.get_or_init(|| found);
-        match found == self.expected {
+        match self.expected.is_none_or(|expected| found == expected) {
             true => Ok(ServerCertVerified::assertion()),
             false => Err(Error::InvalidCertificate(CertificateError::NotValidForName)),
         }

@@ -136,6 +136,24 @@ async fn another_identity_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn whoever_lives_at_an_address_is_found() {
+    let (mut a, mut b) = (Agent::start(1), Agent::start(2));
+    a.transport.find(&[b.addr()], b"who are you?".to_vec()).expect("not busy");
+    let received = b.receive().await;
+    assert_eq!((received.from, &received.bytes[..]), (a.node(), &b"who are you?"[..]));
+    b.transport.send(a.node(), &[], b"b".to_vec()).expect("not busy");
+    assert_eq!(a.receive().await.from, b.node());
+    // Itself it does not find, nor whoever is evicted.
+    a.transport.find(&[a.addr()], b"me?".to_vec()).expect("not busy");
+    until("giving up", || a.transport.counters().unreachable == 1).await;
+    a.hears_nothing().await;
+    a.access.send_modify(|list| list.refused.extend([b.node()]));
+    until("the eviction", || a.transport.counters().refused == 1).await;
+    a.transport.find(&[b.addr()], b"again?".to_vec()).expect("not busy");
+    until("the refusal", || a.transport.counters().refused == 2).await;
+}
+
+#[tokio::test]
 async fn a_dead_address_does_not_hide_a_live_one() {
     let (a, b) = (Agent::start(1), Agent::start(2));
     b.admit(&[&a]);

@@ -10,6 +10,7 @@ mod fleet;
 mod instrument;
 mod load;
 mod majority;
+mod mesh;
 mod migrate;
 mod observed;
 mod outage;
@@ -68,6 +69,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Scenario::Majority(options) => conclude(majority::run(&options)),
         Scenario::Bgpd(options) => conclude(bgpd::run(&options)),
         Scenario::Store(options) => conclude(store::run(&options)),
+        Scenario::Mesh(options) => conclude(mesh::run(&options)),
         Scenario::Instrument(options) => conclude(instrument::run(&options)),
     }
 }
@@ -78,7 +80,7 @@ pub(crate) struct Outcome<T> {
     pub(crate) broken: Vec<String>,
 }
 
-/// Scenarios of the gateway plane on real etcd, real FRR and real packets.
+/// Scenarios of both planes on real etcd, real FRR, real sockets and real packets.
 ///
 /// The last line on standard output is one JSON object; progress goes to standard error.
 #[derive(Debug, Parser)]
@@ -107,6 +109,8 @@ enum Scenario {
     Bgpd(bgpd::Options),
     /// Lose a gateway where etcd alone is real, with very many networks
     Store(store::Options),
+    /// Let many agents of the mesh plane meet on real sockets, without WireGuard
+    Mesh(mesh::Options),
     /// Show what the laboratory itself can do, without agents
     Instrument(instrument::Options),
 }
@@ -182,6 +186,7 @@ mod tests {
             "lab majority --max-outage-ms 2000 --json",
             "lab bgpd --runs 3 --json",
             "lab store --networks 10000 --json",
+            "lab mesh --agents 200 --json",
             "lab instrument --networks 2000 --json",
         ] {
             Cli::try_parse_from(line.split(' ')).expect("valid");

@@ -1,12 +1,14 @@
 //! `selvedge-sim`: runs a scenario from a seed and prints one JSON object as its last line.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use selvedge_gateway::Timing;
 use selvedge_sim::gateway::{chaos, scale};
-use selvedge_sim::mesh::scale as mesh;
+use selvedge_sim::mesh::scenario::{Report, Scenario, play, shrink};
+use selvedge_sim::mesh::{plot, replay, scale as mesh};
 
 #[derive(Parser)]
 #[command(name = "selvedge-sim", about = "Selvedge's protocols on virtual time", version)]
@@ -20,16 +22,35 @@ enum Command {
     /// Many gateways share many networks; one is lost and comes back. With `--chaos`, everything
     /// goes wrong.
     Gateway(GatewayOptions),
-    /// Many members: changes, crashes, joins, and a partition.
-    Mesh(mesh::Options),
+    /// Many members: changes, crashes, joins, and a partition; or what a file says.
+    Mesh(MeshOptions),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Gateway(options) if options.chaos => chaos(&options),
         Command::Gateway(options) => gateway(&options.scale()),
-        Command::Mesh(options) => mesh(&options),
+        Command::Mesh(options) => mesh_command(&options),
     }
+}
+
+/// What to run of the mesh plane.
+#[derive(clap::Args)]
+struct MeshOptions {
+    #[command(flatten)]
+    scale: mesh::Options,
+    /// Play this scenario instead, with the seeds that it names.
+    #[arg(long, value_name = "FILE")]
+    scenario: Option<PathBuf>,
+    /// Other seeds, as `FROM..TO`, the last one not included; with `--scenario`.
+    #[arg(long, value_parser = seeds, requires = "scenario")]
+    seeds: Option<Range<u64>>,
+    /// Compare the ways of spreading news, and draw the outcome into this file, an SVG.
+    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
+    plot: Option<PathBuf>,
+    /// Replay the log of an agent that ran with `--record`, and say what its core came to.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "plot"])]
+    replay: Option<PathBuf>,
 }
 
 /// What to run.
@@ -128,4 +149,83 @@ fn mesh(options: &mesh::Options) -> ExitCode {
     }
     println!("{}", serde_json::to_string(&report).expect("a report of plain numbers"));
     if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn mesh_command(options: &MeshOptions) -> ExitCode {
+    if let Some(file) = &options.replay {
+        return replayed(file, options.scale.json);
+    }
+    match (&options.scenario, &options.plot) {
+        (Some(file), _) => scenario(file, options.seeds.clone(), options.scale.json),
+        (None, Some(file)) => draw(file, &options.scale),
+        (None, None) => mesh(&options.scale),
+    }
+}
+
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+fn replayed(file: &Path, json: bool) -> ExitCode {
+    match replay::replay(file) {
+        Ok(report) => {
+            if !json {
+                eprintln!("{report:#?}");
+            }
+            println!("{}", serde_json::to_string(&report).expect("a report of plain numbers"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Plays a scenario from a file, and looks for a shorter one that fails if it fails.
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+fn scenario(file: &Path, seeds: Option<Range<u64>>, json: bool) -> ExitCode {
+    let scenario = match Scenario::load(file) {
+        Ok(scenario) => scenario,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let seeds = seeds.map_or_else(|| scenario.seeds.clone(), Iterator::collect);
+    let reports: Vec<Report> = seeds.into_iter().map(|seed| play(&scenario, seed)).collect();
+    if let Some(failed) = reports.iter().find(|report| report.violations > 0) {
+        tell_violation(&scenario, failed);
+    }
+    if !json {
+        eprintln!("{reports:#?}");
+    }
+    let violations: usize = reports.iter().map(|report| report.violations).sum();
+    let line = serde_json::json!({ "violations": violations, "runs": reports });
+    println!("{line}");
+    if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[allow(clippy::print_stderr, reason = "a command's output")]
+fn tell_violation(scenario: &Scenario, failed: &Report) {
+    for detail in &failed.details {
+        eprintln!("violation: {detail}");
+    }
+    let Some(shrunk) = shrink(scenario, failed.seed) else { return };
+    eprintln!(
+        "\nthe shortest scenario found, after {} attempts, that breaks {} with seed {}:\n\n{}",
+        shrunk.attempts,
+        shrunk.rule,
+        failed.seed,
+        shrunk.scenario.to_text()
+    );
+    eprintln!("what happened before:\n{}", shrunk.history.join("\n"));
+}
+
+#[allow(clippy::print_stderr, reason = "a command's output")]
+fn draw(file: &Path, options: &mesh::Options) -> ExitCode {
+    match std::fs::write(file, plot::comparison(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("writing {}: {error}", file.display());
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,26 +1,29 @@
+use std::marker::PhantomData;
+
 use reqwest::Response;
+use serde::de::DeserializeOwned;
 
 use super::{ClientError, broken, chain};
-use crate::gateway::Event;
+use crate::gateway;
 
 /// The longest line that is read. The longest event lists the problems of a host.
 const LONGEST: usize = 1 << 20;
 
-/// What the messages call the request.
-const REQUEST: &str = "GET /v1/gateway/watch";
-
-/// What happens at a gateway, from the moment when [`Client::watch`](super::Client::watch)
-/// returned.
+/// What happens, from the moment when [`Client::watch`](super::Client::watch) or
+/// [`Client::watch_meshes`](super::Client::watch_meshes) returned.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watch<T = gateway::Event> {
+    /// What the messages call the request.
+    request: String,
     response: Response,
     /// What was read of the lines that were not given out yet.
     buffer: Vec<u8>,
+    events: PhantomData<T>,
 }
 
-impl Watch {
-    pub(super) const fn new(response: Response) -> Self {
-        Self { response, buffer: Vec::new() }
+impl<T: DeserializeOwned> Watch<T> {
+    pub(super) const fn new(request: String, response: Response) -> Self {
+        Self { request, response, buffer: Vec::new(), events: PhantomData }
     }
 
     /// The next event; `None` if the agent has ended.
@@ -29,19 +32,19 @@ impl Watch {
     ///
     /// # Errors
     /// [`ClientError::Broken`] if the connection broke, or what came is no event.
-    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             if let Some(line) = self.take_line() {
                 let event = serde_json::from_slice(&line);
-                return event.map(Some).map_err(|error| broken(REQUEST, error));
+                return event.map(Some).map_err(|error| broken(&self.request, error));
             }
             if self.buffer.len() > LONGEST {
-                return Err(broken(REQUEST, "a line is too long to be an event"));
+                return Err(broken(&self.request, "a line is too long to be an event"));
             }
             match self.response.chunk().await {
                 Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
                 Ok(None) => return Ok(None),
-                Err(error) => return Err(broken(REQUEST, chain(&error))),
+                Err(error) => return Err(broken(&self.request, chain(&error))),
             }
         }
     }

@@ -2,11 +2,12 @@ use std::fmt;
 
 use selvedge_model::{NodeName, Vni};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Cause, State};
 
 /// Something that has happened at a gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// When, in milliseconds since 1970 (UTC), by the gateway's clock.
     pub at_ms: u64,
@@ -16,7 +17,7 @@ pub struct Event {
 }
 
 /// What has happened: in JSON the field `event` and those of the kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "snake_case")]
 pub enum What {
     /// Who watches has read too slowly: some events are left out here.
@@ -46,6 +47,7 @@ pub enum What {
     /// A network is in another state.
     State {
         /// The network.
+        #[schema(value_type = u32)]
         vni: Vni,
         /// The state before.
         from: State,
@@ -55,6 +57,7 @@ pub enum What {
     /// A network has come to this gateway.
     Gained {
         /// The network.
+        #[schema(value_type = u32)]
         vni: Vni,
         /// Whether by a planned move.
         planned: bool,
@@ -62,6 +65,7 @@ pub enum What {
         kept: bool,
         /// Who had it before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
         from: Option<NodeName>,
         /// Why, as the history has it.
         reason: String,
@@ -69,9 +73,11 @@ pub enum What {
     /// A network has left this gateway.
     Lost {
         /// The network.
+        #[schema(value_type = u32)]
         vni: Vni,
         /// Its owner now.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
         to: Option<NodeName>,
     },
     /// This gateway plans moves, or no longer does.
@@ -82,6 +88,7 @@ pub enum What {
     /// A voter is heard no more on any path.
     Suspected {
         /// Who.
+        #[schema(value_type = String)]
         name: NodeName,
         /// For how long it has not answered, in milliseconds.
         silent_ms: u64,
@@ -89,16 +96,19 @@ pub enum What {
     /// A voter is heard again, or for the first time.
     Heard {
         /// Who.
+        #[schema(value_type = String)]
         name: NodeName,
     },
     /// This node has voted that another is lost.
     Voted {
         /// Who is lost.
+        #[schema(value_type = String)]
         name: NodeName,
     },
     /// A verdict stands in the store.
     Verdict {
         /// Who counts as dead.
+        #[schema(value_type = String)]
         name: NodeName,
         /// Why.
         reason: String,
@@ -109,6 +119,7 @@ pub enum What {
     /// Networks of a lost gateway are taken over before the store has confirmed the verdict.
     Prepared {
         /// Who is lost.
+        #[schema(value_type = String)]
         name: NodeName,
         /// How many networks this gateway takes over.
         networks: usize,
@@ -145,6 +156,7 @@ pub enum What {
     /// A command of `[gateway.hooks]` has failed.
     HookFailed {
         /// The network that it was for.
+        #[schema(value_type = u32)]
         vni: Vni,
         /// `take_over` or `give_up`.
         hook: String,

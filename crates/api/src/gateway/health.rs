@@ -2,9 +2,10 @@ use std::net::SocketAddr;
 
 use selvedge_model::NodeName;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Whether a gateway that is lost now would be replaced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failover {
     /// Whether it would.
     pub possible: bool,
@@ -20,7 +21,7 @@ impl Default for Failover {
 }
 
 /// Whether a gateway may serve, and why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Right {
     /// Whether it may.
     pub serve: bool,
@@ -29,7 +30,7 @@ pub struct Right {
 }
 
 /// What the right to serve rests on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Neither a majority of the voters nor the store has confirmed it in time: no right.
@@ -61,7 +62,7 @@ impl Cause {
 }
 
 /// The members of the store, as each of them was asked by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Members {
     /// How many there are.
     pub members: usize,
@@ -72,9 +73,10 @@ pub struct Members {
 }
 
 /// Another voter, as this one hears it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Partner {
     /// Its name.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// Whether it has answered a moment ago.
     pub heard: bool,
@@ -86,9 +88,11 @@ pub struct Partner {
     pub paths: Vec<Path>,
     /// Whom it hears itself, as it last said.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub hears: Vec<NodeName>,
     /// Who has voted that it is lost.
     #[serde(default)]
+    #[schema(value_type = Vec<String>)]
     pub voted_by: Vec<NodeName>,
     /// For how long it will yet be away on purpose, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,9 +100,10 @@ pub struct Partner {
 }
 
 /// A path to a voter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Path {
     /// Where it is probed.
+    #[schema(value_type = String)]
     pub address: SocketAddr,
     /// How long ago it last answered there, in milliseconds; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How long things took since the agent started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Times {
     /// From this node's own suspicion of a gateway to the verdict against it.
@@ -24,7 +25,7 @@ const BOUNDS_MS: [u64; 14] =
     [5, 10, 25, 50, 100, 200, 300, 400, 600, 800, 1000, 2000, 5000, 10_000];
 
 /// How often something took how long.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Distribution {
     /// How often it happened.
     pub count: u64,
@@ -38,7 +39,7 @@ pub struct Distribution {
 }
 
 /// A bucket of a [`Distribution`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bucket {
     /// The upper bound, inclusive, in milliseconds.
     pub up_to_ms: u64,

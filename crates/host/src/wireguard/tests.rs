@@ -1,3 +1,5 @@
+mod relay;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -107,6 +109,28 @@ fn a_removed_interface_is_noticed() {
         a.netlink.del_link(index).await.expect("removed");
         assert!(device.has_failed().await.expect("readable"));
         device.stop().await.expect("nothing is left");
+    });
+}
+
+#[test]
+fn what_others_change_is_put_right() {
+    let Some(pair) = Pair::new("what_others_change") else { return };
+    let device = pair.a.device(&pair.runtime);
+    pair.runtime.block_on(async {
+        let (netlink, index) = (&device.netlink, device.index);
+        let own = device.addresses[0];
+        let foreign = prefix("fd00:5::5/64");
+        netlink.add_address(index, foreign, ADDRESS).await.expect("added");
+        assert!(!device.repair().await.expect("asked"), "what is not ours is no harm");
+        netlink.del_address(index, own).await.expect("removed");
+        netlink.set_up(index, false, Some(1300)).await.expect("set");
+        assert!(device.repair().await.expect("put right"));
+        let link = netlink.link(device.name()).await.expect("asked").expect("it exists");
+        assert!(link.up && link.mtu == u32::from(MTU), "{link:?}");
+        let found = netlink.addresses().await.expect("listed");
+        let has = |prefix| found.iter().any(|a| a.index == index && a.prefix == prefix);
+        assert!(has(own));
+        assert!(!device.repair().await.expect("asked"), "nothing is left to do");
     });
 }
 

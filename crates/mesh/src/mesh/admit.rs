@@ -10,8 +10,9 @@ use crate::roster::RosterEntry;
 use crate::signed::Signed;
 use crate::wire::{Join, Message, Records, Refused, RefusedReason, Welcome};
 
-/// So many bytes of records a joiner is told at once.
-const WELCOME: usize = 16 << 10;
+/// So many bytes of records a joiner is told at once: what a new connection may send before it
+/// hears that something arrived (RFC 9002, section 7.2), less the rest of the message.
+const WELCOME: usize = 12 << 10;
 
 /// Why an invite is not redeemed: for the joiner's program and for its user.
 type Refusal = (RefusedReason, String);
@@ -39,7 +40,7 @@ impl Mesh {
     /// asking again with another key gives a new one and counts no further use either.
     fn redeem(&mut self, from: NodeId, join: Join) -> Result<Signed<Certificate>, Refusal> {
         let invite = self.check_invite(join.invite)?;
-        let Invite { id, role, uses, .. } = *invite.value();
+        let Invite { id, role, uses, not_after, .. } = *invite.value();
         let redeemed = self.state.ledger.redeemed.get(&id);
         let earlier = redeemed.and_then(|nodes| nodes.get(&from));
         if let Some(certificate) = earlier.filter(|c| self.is_still_good(c.value(), join.wg)) {
@@ -52,7 +53,9 @@ impl Mesh {
         }
         self.check_key(from, join.wg)?;
         self.check_room(from)?;
-        self.issue(id, from, join.wg, role)
+        let issued = self.issue(id, from, join.wg, role)?;
+        self.state.ledger.expires.insert(id, not_after);
+        Ok(issued)
     }
 
     fn check_invite(&self, raw: crate::signed::Raw) -> Result<Signed<Invite>, Refusal> {

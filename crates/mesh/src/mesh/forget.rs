@@ -20,7 +20,7 @@ const TRY: Duration = Duration::from_secs(30);
 /// A node that nobody has answered yet introduces itself again after this.
 const INTRODUCE: Duration = Duration::from_secs(1);
 /// So many are asked at once, so that one of them is near.
-const ASKED: usize = 4;
+const ASKED: usize = 10;
 /// So long after its start a node counts as one of the others, whatever it holds.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -57,6 +57,10 @@ impl Mesh {
         self.renew(now);
         self.introduce(now);
         self.try_ways_back(now);
+        self.knock(now);
+        self.tell_whom_it_avoids();
+        self.doubts.forget(now);
+        self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
     }
 
@@ -68,6 +72,7 @@ impl Mesh {
     /// Drops what has expired.
     fn forget(&mut self) {
         let (own, now) = (self.node(), self.wall.0);
+        self.has_changed |= self.state.ledger.prune(now);
         if self.state.roster.map.expiry() >= now {
             return;
         }

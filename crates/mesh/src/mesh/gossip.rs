@@ -21,6 +21,9 @@ const BUDGET: usize = MAX_DATAGRAM - 80;
 /// Rumors that follow another within this time wait for each other.
 const CROWD: Duration = Duration::from_millis(40);
 
+/// No more than so many wait.
+const MAX_CROWD: usize = 1024;
+
 /// Rumors that wait to be spread.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
@@ -67,7 +70,7 @@ impl Mesh {
     /// those that follow, so that many at a time need few messages.
     pub(super) fn push_rumor(&mut self, rumor: Rumor, from: Option<NodeId>, now: Time) {
         self.crowd.waiting.push((from, rumor));
-        if now >= self.crowd.next {
+        if now >= self.crowd.next || self.crowd.waiting.len() >= MAX_CROWD {
             self.spread_rumors(now);
         }
     }
@@ -101,7 +104,7 @@ impl Mesh {
     }
 
     /// Sends rumors: a few as datagrams, many in a long message.
-    fn send_rumors(&mut self, to: NodeId, rumors: Vec<Rumor>) {
+    pub(super) fn send_rumors(&mut self, to: NodeId, rumors: Vec<Rumor>) {
         let total: usize = rumors.iter().map(len_of_rumor).sum();
         let budget = if total <= 4 * BUDGET { BUDGET } else { usize::MAX };
         let (mut chunk, mut bytes) = (Vec::new(), 0);
@@ -263,6 +266,11 @@ impl Mesh {
     }
 
     fn lacks(&self, id: &NewsId) -> bool {
+        // Most copies are of something that came a moment ago.
+        !self.broadcast.has_seen(id) && self.holds_nothing_as_new(id)
+    }
+
+    fn holds_nothing_as_new(&self, id: &NewsId) -> bool {
         match id.kind {
             NewsKind::Entry => {
                 let map = &self.state.roster.map;
@@ -329,6 +337,6 @@ fn id_of_rumor(rumor: &Rumor) -> Option<NewsId> {
 }
 
 /// How an identity begins.
-fn beginning(node: NodeId) -> [u8; 8] {
+pub(super) fn beginning(node: NodeId) -> [u8; 8] {
     node.as_bytes().first_chunk().copied().unwrap_or_default()
 }

@@ -35,11 +35,13 @@ impl Pulse {
 impl Mesh {
     /// Does what the detector has due.
     pub(super) fn drive_detector(&mut self, now: Time) {
+        self.refresh_wards();
         let view = View {
             roster: &self.state.roster,
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         let wishes = self.detector.handle_timeout(&view, &mut self.rng, now);
         self.grant(wishes, now);
@@ -91,7 +93,7 @@ impl Mesh {
         if accusation.value().accuser != from {
             return Err(Rejection::NotItsAccusation);
         }
-        self.detector.handle_accusation(accusation);
+        self.detector.handle_accusation(accusation, self.now);
         Ok(())
     }
 
@@ -99,11 +101,7 @@ impl Mesh {
     pub(super) fn refute(&mut self, by: NodeId, incarnation: u64, now: Time) {
         if incarnation < self.pulse.incarnation {
             // It has missed what all were told.
-            if let Some(rumor) = self.lives.rumor(self.node()) {
-                let news = News { entries: Records::default(), rumors: vec![rumor] };
-                self.send(by, Message::News(news));
-            }
-            return;
+            return self.tell_of_life(by);
         }
         if now < self.pulse.quiet_until {
             return;
@@ -118,6 +116,8 @@ impl Mesh {
         self.pulse.pause = (self.pulse.pause * 2).min(MAX_REFUTE);
         let alive = Alive::sign(self.id(), self.pulse.incarnation, &self.identity);
         self.lives.hear_alive(alive);
+        // It may be the first that is heard of on its side of what was a partition.
+        self.tell_of_life(by);
         if let Some(rumor) = self.lives.rumor(self.node()) {
             self.push_rumor(rumor, None, now);
         }
@@ -140,23 +140,27 @@ impl Mesh {
             }
         }
         self.links_changed = true;
+        self.wards.note_life();
         let view = View {
             roster: &self.state.roster,
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         self.detector.note_change(node, &view, now);
     }
 
-    fn probe(&mut self, to: NodeId, number: u32) -> Probe {
+    pub(super) fn probe(&mut self, to: NodeId, number: u32) -> Probe {
         let mut hash = [0; 8];
         hash.copy_from_slice(&self.digest().hash[..8]);
-        Probe { number, hash, down: self.lives.held_down(to) }
+        Probe { number, hash, down: self.lives.held_down(to), lives: self.lives.summary() }
     }
 
     fn note_probe(&mut self, from: NodeId, probe: Probe, now: Time) {
         self.compare(from, probe.hash, now);
+        self.compare_verdicts(from, probe.lives, now);
+        self.doubts.heard(from);
         if self.lives.see_alive(from) {
             self.note_life(from, now);
         }
@@ -197,7 +201,7 @@ impl Mesh {
         let incarnation = self.lives.incarnation(target);
         let accusation = Accusation::sign(self.id(), target, incarnation, &self.identity);
         match asker == self.node() {
-            true => self.detector.handle_accusation(accusation),
+            true => self.detector.handle_accusation(accusation, self.now),
             false => {
                 let accusation = accusation.raw().clone();
                 self.send(asker, Message::Accuse(Accuse { accusation }));

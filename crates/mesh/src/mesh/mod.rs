@@ -1,8 +1,11 @@
 mod admit;
+mod doubts;
 mod forget;
 mod gossip;
 mod health;
+mod knock;
 mod receive;
+mod say;
 mod sync;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,20 +25,29 @@ use crate::detector::Detector;
 use crate::event::{Event, Rejection, Rejections};
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteId};
+use crate::journal::{Input, Journal, SignatureLog};
 use crate::lives::Lives;
 use crate::overlay::View;
-use crate::record::{Life, Profile};
+use crate::profile::Profile;
+use crate::rates::{Excess, Purpose, Rates};
+use crate::record::Life;
 use crate::roster::{Member, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
 use crate::time::UnixTime;
-use crate::wire::{Envelope, MAX_DATAGRAM, Message};
+use crate::wards::Wards;
+use crate::wire::{self, Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
+use doubts::Doubts;
 use forget::House;
 use gossip::Crowd;
 use health::Pulse;
+use knock::Door;
+pub use knock::Knock;
 use sync::Syncing;
 
+/// So many messages wait to be sent at most: more than a node sends whom all ask at once.
+const MAX_TRANSMITS: usize = 1 << 16;
 /// Rejections are counted always, but no more than this many wait to be told as events, so that
 /// nobody can fill the memory with them.
 const MAX_REJECTED_EVENTS: usize = 256;
@@ -47,7 +59,7 @@ const MAX_REJECTED_EVENTS: usize = 256;
 /// 1. call [`Mesh::poll_event`] until it returns `None`; on [`Event::StateChanged`] write
 ///    [`Mesh::snapshot`] to disk *before* the next step, so that after a crash no sequence number
 ///    and no use of an invite is given out twice;
-/// 2. call [`Mesh::poll_transmit`] until it returns `None`;
+/// 2. call [`Mesh::poll_transmit`] and [`Mesh::poll_knock`] until they return `None`;
 /// 3. set a timer to [`Mesh::poll_timeout`], which may have changed.
 ///
 /// Messages may be lost, doubled and reordered. Whoever calls [`Mesh::handle_message`] vouches
@@ -68,6 +80,9 @@ pub struct Mesh {
     broadcast: Broadcast,
     crowd: Crowd,
     syncing: Syncing,
+    doubts: Doubts,
+    door: Door,
+    wards: Wards,
     house: House,
     /// Cached; stale if the links changed.
     neighbours: BTreeSet<NodeId>,
@@ -85,6 +100,8 @@ pub struct Mesh {
     events: VecDeque<Event>,
     transmits: VecDeque<Transmit>,
     rejections: Rejections,
+    rates: Rates,
+    journal: Option<Journal>,
 }
 
 /// A message to send. It may be lost, doubled, and overtaken by others.
@@ -184,6 +201,9 @@ impl Mesh {
             broadcast: Broadcast::new(config.copies),
             crowd: Crowd::default(),
             syncing: Syncing::new(),
+            doubts: Doubts::default(),
+            door: Door::new(now),
+            wards: Wards::new(state.roster.clients(wall)),
             house: House::new(expected, now),
             neighbours: BTreeSet::new(),
             links_changed: true,
@@ -202,17 +222,49 @@ impl Mesh {
             events: VecDeque::new(),
             transmits: VecDeque::new(),
             rejections: Rejections::new(),
+            rates: Rates::default(),
+            journal: None,
             state,
         })
+    }
+
+    /// As [`Mesh::new`], and writes down all that it is told: see [`Mesh::poll_journal`].
+    ///
+    /// # Errors
+    /// If the state is not that of `identity`.
+    pub fn recorded(
+        identity: Identity,
+        state: State,
+        config: Config,
+        seed: u64,
+        now: Time,
+        wall: UnixTime,
+    ) -> Result<Self, MeshError> {
+        let log = SignatureLog::default();
+        let journal = Journal::new(&state, &config, seed, (now, wall), log.clone());
+        let mut mesh = Self::new(identity.logged(log), state, config, seed, now, wall)?;
+        mesh.journal = Some(journal);
+        Ok(mesh)
+    }
+
+    /// What is to be appended to the log of a mesh that is [`Mesh::recorded`], for
+    /// [`crate::journal::replay`]; `None` if there is nothing. Call it where
+    /// [`Mesh::poll_transmit`] is called, or what waits grows without bound.
+    pub fn poll_journal(&mut self) -> Option<Vec<u8>> {
+        self.journal.as_mut().map(Journal::take).filter(|bytes| !bytes.is_empty())
     }
 
     /// Takes in a message of node `from`. `wall` is looked at for expiry alone.
     pub fn handle_message(&mut self, from: NodeId, bytes: &[u8], now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
+        self.note_input(&Input::Message(from, bytes));
         if self.has_left {
             return;
         }
         self.detector.note_time(now);
+        if !self.affords(from, bytes, now) {
+            return;
+        }
         if let Err(reason) = self.receive(from, bytes, now) {
             self.reject(from, reason);
         }
@@ -221,6 +273,7 @@ impl Mesh {
     /// Does what is due at `now`. Calls that come too early are harmless.
     pub fn handle_timeout(&mut self, now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
+        self.note_input(&Input::Timeout);
         if self.has_left {
             return;
         }
@@ -234,6 +287,7 @@ impl Mesh {
         self.spread_due_rumors(now);
         self.begin_due_grafts(now);
         self.begin_due_sync(now);
+        self.begin_due_comparison(now);
     }
 
     /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`].
@@ -241,7 +295,8 @@ impl Mesh {
     pub fn poll_timeout(&self) -> Option<Time> {
         let due = self.house.tick.min(self.detector.poll_timeout());
         let sync = self.syncing.due.map(|(due, _)| due);
-        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync];
+        let doubts = self.doubts.due.map(|(due, _)| due);
+        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync, doubts];
         (!self.has_left).then(|| others.into_iter().flatten().fold(due, Time::min))
     }
 
@@ -356,6 +411,11 @@ impl Mesh {
         self.state
     }
 
+    /// The members that are not heard for now, because they sent nonsense again and again.
+    pub fn silenced(&self) -> impl Iterator<Item = NodeId> {
+        self.rates.silenced(self.now)
+    }
+
     /// The state in bytes, as [`State::decode`] reads it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
@@ -366,27 +426,6 @@ impl Mesh {
     #[must_use]
     pub const fn rejections(&self) -> &Rejections {
         &self.rejections
-    }
-
-    /// What this node says about itself.
-    #[must_use]
-    pub fn profile(&self) -> Profile {
-        self.own().profile
-    }
-
-    /// Says something else about this node. Says whether that was a change.
-    ///
-    /// # Errors
-    /// If it is out of bounds, or the node has left.
-    pub fn set_profile(&mut self, profile: Profile) -> Result<bool, MeshError> {
-        if self.has_left {
-            return Err(WriteError::NotAMember(self.node()).into());
-        }
-        if self.profile() == profile {
-            return Ok(false);
-        }
-        self.publish(Own { profile, ..self.own() }, self.now)?;
-        Ok(true)
     }
 
     /// Signs an invite that is redeemed at this node.
@@ -425,6 +464,7 @@ impl Mesh {
     /// # Errors
     /// If the node has left already.
     pub fn leave(&mut self) -> Result<(), MeshError> {
+        self.note_input(&Input::Leave);
         if self.has_left {
             return Err(WriteError::NotAMember(self.node()).into());
         }
@@ -438,6 +478,16 @@ impl Mesh {
         self.push(&[removal], None, self.now);
         self.has_left = true;
         Ok(())
+    }
+
+    /// Writes down what this core is told, and now and then what it has come to.
+    fn note_input(&mut self, input: &Input<'_>) {
+        let Some(mut journal) = self.journal.take() else { return };
+        if journal.wants_check() {
+            journal.check(self.digest());
+        }
+        journal.note(input, self.now, self.wall);
+        self.journal = Some(journal);
     }
 
     /// Writes a new record of this node and spreads it.
@@ -516,6 +566,7 @@ impl Mesh {
 
     /// Finds out anew who the neighbours are, if that may have changed.
     fn refresh_neighbours(&mut self) {
+        self.refresh_wards();
         if !std::mem::take(&mut self.links_changed) {
             return;
         }
@@ -524,16 +575,35 @@ impl Mesh {
             lives: &self.lives,
             own: self.state.node(),
             wall: self.wall,
+            wards: self.wards.attached(),
         };
         self.neighbours = view.neighbours();
         self.broadcast.retain(&self.neighbours);
     }
 
+    /// Finds out anew which clients are attached to this node, if that may have changed.
+    fn refresh_wards(&mut self) {
+        let nobody = BTreeSet::new();
+        let view = View {
+            roster: &self.state.roster,
+            lives: &self.lives,
+            own: self.state.node(),
+            wall: self.wall,
+            wards: &nobody,
+        };
+        self.links_changed |= self.wards.refreshed(&view);
+    }
+
     /// A member drawn at random, none of `without`, and one that is not down if there is any.
     fn draw(&mut self, without: &BTreeSet<NodeId>) -> Option<NodeId> {
         let lives = &self.lives;
-        let view =
-            View { roster: &self.state.roster, lives, own: self.state.node(), wall: self.wall };
+        let view = View {
+            roster: &self.state.roster,
+            lives,
+            own: self.state.node(),
+            wall: self.wall,
+            wards: self.wards.attached(),
+        };
         let drawn = view.draw(without, &mut self.rng);
         let down = lives.next_down(NodeId(self.rng.random()));
         drawn.or(down.filter(|node| !without.contains(node)))
@@ -552,13 +622,16 @@ impl Mesh {
             let datagram = bytes.len() <= MAX_DATAGRAM && !stranger;
             let transmits =
                 to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
+            // What is not sent is as if it were lost on the way.
             self.transmits.extend(transmits);
+            self.transmits.truncate(MAX_TRANSMITS);
         }
     }
 
     /// Reports what a changed entry of `node` means.
     fn report_member(&mut self, node: NodeId) {
         let is_member = self.is_member(node);
+        self.wards.note(node, self.state.roster.is_client(node, self.wall));
         let event = match (self.reported.contains(&node), is_member) {
             (false, true) => Event::MemberJoined(node),
             (true, true) => Event::MemberUpdated(node),
@@ -567,13 +640,36 @@ impl Mesh {
         };
         match is_member {
             true => self.reported.insert(node),
-            false => self.reported.remove(&node),
+            false => {
+                self.lives.forget(node);
+                self.down_reported.remove(&node);
+                self.reported.remove(&node)
+            }
         };
         self.events.push_back(event);
     }
 
+    /// Whether the sender may ask for what this message asks for. If not, that is counted.
+    fn affords(&mut self, from: NodeId, bytes: &[u8], now: Time) -> bool {
+        let purpose = wire::kind_of(bytes).map_or(Purpose::Repair, Purpose::of);
+        let is_member = self.is_member(from);
+        let excess = self.rates.take(from, is_member, (purpose, bytes.len()), now).err();
+        let reason = match excess {
+            None => return true,
+            Some(Excess::TooMuch) => Rejection::TooMuch,
+            Some(Excess::Silenced) => Rejection::Silenced,
+        };
+        *self.rejections.entry(reason.kind()).or_default() += 1;
+        false
+    }
+
     fn reject(&mut self, from: NodeId, reason: Rejection) {
         *self.rejections.entry(reason.kind()).or_default() += 1;
+        let is_member = self.is_member(from);
+        if reason.is_nonsense() && self.rates.note_nonsense(from, is_member, self.now) {
+            let reason = Rejection::Silenced;
+            self.events.push_back(Event::Rejected { from, reason });
+        }
         if self.events.len() < MAX_REJECTED_EVENTS {
             self.events.push_back(Event::Rejected { from, reason });
         }

@@ -35,6 +35,8 @@ impl Mesh {
             | Message::Announce(_)
             | Message::Graft(_)
             | Message::Prune
+            | Message::Lives(_)
+            | Message::Doubt(_)
             | Message::WhoAreYou
             | Message::Welcome(_)
             | Message::Refused(_)
@@ -52,7 +54,7 @@ impl Mesh {
         now: Time,
     ) -> Result<(), Rejection> {
         if !self.is_member(from) {
-            return self.receive_from_stranger(from, &message);
+            return self.receive_from_stranger(from, &message, now);
         }
         if message != Message::WhoAreYou {
             self.house.answered = true;
@@ -65,7 +67,13 @@ impl Mesh {
             Message::Announce(named) => self.receive_announcement(from, &named, now),
             Message::Graft(named) => self.receive_graft(from, &named),
             Message::Prune => self.broadcast.pruned(from),
-            Message::WhoAreYou => self.begin_sync(from, true),
+            Message::Lives(ranges) => self.receive_lives(from, &ranges, now),
+            Message::Doubt(named) => self.receive_doubts(from, &named, now),
+            Message::WhoAreYou => {
+                // Its answer counts as one of several, as long as this node has just started.
+                self.syncing.asked.insert(from);
+                self.begin_sync(from, true);
+            }
             Message::Ack(probe) => self.receive_ack(from, probe, now),
             Message::Ask(ask) => self.receive_ask(from, ask, now),
             Message::Vouch(vouch) => self.receive_vouch(from, vouch),
@@ -81,9 +89,15 @@ impl Mesh {
         Ok(())
     }
 
-    /// Somebody that was forgotten, and is tried again, answers: it is to say who it is.
-    fn receive_from_stranger(&mut self, from: NodeId, message: &Message) -> Result<(), Rejection> {
-        let asked = self.state.ways_back.contains_key(&from);
+    /// Somebody that was forgotten, and is tried again, answers, or one that was found behind a
+    /// door: it is to say who it is.
+    fn receive_from_stranger(
+        &mut self,
+        from: NodeId,
+        message: &Message,
+        now: Time,
+    ) -> Result<(), Rejection> {
+        let asked = self.state.ways_back.contains_key(&from) || self.door.expects(now);
         if asked && matches!(message, Message::Same | Message::Ranges(_)) {
             self.send(from, Message::WhoAreYou);
         }

@@ -67,6 +67,7 @@ impl Mesh {
     /// Begins the reconciliation that is due.
     pub(super) fn begin_due_sync(&mut self, now: Time) {
         if let Some((_, partner)) = self.syncing.due.take_if(|(due, _)| *due <= now)
+            && now >= self.syncing.busy
             && self.is_member(partner)
         {
             self.begin_sync(partner, false);
@@ -138,6 +139,8 @@ impl Mesh {
                 return;
             }
             self.syncing.source = Some((from, now + SOURCE));
+            // A great deal is coming, and nobody else need send it too.
+            self.syncing.busy = now + SOURCE;
         }
         let map = &self.state.roster.map;
         let entries = reconcile::wanted(map, &ranges.want);

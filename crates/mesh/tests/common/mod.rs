@@ -34,7 +34,7 @@ pub(crate) fn profile(number: u32) -> Profile {
         endpoints: vec![endpoint(51_820)],
         control: vec![endpoint(7654)],
         alias: format!("node-{number}"),
-        description: String::new(),
+        ..Profile::default()
     }
 }
 
@@ -110,6 +110,10 @@ pub(crate) struct Net {
     pub(crate) double: u32,
     /// Nodes that only each other can reach.
     pub(crate) island: BTreeSet<NodeId>,
+    /// Who does not reach whom.
+    pub(crate) broken: BTreeSet<(NodeId, NodeId)>,
+    /// Who has sent to whom, while that is watched.
+    pairs: Option<BTreeSet<(NodeId, NodeId)>>,
     /// Bytes that were sent.
     pub(crate) bytes: u64,
     /// A hash of everything that was delivered, in order.
@@ -127,6 +131,8 @@ impl Net {
             loss: 0,
             double: 0,
             island: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            pairs: None,
             bytes: 0,
             trace: blake3::Hasher::new(),
             queue: BTreeMap::new(),
@@ -169,6 +175,13 @@ impl Net {
         self.now = end;
     }
 
+    /// Runs for a while. Who sent to whom.
+    pub(crate) fn watch(&mut self, duration: Duration) -> BTreeSet<(NodeId, NodeId)> {
+        self.pairs = Some(BTreeSet::new());
+        self.run(duration);
+        self.pairs.take().unwrap_or_default()
+    }
+
     /// Runs until all agree. How long that took, if it did within `limit`.
     pub(crate) fn run_until_agreed(&mut self, limit: Duration) -> Option<Duration> {
         let start = self.now;
@@ -209,6 +222,12 @@ impl Net {
         }
         for (from, to, bytes) in sent {
             self.bytes += bytes.len() as u64;
+            if let Some(pairs) = &mut self.pairs {
+                pairs.insert((from, to));
+            }
+            if self.broken.contains(&(from, to)) {
+                continue;
+            }
             if self.island.contains(&from) != self.island.contains(&to) {
                 continue;
             }

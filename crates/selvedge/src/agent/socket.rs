@@ -1,9 +1,10 @@
 //! The Unix socket of the API: 0660, owned by the configured group.
 
-use std::fs::{DirBuilder, Permissions};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::unistd::Group;
@@ -23,13 +24,36 @@ pub(super) async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Uni
     }
     let group = group.map(group_id).transpose()?;
     clear(path).await?;
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    // Whatever the umask was, nobody else could connect until now: that takes write permission.
-    std::fs::set_permissions(path, Permissions::from_mode(0o660))
-        .and_then(|()| std::os::unix::fs::chown(path, None, group))
-        .with_context(|| format!("cannot set the permissions of {}", path.display()))?;
-    Ok(listener)
+    bind_aside(path, group).with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// Makes the socket in a folder that nobody else may enter, and moves it to its place when it has
+/// its permissions: whatever the umask is, at no moment can others connect to it.
+fn bind_aside(path: &Path, group: Option<u32>) -> std::io::Result<UnixListener> {
+    let folder = aside(path);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    // The path of a socket has at most 107 bytes, and the folder's may have as many.
+    let entered = File::open(&folder)?;
+    let made = PathBuf::from(format!("/proc/self/fd/{}/s", entered.as_raw_fd()));
+    let bound = UnixListener::bind(&made).and_then(|listener| {
+        std::fs::set_permissions(&made, Permissions::from_mode(0o660))?;
+        std::os::unix::fs::chown(&made, None, group)?;
+        std::fs::rename(&made, path)?;
+        Ok(listener)
+    });
+    let removed = std::fs::remove_dir_all(&folder);
+    bound.and_then(|listener| removed.map(|()| listener))
+}
+
+/// The folder in which the socket is made: beside it, so that it can be moved.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("~");
+    name.into()
 }
 
 /// Removes the socket at the end.
@@ -79,6 +103,8 @@ mod tests {
         let listener = bind(&path, None).await.expect("free");
         let mode = std::fs::metadata(&path).expect("exists").permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
+        let names = std::fs::read_dir(dir.path().join("run")).expect("readable").count();
+        assert_eq!(names, 1, "nothing else is left behind");
         let error = bind(&path, None).await.expect_err("answers").to_string();
         assert!(error.starts_with("another agent answers on "), "{error}");
         drop(listener);
@@ -86,6 +112,26 @@ mod tests {
         drop(listener);
         remove(&path);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_start_that_was_cut_short_does_not_hinder_the_next() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("agent.sock");
+        let aside = aside(&path);
+        DirBuilder::new().create(&aside).expect("made");
+        std::fs::write(aside.join("s"), "half").expect("writes");
+        drop(bind(&path, None).await.expect("free"));
+        assert!(!aside.exists());
+    }
+
+    #[tokio::test]
+    async fn its_path_may_be_as_long_as_the_system_allows() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let room = 107 - dir.path().as_os_str().len() - 1;
+        let path = dir.path().join("x".repeat(room));
+        drop(bind(&path, None).await.expect("free"));
+        assert!(path.exists());
     }
 
     #[tokio::test]

@@ -58,6 +58,9 @@ pub(super) struct AgentArgs {
     /// The UDP port of WireGuard [default: one that is free]
     #[arg(long, value_name = "PORT", help_heading = "Mesh plane")]
     wireguard_port: Option<u16>,
+    /// Write what the core of a mesh is told to this file, to be replayed
+    #[arg(long, value_name = "FILE", help_heading = "Mesh plane")]
+    record: Option<PathBuf>,
 
     /// Enable the gateway plane for these networks, such as 1-100,200
     #[arg(long, value_name = "VNIS", help_heading = "Gateway plane")]
@@ -145,6 +148,7 @@ impl AgentArgs {
             || self.listen.is_some()
             || !self.endpoints.is_empty()
             || self.wireguard_port.is_some()
+            || self.record.is_some()
     }
 
     fn wants_gateway(&self) -> bool {
@@ -163,6 +167,7 @@ impl AgentArgs {
         set(&mut mesh.listen, self.listen);
         set(&mut mesh.endpoints, some(std::mem::take(&mut self.endpoints)));
         set(&mut mesh.port, self.wireguard_port);
+        set(&mut mesh.record, self.record.take());
         set(&mut mesh.wireguard, self.dry.then_some(WireGuard::Dry));
     }
 

@@ -1,15 +1,18 @@
+mod ask;
+mod page;
+
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use selvedge_api::Client;
-use selvedge_api::mesh::{
-    CreateRequest, Invite, InviteRequest, JoinRequest, Member, Mesh, Role, Summary,
-};
+use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Mesh, Role};
 
 use super::ClientArgs;
-use super::output::{bytes, duration, or_dash, print, seconds, spinner, table};
+use super::output::{duration, print, seconds, spinner};
+use page::{list, names, show};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -17,7 +20,10 @@ Examples:
   selvedge mesh create campus            on the first host
   selvedge mesh invite --uses 5          there too; prints a token
   selvedge mesh join svm1...             on each other host
-  selvedge mesh show")]
+  selvedge mesh show
+  selvedge mesh query \"[?type=='client'].{name: name, via: via}\"
+  selvedge mesh graph | dot -Tsvg > meshes.svg
+  selvedge mesh watch                    what happens, as it happens")]
 pub(super) struct MeshArgs {
     #[command(flatten)]
     client: ClientArgs,
@@ -67,6 +73,24 @@ enum MeshCommand {
         /// Name or id of the mesh; not needed if there is only one
         mesh: Option<String>,
     },
+    /// Ask about the members of a mesh in JMESPath (docs/mesh-query.md); prints JSON
+    Query {
+        /// The expression, such as "[?state=='down'].name"
+        expression: String,
+        /// Name or id of the mesh; not needed if there is only one
+        #[arg(long)]
+        mesh: Option<String>,
+    },
+    /// Draw all meshes: a graph in the language of Graphviz
+    Graph {
+        /// Write it into this file
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Show what happens in all meshes, as it happens
+    Watch,
+    /// Show where names of members are answered, and how this host comes to ask there
+    Names,
 }
 
 #[derive(Args, Debug)]
@@ -102,6 +126,13 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let mesh = choose(&client, mesh).await?;
             print(json, &client.mesh(&mesh).await?, show)
         }
+        MeshCommand::Query { expression, mesh } => {
+            let mesh = choose(&client, mesh).await?;
+            ask::query(&client, &mesh, &expression, json).await
+        }
+        MeshCommand::Graph { output } => ask::graph(&client, output.as_deref(), json).await,
+        MeshCommand::Watch => ask::watch(&client, json).await,
+        MeshCommand::Names => print(json, &client.dns().await?, names),
     }
 }
 
@@ -128,7 +159,7 @@ async fn join(client: &Client, json: bool, token: String, about: About) -> anyho
 }
 
 /// The mesh that is meant if none is named: the only one.
-async fn choose(client: &Client, mesh: Option<String>) -> anyhow::Result<String> {
+pub(super) async fn choose(client: &Client, mesh: Option<String>) -> anyhow::Result<String> {
     if let Some(mesh) = mesh {
         return Ok(mesh);
     }
@@ -158,113 +189,4 @@ fn invited(invite: &Invite) -> String {
     let uses = invite.uses;
     super::output::progress(&format!("valid for {left} and {uses} uses; who has it may join:"));
     invite.token.clone()
-}
-
-fn list(meshes: &[Summary]) -> String {
-    let rows = meshes.iter().map(|mesh| {
-        vec![
-            mesh.name.clone(),
-            mesh.id.to_string(),
-            mesh.interface.clone(),
-            mesh.address.to_string(),
-            mesh.members.to_string(),
-        ]
-    });
-    table(&["NAME", "ID", "INTERFACE", "ADDRESS", "MEMBERS"], rows)
-}
-
-fn show(mesh: &Mesh) -> String {
-    let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
-    let head = format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n");
-    let header = ["NODE", "ALIAS", "ROLE", "STATE", "ADDRESS", "ENDPOINT", "HANDSHAKE", "RX", "TX"];
-    format!("{head}\n{}", table(&header, mesh.members.iter().map(member)))
-}
-
-fn member(member: &Member) -> Vec<String> {
-    let state = if member.own { "self" } else { member.state.as_str() };
-    let endpoint = member.endpoint.or_else(|| member.endpoints.first().copied());
-    vec![
-        member.node.short(),
-        or_dash(member.alias.as_deref()),
-        member.role.to_string(),
-        state.to_owned(),
-        member.address.to_string(),
-        or_dash(endpoint),
-        or_dash(member.handshake_age_s.map(seconds)),
-        bytes(member.rx_bytes),
-        bytes(member.tx_bytes),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use selvedge_api::mesh::MemberState;
-    use selvedge_model::{MeshId, NodeId, WgKey};
-
-    use super::*;
-
-    fn mesh() -> Mesh {
-        let me = Member {
-            node: NodeId([1; 32]),
-            own: true,
-            alias: Some("gw1".to_owned()),
-            description: None,
-            role: Role::Peer,
-            address: "fd00::1".parse().expect("valid"),
-            wg_key: WgKey([2; 32]),
-            endpoints: vec!["192.0.2.1:51820".parse().expect("valid")],
-            endpoint: None,
-            state: MemberState::Alive,
-            allowed_ips: vec![],
-            keepalive_s: None,
-            handshake_age_s: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
-        };
-        let other = Member {
-            node: NodeId([7; 32]),
-            own: false,
-            alias: None,
-            address: "fd00::2".parse().expect("valid"),
-            endpoint: Some("192.0.2.2:51820".parse().expect("valid")),
-            state: MemberState::Unknown,
-            handshake_age_s: Some(75),
-            rx_bytes: 1_572_864,
-            tx_bytes: 100,
-            ..me.clone()
-        };
-        Mesh {
-            id: MeshId([9; 20]),
-            name: "campus".to_owned(),
-            node: me.node,
-            interface: "sv-campus".to_owned(),
-            address: me.address,
-            prefix: "fd00::/64".parse().expect("valid"),
-            listen_port: 51820,
-            members: vec![me, other],
-        }
-    }
-
-    #[test]
-    fn a_mesh_is_shown_with_its_members() {
-        let expected = "\
-mesh campus (beeqscijbeeqscijbeeqscijbeeqscij)
-interface sv-campus, port 51820, fd00::/64
-
-NODE        ALIAS  ROLE  STATE    ADDRESS  ENDPOINT         HANDSHAKE  RX       TX
-aeaqcaibae  gw1    peer  self     fd00::1  192.0.2.1:51820  -          0 B      0 B
-a4dqobyha4  -      peer  unknown  fd00::2  192.0.2.2:51820  1m15s      1.5 MiB  100 B";
-        assert_eq!(show(&mesh()), expected);
-    }
-
-    #[test]
-    fn meshes_are_listed_in_a_table() {
-        let Mesh { id, name, interface, address, .. } = mesh();
-        let expected = "\
-NAME    ID                                INTERFACE  ADDRESS  MEMBERS
-campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
-        let summary = Summary { id, name, interface, address, members: 2 };
-        assert_eq!(list(&[summary]), expected);
-        assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
-    }
 }

@@ -15,7 +15,7 @@ use super::file::{
 };
 use super::{
     Config, ConfigError, EtcdConfig, EtcdTls, FabricConfig, GatewayConfig, Ids, LOG, MeshConfig,
-    NetworkConfig, SOCKET, STATE, Secret, StoreConfig, detection, health, hooks, ra,
+    NetworkConfig, SOCKET, STATE, Secret, StoreConfig, detection, dns, health, hooks, ra,
 };
 
 /// The longest name of an interface (IFNAMSIZ less the closing zero).
@@ -26,6 +26,9 @@ const SOCKET_MAX: usize = 107;
 const ID_COUNT: usize = 100;
 /// The smallest MTU on which IPv6 works (RFC 8200, section 5).
 const MTU_MIN: u16 = 1280;
+
+/// How many places may be named at which members may be found.
+const MAX_BOOTSTRAP: usize = 16;
 
 pub(super) type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
@@ -62,15 +65,40 @@ fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConf
     if let Some(bad) = endpoints.iter().find(|ip| ip.is_unspecified() || ip.is_multicast()) {
         return Err(value("mesh.endpoints", bad, "nobody can reach a node there"));
     }
+    let bootstrap = file.bootstrap.unwrap_or_default();
+    if let Some(bad) = bootstrap.iter().find(|place| !is_place(place)) {
+        let expected = "expected an address or a name, with a port, such as 192.0.2.1:7654";
+        return Err(value("mesh.bootstrap", format!("{bad:?}"), expected));
+    }
+    if bootstrap.len() > MAX_BOOTSTRAP {
+        let found = format!("{} addresses", bootstrap.len());
+        return Err(value("mesh.bootstrap", found, format!("at most {MAX_BOOTSTRAP} are tried")));
+    }
     Ok(MeshConfig {
         name: name.clone(),
         state: state.to_owned(),
         listen: file.listen.unwrap_or(any),
         endpoints,
+        bootstrap,
+        record: file.record,
         wireguard: file.wireguard.unwrap_or_default(),
         port: file.port.unwrap_or(0),
         interface,
         mtu,
+        dns: file.dns.as_ref().map(dns::dns).transpose()?,
+        hooks: hooks::mesh_hooks(&file.hooks.unwrap_or_default())?,
+    })
+}
+
+/// Whether an agent may be found there: an address or a name, and a port.
+fn is_place(place: &str) -> bool {
+    if let Ok(at) = place.parse::<SocketAddr>() {
+        return !at.ip().is_unspecified() && !at.ip().is_multicast() && at.port() != 0;
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);
+    place.rsplit_once(':').is_some_and(|(name, port)| {
+        let port = port.parse::<u16>().is_ok_and(|port| port != 0);
+        port && (1..=253).contains(&name.len()) && name.chars().all(allowed)
     })
 }
 
@@ -607,6 +635,20 @@ mod tests {
         let long = format!("socket = '/{}'\n[mesh]", "x".repeat(107));
         assert!(refused(&long).ends_with("the path of a socket has at most 107 bytes"));
         assert!(refused("log = 'a=b=c'\n[mesh]").starts_with("log = \"a=b=c\": "));
+    }
+
+    #[test]
+    fn members_are_looked_for_at_addresses_and_names_with_ports() {
+        let places = "'192.0.2.1:7654', '[2001:db8::1]:7654', 'mesh.example.org:7654'";
+        let config = load(&format!("name = 'n'\n[mesh]\nbootstrap = [{places}]"));
+        assert_eq!(config.expect("good").mesh.expect("enabled").bootstrap.len(), 3);
+        for bad in ["192.0.2.1", "0.0.0.0:7654", "192.0.2.1:0", "a b:7654", "a:0", ":7654", ""] {
+            let error = refused(&format!("name = 'n'\n[mesh]\nbootstrap = ['{bad}']"));
+            assert!(error.starts_with(&format!("mesh.bootstrap = {bad:?}: expected")), "{error}");
+        }
+        let many = vec!["'a:1'"; MAX_BOOTSTRAP + 1].join(",");
+        let error = refused(&format!("name = 'n'\n[mesh]\nbootstrap = [{many}]"));
+        assert_eq!(error, "mesh.bootstrap = 17 addresses: at most 16 are tried");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use selvedge_gateway::NodeRole;
 use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HealthFile, HooksFile, Isolation, ProbeFile, RaFile};
+use super::{
+    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, ProbeFile, RaFile,
+};
 
 /// What may be written in a configuration file. Everything is optional here.
 ///
@@ -31,10 +33,14 @@ pub struct File {
 pub struct MeshFile {
     pub listen: Option<SocketAddr>,
     pub endpoints: Option<Vec<IpAddr>>,
+    pub bootstrap: Option<Vec<String>>,
+    pub record: Option<PathBuf>,
     pub wireguard: Option<WireGuard>,
     pub port: Option<u16>,
     pub interface: Option<String>,
     pub mtu: Option<u16>,
+    pub dns: Option<DnsFile>,
+    pub hooks: Option<MeshHooksFile>,
 }
 
 /// The section `[gateway]`: its presence enables the gateway plane.

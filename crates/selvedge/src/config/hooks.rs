@@ -1,4 +1,4 @@
-//! The section `[gateway.hooks]`: commands of the operator's.
+//! The sections `[gateway.hooks]` and `[mesh.hooks]`: commands of the operator's.
 
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Result, value, within};
 use crate::gateway_plane::HooksConfig;
+use crate::mesh_plane::MeshHooks;
 
 /// The section `[gateway.hooks]`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -14,6 +15,18 @@ use crate::gateway_plane::HooksConfig;
 pub struct HooksFile {
     pub take_over: Option<Command>,
     pub give_up: Option<Command>,
+    pub timeout_s: Option<u64>,
+}
+
+/// The section `[mesh.hooks]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "described in `MeshHooks`")]
+pub struct MeshHooksFile {
+    pub pre_up: Option<Command>,
+    pub post_up: Option<Command>,
+    pub pre_down: Option<Command>,
+    pub post_down: Option<Command>,
     pub timeout_s: Option<u64>,
 }
 
@@ -32,6 +45,17 @@ pub(super) fn hooks(file: &HooksFile) -> Result<HooksConfig> {
     Ok(HooksConfig {
         take_over: command("gateway.hooks.take_over", file.take_over.as_ref())?,
         give_up: command("gateway.hooks.give_up", file.give_up.as_ref())?,
+        timeout: Duration::from_secs(seconds),
+    })
+}
+
+pub(super) fn mesh_hooks(file: &MeshHooksFile) -> Result<MeshHooks> {
+    let seconds = within("mesh.hooks.timeout_s", file.timeout_s, 5, (1, 3600))?;
+    Ok(MeshHooks {
+        pre_up: command("mesh.hooks.pre_up", file.pre_up.as_ref())?,
+        post_up: command("mesh.hooks.post_up", file.post_up.as_ref())?,
+        pre_down: command("mesh.hooks.pre_down", file.pre_down.as_ref())?,
+        post_down: command("mesh.hooks.post_down", file.post_down.as_ref())?,
         timeout: Duration::from_secs(seconds),
     })
 }
@@ -70,6 +94,19 @@ mod tests {
         assert_eq!(config.take_over, Some(vec!["/a b".to_owned()]));
         assert_eq!(config.give_up, Some(vec!["/c".to_owned(), "-d".to_owned()]));
         assert_eq!(config.timeout, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn meshes_have_hooks_of_their_own() {
+        let file = toml::from_str("pre_up = '/a'\npost_down = ['/b', 'c']\ntimeout_s = 7");
+        let config = mesh_hooks(&file.expect("a section")).expect("complete");
+        let words = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
+        assert_eq!((config.pre_up, config.post_up), (words(&["/a"]), None));
+        assert_eq!((config.pre_down, config.post_down), (None, words(&["/b", "c"])));
+        assert_eq!(config.timeout, Duration::from_secs(7));
+        let bad = toml::from_str("post_up = 'wg'").expect("a section");
+        let error = mesh_hooks(&bad).expect_err("refused").to_string();
+        assert!(error.starts_with("mesh.hooks.post_up = [\"wg\"]: expected"), "{error}");
     }
 
     #[test]

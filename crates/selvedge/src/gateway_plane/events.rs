@@ -2,66 +2,52 @@
 //! who watch, and the hooks.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use selvedge_api::gateway::{Cause, Counters, Event, Right, Times, What};
 use selvedge_gateway::cache::Change;
 use selvedge_gateway::desired::Desired;
 use selvedge_gateway::{Event as CoreEvent, machine, status};
 use selvedge_model::{NodeName, Time, Vni};
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, info, warn};
 
 use super::hooks::{Facts, Hooks, Kind};
 use super::view;
+use crate::stream::{self, Told, unix_ms};
 
-/// Events that are kept for who watches and is slow to read. A takeover of some thousand networks
-/// fits.
-const KEPT: usize = 8192;
 /// After this time the loss of a gateway is another loss than the one noted before.
 const FORGET: Duration = Duration::from_secs(60);
 
 /// Where events come from for those who watch. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Stream(broadcast::Sender<Event>);
+pub(super) struct Stream(stream::Stream<Event>);
 
 impl Stream {
     pub(super) fn new() -> Self {
-        Self(broadcast::Sender::new(KEPT))
+        Self(stream::Stream::new())
     }
 
     /// Tells everybody who watches now.
     pub(super) fn publish(&self, what: What) {
-        // That nobody watches is no failure.
-        let _ = self.0.send(Event { at_ms: unix_ms(), what });
+        self.0.publish(Event { at_ms: unix_ms(), what });
     }
 
     /// Everything that happens from now on.
     pub(super) fn subscribe(&self) -> Subscriber {
-        Subscriber(self.0.subscribe())
+        self.0.subscribe()
     }
 
     fn is_watched(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.0.is_watched()
     }
 }
 
 /// Somebody who watches.
-#[derive(Debug)]
-pub struct Subscriber(broadcast::Receiver<Event>);
+pub type Subscriber = stream::Subscriber<Event>;
 
-impl Subscriber {
-    /// The next event, or that some were missed; waits for ever once the plane has ended. If this
-    /// is cancelled, nothing is lost.
-    pub async fn next(&mut self) -> Event {
-        match self.0.recv().await {
-            Ok(event) => event,
-            Err(RecvError::Lagged(events)) => {
-                Event { at_ms: unix_ms(), what: What::Missed { events } }
-            }
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
+impl Told for Event {
+    fn missed(events: u64) -> Self {
+        Self { at_ms: unix_ms(), what: What::Missed { events } }
     }
 }
 
@@ -375,10 +361,6 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn unix_ms() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use selvedge_gateway::desired::Duty;
@@ -494,7 +476,7 @@ mod tests {
     async fn who_reads_too_slowly_is_told_how_much_was_missed() {
         let stream = Stream::new();
         let mut slow = stream.subscribe();
-        for _ in 0..KEPT + 3 {
+        for _ in 0..stream::KEPT + 3 {
             stream.publish(What::Convicted);
         }
         assert_eq!(slow.next().await.what, What::Missed { events: 3 });

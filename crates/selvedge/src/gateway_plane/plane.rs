@@ -28,7 +28,7 @@ use super::events::Journal;
 use super::probes::{self, Heard, ProbeCounters, Probes};
 use super::{Reply, Request, applier, store};
 use crate::config::{GatewayConfig, Ids};
-use crate::identity::{self, Agreement};
+use crate::identity;
 
 /// How many transactions run at once.
 const PARALLEL: usize = 64;
@@ -473,7 +473,7 @@ fn open_probes(config: &GatewayConfig, paths: &[SocketAddr]) -> anyhow::Result<O
         warn!("no address to be probed on: the loss of this gateway is known by its lease alone");
         return Ok(None);
     }
-    let agreement = Agreement::load(&config.state)?;
+    let agreement = identity::agreement(&config.state)?;
     Probes::open(&config.probe, config.name.clone(), agreement).map(Some)
 }
 

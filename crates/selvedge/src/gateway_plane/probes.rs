@@ -21,13 +21,13 @@ use selvedge_gateway::probe::{Message, Outgoing};
 use selvedge_gateway::wire::{self, MAX_DATAGRAM, OpenError, PairKey};
 use selvedge_host::netlink::{self, Address, Netlink};
 use selvedge_model::{NodeId, NodeName};
+use selvedge_transport::Agreement;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tracing::{debug, trace, warn};
 
 use super::sources::Sources;
 use crate::config::{GatewayConfig, ProbeConfig};
-use crate::identity::Agreement;
 use crate::mesh_plane::endpoints;
 
 /// On how many addresses a host is probed if none is configured.

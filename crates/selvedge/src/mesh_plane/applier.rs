@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
+use super::hooks::{Hooks, Kind};
+
 /// The peers that a device shall have.
 pub(super) type Peers = BTreeMap<WgKey, PeerSpec>;
 
@@ -61,12 +63,16 @@ impl Inquirer {
 }
 
 impl Applier {
-    /// Starts a device. Without `netlink` (dry) the host is not touched.
-    pub(super) fn start(netlink: Option<Netlink>, config: wireguard::Config) -> Self {
+    /// Starts a device. Without `netlink` (dry) the host is not touched, and no hook is run.
+    pub(super) fn start(
+        netlink: Option<Netlink>,
+        config: wireguard::Config,
+        hooks: Option<Hooks>,
+    ) -> Self {
         let (desired, follow) = watch::channel(Peers::new());
         let (report, status) = watch::channel(Status::Starting);
         let (questions, asked) = mpsc::channel(16);
-        let worker = Worker { desired: follow, report, questions: asked };
+        let worker = Worker { desired: follow, report, questions: asked, hooks };
         let task = tokio::spawn(async move {
             match netlink {
                 Some(netlink) => worker.run(&netlink, config).await,
@@ -85,6 +91,11 @@ impl Applier {
             }
             differs
         });
+    }
+
+    /// The state to converge on.
+    pub(super) fn desired(&self) -> Peers {
+        self.desired.borrow().clone()
     }
 
     /// How the device does.
@@ -120,6 +131,7 @@ struct Worker {
     desired: watch::Receiver<Peers>,
     report: watch::Sender<Status>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
+    hooks: Option<Hooks>,
 }
 
 /// Why a device is used no longer.
@@ -133,16 +145,20 @@ enum End {
 impl Worker {
     async fn run(mut self, netlink: &Netlink, mut config: wireguard::Config) {
         loop {
+            self.hook(Kind::PreUp, &config).await;
             match Device::create(netlink, &config).await {
                 Ok(mut device) => {
                     config.listen_port = device.port().await;
                     let ready = Status::Ready { port: config.listen_port };
                     info!(interface = config.name, port = config.listen_port, "WireGuard is up");
                     self.report.send_replace(ready);
+                    self.hook(Kind::PostUp, &config).await;
                     let end = self.serve(&mut device).await;
+                    self.hook(Kind::PreDown, &config).await;
                     if let Err(error) = device.stop().await {
                         error!(interface = config.name, %error, "WireGuard did not stop in order");
                     }
+                    self.hook(Kind::PostDown, &config).await;
                     match end {
                         End::Unwanted => return,
                         End::Failed => error!(
@@ -156,6 +172,12 @@ impl Worker {
             if !self.pause().await {
                 return;
             }
+        }
+    }
+
+    async fn hook(&self, kind: Kind, config: &wireguard::Config) {
+        if let Some(hooks) = &self.hooks {
+            hooks.run(kind, config).await;
         }
     }
 
@@ -188,7 +210,7 @@ impl Worker {
                 _ = care.tick() => {
                     match device.has_failed().await {
                         Ok(true) => return End::Failed,
-                        Ok(false) => {}
+                        Ok(false) => repair(device).await,
                         Err(error) => warn!(interface = device.name(), %error, "cannot look after the device"),
                     }
                     if behind {
@@ -240,6 +262,18 @@ impl Worker {
     }
 }
 
+/// Puts right what others have changed.
+async fn repair(device: &Device) {
+    match device.repair().await {
+        Ok(false) => {}
+        Ok(true) => warn!(
+            interface = device.name(),
+            "somebody changed the interface's addresses, MTU or state; put right"
+        ),
+        Err(error) => warn!(interface = device.name(), %error, "cannot put the interface right"),
+    }
+}
+
 /// A port that nobody used a moment ago.
 fn free_port() -> u16 {
     let socket = UdpSocket::bind("[::]:0").or_else(|_| UdpSocket::bind("0.0.0.0:0"));
@@ -262,7 +296,7 @@ mod tests {
             addresses: Vec::new(),
             control: None,
         };
-        let applier = Applier::start(None, config);
+        let applier = Applier::start(None, config, None);
         assert!(settled(applier.status()).await.expect("dry always works") > 0);
         let peer = PeerSpec { keepalive: Some(25), ..PeerSpec::default() };
         applier.set(Peers::from([(WgKey([2; 32]), peer)]));

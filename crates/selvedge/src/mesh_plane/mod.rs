@@ -8,11 +8,18 @@
 //! ```
 
 mod applier;
+mod dns;
 pub(crate) mod endpoints;
 mod error;
+mod events;
 mod files;
+pub(crate) mod graph;
+mod hooks;
 mod names;
 mod plane;
+pub(crate) mod query;
+mod recorder;
+mod resolved;
 mod seat;
 mod setup;
 mod view;
@@ -21,13 +28,20 @@ use std::time::Duration;
 
 use anyhow::Context;
 use selvedge_api::Error;
-use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary};
-use tokio::sync::{mpsc, oneshot};
+use selvedge_api::mesh::{
+    CreateRequest, Dns, EditRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary,
+};
+use selvedge_transport::CounterValues;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::events::Stream;
+pub use self::events::Subscriber;
+pub use self::hooks::MeshHooks;
 use self::plane::Plane;
+use self::view::Seen;
 use crate::config::MeshConfig;
 
 /// Requests that wait for the plane.
@@ -40,6 +54,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct MeshHandle {
     requests: mpsc::Sender<Request>,
+    stream: Stream,
+    dns: watch::Receiver<Dns>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -48,9 +64,13 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 enum Request {
     Create(CreateRequest, Reply<Mesh>),
+    Traffic(Reply<CounterValues>),
     Join(JoinRequest, Reply<Mesh>),
     List(Reply<Vec<Summary>>),
     Show(String, Reply<Mesh>),
+    /// All meshes, as far as names are made of them.
+    Sites(Reply<Vec<Seen>>),
+    Edit(String, EditRequest, Reply<Mesh>),
     Invite(String, InviteRequest, Reply<Invite>),
     Leave(String, Reply<Left>),
 }
@@ -66,9 +86,19 @@ pub async fn spawn(
     shutdown: CancellationToken,
 ) -> anyhow::Result<(MeshHandle, JoinHandle<()>)> {
     let (requests, from_handles) = mpsc::channel(QUEUE);
-    let plane = Plane::open(config).await.context("cannot start the mesh plane")?;
+    let stream = Stream::new();
+    let dns_config = config.dns.clone();
+    let overlay = config.wireguard != crate::config::WireGuard::Dry;
+    let opened = Plane::open(config, stream.clone()).await;
+    let plane = opened.context("cannot start the mesh plane")?;
+    let (status, dns) = watch::channel(Dns::default());
+    let handle = MeshHandle { requests, stream, dns };
+    if let Some(config) = dns_config {
+        let shutdown = shutdown.clone();
+        tokio::spawn(dns::run(config, handle.clone(), status, overlay, shutdown));
+    }
     let task = tokio::spawn(plane.run(from_handles, shutdown));
-    Ok((MeshHandle { requests }, task))
+    Ok((handle, task))
 }
 
 impl MeshHandle {
@@ -90,6 +120,14 @@ impl MeshHandle {
         self.ask(|reply| Request::Join(request, reply)).await
     }
 
+    /// What the agents' transport has carried so far.
+    ///
+    /// # Errors
+    /// If the plane is stopping.
+    pub async fn traffic(&self) -> Result<CounterValues, Error> {
+        self.ask(Request::Traffic).await
+    }
+
     /// All meshes of this node.
     ///
     /// # Errors
@@ -104,6 +142,47 @@ impl MeshHandle {
     /// If there is none, or several.
     pub async fn show(&self, mesh: &str) -> Result<Mesh, Error> {
         self.ask(|reply| Request::Show(mesh.to_owned(), reply)).await
+    }
+
+    /// All meshes of this node with their members.
+    ///
+    /// # Errors
+    /// If the plane is stopping.
+    pub async fn show_all(&self) -> Result<Vec<Mesh>, Error> {
+        let mut meshes = Vec::new();
+        for summary in self.list().await? {
+            match self.show(&summary.id.to_string()).await {
+                Ok(mesh) => meshes.push(mesh),
+                // It was left meanwhile.
+                Err(error) if error.code == selvedge_api::Code::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(meshes)
+    }
+
+    /// Says something else about this node in a mesh.
+    ///
+    /// # Errors
+    /// If there is no such mesh, or what is to be said is out of bounds. Nothing was changed.
+    pub async fn edit(&self, mesh: &str, request: EditRequest) -> Result<Mesh, Error> {
+        self.ask(|reply| Request::Edit(mesh.to_owned(), request, reply)).await
+    }
+
+    /// Everything that happens in the meshes from now on.
+    #[must_use]
+    pub fn watch(&self) -> Subscriber {
+        self.stream.subscribe()
+    }
+
+    /// How names are answered.
+    #[must_use]
+    pub fn dns(&self) -> Dns {
+        self.dns.borrow().clone()
+    }
+
+    async fn sites(&self) -> Result<Vec<Seen>, Error> {
+        self.ask(Request::Sites).await
     }
 
     /// Makes a token with which others can join.

@@ -4,13 +4,15 @@ mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selvedge_api::Error;
-use selvedge_api::mesh::Mesh;
+use selvedge_api::mesh::{Mesh, What};
 use selvedge_host::netlink::Netlink;
-use selvedge_mesh::{Identity, State};
+use selvedge_mesh::wire::{self, Envelope, Refused, RefusedReason};
+use selvedge_mesh::{Identity, Knock, State};
 use selvedge_model::{MeshId, NodeId, Time};
 use selvedge_transport::{AccessList, Received, Transport};
 use tokio::sync::{mpsc, watch};
@@ -19,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::error::PlaneError;
+use super::events::{self, Stream};
 use super::files::{Files, FilesError, MeshFile};
-use super::seat::{Seated, Wanted};
+use super::recorder::Recorder;
+use super::seat::{Message, Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Wire, wall};
 use super::{Reply, Request, view};
 use crate::config::{MeshConfig, WireGuard};
@@ -34,6 +38,12 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// How many partners' addresses tell which own address is of use.
 const PARTNERS_ASKED: usize = 4;
+
+/// The kind of message that asks to join.
+const JOIN: u64 = 16;
+
+// What the core takes for a datagram, the transport takes as one.
+const _: () = assert!(wire::MAX_DATAGRAM <= selvedge_transport::MAX_DATAGRAM);
 
 /// What the plane's own tasks report.
 enum Report {
@@ -77,12 +87,13 @@ pub(super) struct Plane {
 
 impl Plane {
     /// Reads the state and binds the transport.
-    pub(super) async fn open(config: MeshConfig) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: MeshConfig, stream: Stream) -> anyhow::Result<Self> {
         let files = Files::open(&config.state)?;
         let secret = identity::load_secret(&config.state)?;
         let stored = files.meshes()?;
         let identity = Identity::from_secret(&secret);
-        let (access, follow) = watch::channel(AccessList::default());
+        let nobody = AccessList { strangers: true, ..AccessList::default() };
+        let (access, follow) = watch::channel(nobody);
         let listen = config.listen;
         let (transport, received) =
             Transport::bind(selvedge_transport::Config { listen, secret, access: follow })?;
@@ -101,6 +112,8 @@ impl Plane {
             default_alias: config.name.to_string(),
             wireguard_port: config.port,
             mtu: config.mtu,
+            hooks: config.hooks.clone(),
+            stream,
         };
         let (reporter, reports) = mpsc::channel(64);
         let mut plane = Self {
@@ -161,6 +174,9 @@ impl Plane {
             self.drive(mesh);
         } else {
             debug!(%from, %mesh, "a message of a mesh that this node is not in");
+            if selvedge_mesh::wire::kind_of(&bytes) == Ok(JOIN) {
+                self.refuse_join(from, mesh);
+            }
         }
     }
 
@@ -235,7 +251,7 @@ impl Plane {
                 }
             };
             let MeshFile { key, port, interface, .. } = file;
-            let applier = self.setup.device(mesh, &key, &interface, port);
+            let applier = self.setup.device(mesh, &state.genesis().name, &key, &interface, port);
             let wire = Wire { key, port, interface, applier };
             if let Err(error) = self.seat(Seat { state, wire }) {
                 self.setup.files.put_aside(mesh, &error);
@@ -248,14 +264,30 @@ impl Plane {
         let seed = u64::from_be_bytes(setup::random()?);
         let identity = self.setup.identity.clone();
         let config = selvedge_mesh::Config::default();
-        let core =
-            selvedge_mesh::Mesh::new(identity, state, config, seed, now(self.began), wall())?;
+        let (now, wall) = (now(self.began), wall());
+        let recorder = self.config.record.as_ref().and_then(|file| self.record(file, &state));
+        let begin = match recorder {
+            Some(_) => selvedge_mesh::Mesh::recorded,
+            None => selvedge_mesh::Mesh::new,
+        };
+        let mut core = begin(identity, state, config, seed, now, wall)?;
+        core.set_bootstrap(self.config.bootstrap.clone());
         let mesh = core.id();
         info!(mesh = core.genesis().name, id = %mesh, address = %core.address(), "member of a mesh");
-        self.meshes.insert(mesh, Seated::new(core, wire));
+        self.setup.stream.publish(events::event(mesh, &core.genesis().name, What::Entered));
+        self.meshes.insert(mesh, Seated::new(core, wire, recorder));
         self.update_access();
         self.drive(mesh);
         Ok(mesh)
+    }
+
+    /// Where a mesh is recorded: the first one in the file that was named, others beside it.
+    fn record(&self, file: &Path, state: &State) -> Option<Recorder> {
+        let mut path = file.as_os_str().to_owned();
+        if !self.meshes.is_empty() {
+            path.push(format!(".{}", state.mesh()));
+        }
+        Recorder::open(path.into())
     }
 
     fn sit_down(&mut self, seat: Seat, reply: Reply<Mesh>) {
@@ -278,6 +310,9 @@ impl Plane {
             self.update_access();
         }
         let Some(seat) = self.meshes.get_mut(&mesh) else { return };
+        for what in wanted.told {
+            self.setup.stream.publish(events::event(mesh, seat.name(), what));
+        }
         if let Some(file) = wanted.write {
             let (files, reporter) = (self.setup.files.clone(), self.reporter.clone());
             seat.note_write(tokio::spawn(async move {
@@ -286,8 +321,9 @@ impl Plane {
             }));
         }
         let Some(seat) = self.meshes.get(&mesh) else { return };
-        for (to, bytes) in wanted.send {
-            self.send(to, &seat.core.control_endpoints(to), bytes);
+        wanted.knocks.into_iter().for_each(|knock| self.knock(knock));
+        for message in wanted.send {
+            self.send(&message, &seat.core.control_endpoints(message.to));
         }
     }
 
@@ -327,9 +363,9 @@ impl Plane {
     fn update_access(&self) {
         let cores = self.meshes.values().map(|seat| &seat.core);
         let members = cores.flat_map(|core| core.members().map(|member| member.node)).collect();
-        // Who is not known yet may be a member that others admitted, or may want to join.
-        let strangers = !self.meshes.is_empty();
-        let list = AccessList { members, refused: BTreeSet::new(), strangers };
+        // Who is not known yet may be a member that others admitted, or may want to join; if this
+        // node is in no mesh any more, it is told so.
+        let list = AccessList { members, refused: BTreeSet::new(), strangers: true };
         self.access.send_if_modified(|current| {
             let differs = *current != list;
             *current = list;
@@ -337,10 +373,43 @@ impl Plane {
         });
     }
 
-    fn send(&self, to: NodeId, addrs: &[SocketAddr], bytes: Vec<u8>) {
-        if let Err(error) = self.setup.transport.send(to, addrs, bytes) {
+    /// Sends a message to whoever is found at a place.
+    fn knock(&self, Knock { place, bytes }: Knock) {
+        let transport = self.setup.transport.clone();
+        tokio::spawn(async move {
+            let addrs: Vec<_> = match tokio::net::lookup_host(&place).await {
+                Ok(addrs) => addrs.collect(),
+                Err(error) => return debug!(place, %error, "a bootstrap place has no address"),
+            };
+            if let Err(error) = transport.find(&addrs, bytes.to_vec()) {
+                debug!(place, %error, "a message was not sent");
+            }
+        });
+    }
+
+    fn send(&self, message: &Message, addrs: &[SocketAddr]) {
+        let Message { to, bytes, datagram } = message;
+        let transport = &self.setup.transport;
+        let queued = match datagram {
+            true => transport.send_datagram(*to, addrs, bytes.to_vec()),
+            false => transport.send(*to, addrs, bytes.to_vec()),
+        };
+        if let Err(error) = queued {
             debug!(%to, %error, "a message was not sent");
         }
+    }
+
+    /// Tells a node that wants to join a mesh which this node is not in, so that it does not wait
+    /// in vain: the founder may have left, or lost its state.
+    fn refuse_join(&self, to: NodeId, mesh: MeshId) {
+        let detail = format!(
+            "this node is not a member of the mesh {mesh} (any more): the invite cannot be \
+             redeemed; ask another member for a new one"
+        );
+        let refused = Refused { reason: Some(RefusedReason::NotIssuer), detail };
+        let envelope = Envelope { mesh, message: wire::Message::Refused(refused) };
+        let message = Message { to, bytes: envelope.encode().into(), datagram: false };
+        self.send(&message, &[]);
     }
 
     /// When the first timer of a core ends.

@@ -1,22 +1,63 @@
 //! One mesh of this node: its core, its WireGuard, and its file.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use selvedge_api::mesh::What;
 use selvedge_host::wireguard::PeerSpec;
-use selvedge_mesh::{Event, Mesh, Transmit};
+use selvedge_mesh::{Event, Knock, Mesh, Transmit, wire};
 use selvedge_model::{MeshId, NodeId, WgKey};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::applier::Peers;
+use super::events;
 use super::files::MeshFile;
+use super::recorder::Recorder;
 use super::setup::Wire;
 
-/// How many messages wait for a write at most; what is dropped, reconciliation repeats.
+/// How many messages wait for a write at most, and how many bytes; what is dropped,
+/// reconciliation repeats.
 const MAX_HELD: usize = 4096;
+const MAX_HELD_BYTES: usize = 16 << 20;
 
 /// A message to a member.
-pub(super) type Message = (NodeId, Vec<u8>);
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) to: NodeId,
+    pub(super) bytes: Arc<[u8]>,
+    /// Whether it goes as a datagram, or else over a stream.
+    pub(super) datagram: bool,
+}
+
+/// When a message may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// At once: it says nothing that a crash could undo, and is worth nothing if it is late.
+    Now,
+    /// When a write has ended, well or not.
+    Tried,
+    /// When a write has ended well: what it grants must not be granted twice.
+    Written,
+}
+
+impl Message {
+    fn when(&self) -> When {
+        match wire::kind_of(&self.bytes) {
+            // Probes, and what is answered to them.
+            Ok(24..=28) => When::Now,
+            // A certificate.
+            Ok(17) => When::Written,
+            Ok(_) | Err(_) => When::Tried,
+        }
+    }
+}
+
+impl From<Transmit> for Message {
+    fn from(Transmit { to, bytes, datagram }: Transmit) -> Self {
+        Self { to, bytes, datagram }
+    }
+}
 
 /// A mesh in use. What its core wants sent is held back until the state that it was decided on
 /// is on disk, so that nothing is promised that a crash would undo; writes are one at a time,
@@ -29,6 +70,7 @@ pub(super) struct Seated {
     /// A write failed, and the next attempt is not due yet.
     pausing: bool,
     write: Option<JoinHandle<()>>,
+    recorder: Option<Recorder>,
     /// Covered by the write that is under way.
     in_write: Vec<Message>,
     /// Not yet covered by a write.
@@ -40,14 +82,18 @@ pub(super) struct Seated {
 pub(super) struct Wanted {
     /// To be sent now.
     pub(super) send: Vec<Message>,
+    /// To be sent to whoever is found there.
+    pub(super) knocks: Vec<Knock>,
     /// To be written now; [`Seated::written`] is called afterwards.
     pub(super) write: Option<MeshFile>,
     /// Whether somebody became a member or ceased to be one.
     pub(super) members_changed: bool,
+    /// What those who watch are to be told.
+    pub(super) told: Vec<What>,
 }
 
 impl Seated {
-    pub(super) fn new(core: Mesh, wire: Wire) -> Self {
+    pub(super) fn new(core: Mesh, wire: Wire, recorder: Option<Recorder>) -> Self {
         let (in_write, held) = (Vec::new(), Vec::new());
         Self {
             core,
@@ -56,6 +102,7 @@ impl Seated {
             writing: false,
             pausing: false,
             write: None,
+            recorder,
             in_write,
             held,
         }
@@ -75,32 +122,55 @@ impl Seated {
         let mut state_changed = false;
         while let Some(event) = self.core.poll_event() {
             wanted.members_changed |= note(&self.core, &event);
+            wanted.told.extend(events::what(&self.core, &event));
             state_changed |= event == Event::StateChanged;
         }
         if state_changed {
             self.changed = true;
             self.wire.applier.set(peers(&self.core));
         }
-        // Datagrams travel over streams, too, for as long as the transport has nothing else.
-        while let Some(Transmit { to, bytes, .. }) = self.core.poll_transmit() {
-            self.held.push((to, bytes.to_vec()));
+        wanted.knocks.extend(std::iter::from_fn(|| self.core.poll_knock()));
+        if let (Some(recorder), Some(bytes)) = (&mut self.recorder, self.core.poll_journal()) {
+            recorder.append(&bytes);
         }
-        let surplus = self.held.len().saturating_sub(MAX_HELD);
-        self.held.drain(..surplus);
+        while let Some(transmit) = self.core.poll_transmit() {
+            let message = Message::from(transmit);
+            match message.when() {
+                When::Now => wanted.send.push(message),
+                When::Tried | When::Written => self.held.push(message),
+            }
+        }
+        bound(&mut self.held);
         self.proceed(&mut wanted);
         wanted
     }
 
     /// To be called when a write has ended, well or not. What waited for it is sent in either
-    /// case: a full disk must not silence the node, and partners tell it what it forgot. After
-    /// one that failed no other is begun before [`Seated::resume`].
+    /// case: a full disk must not silence the node, and partners tell it what it forgot. Only what
+    /// grants something waits on. After a write that failed no other is begun before
+    /// [`Seated::resume`].
     pub(super) fn written(&mut self, well: bool) -> Wanted {
         self.writing = false;
         self.pausing = !well;
         self.changed |= !well;
-        let mut wanted = Wanted { send: std::mem::take(&mut self.in_write), ..Wanted::default() };
+        let mut wanted = Wanted::default();
+        let covered = std::mem::take(&mut self.in_write);
+        if well {
+            wanted.send = covered;
+        } else {
+            let held = std::mem::take(&mut self.held);
+            self.release(covered.into_iter().chain(held).collect(), &mut wanted);
+        }
         self.proceed(&mut wanted);
         wanted
+    }
+
+    /// Sends what need not be on disk, and keeps the rest.
+    fn release(&mut self, messages: Vec<Message>, wanted: &mut Wanted) {
+        let (kept, sent): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|message| message.when() == When::Written);
+        wanted.send.extend(sent);
+        self.held = kept;
     }
 
     /// Tries a write again that has failed.
@@ -133,14 +203,29 @@ impl Seated {
         if self.writing {
             return;
         }
-        if !self.changed || self.pausing {
+        if !self.changed {
             wanted.send.append(&mut self.held);
             return;
+        }
+        if self.pausing {
+            let held = std::mem::take(&mut self.held);
+            return self.release(held, wanted);
         }
         (self.changed, self.writing) = (false, true);
         self.in_write.append(&mut self.held);
         wanted.write = Some(self.wire.file(self.core.snapshot()));
     }
+}
+
+/// Drops the oldest messages if there are too many.
+fn bound(held: &mut Vec<Message>) {
+    let mut bytes = 0;
+    let fits = |message: &&Message| {
+        bytes += message.bytes.len();
+        bytes <= MAX_HELD_BYTES
+    };
+    let kept = held.iter().rev().take(MAX_HELD).take_while(fits).count();
+    held.drain(..held.len() - kept);
 }
 
 /// Reports an event; whether it changed who is a member.
@@ -197,21 +282,75 @@ mod tests {
             addresses: Vec::new(),
             control: None,
         };
-        let applier = Applier::start(None, config);
+        let applier = Applier::start(None, config, None);
         let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
         let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
-        Seated::new(core.expect("its own state"), wire)
+        Seated::new(core.expect("its own state"), wire, None)
     }
 
     fn rename(seat: &mut Seated, alias: &str) -> Wanted {
         let profile = Profile { alias: alias.to_owned(), ..Profile::default() };
         assert_eq!(seat.core.set_profile(profile), Ok(true));
-        seat.held.push((NodeId([9; 32]), alias.as_bytes().to_vec()));
+        seat.held.push(message(alias.as_bytes().into()));
         seat.drive()
     }
 
+    fn message(bytes: Arc<[u8]>) -> Message {
+        Message { to: NodeId([9; 32]), bytes, datagram: false }
+    }
+
     fn sent(wanted: &Wanted) -> Vec<&str> {
-        wanted.send.iter().filter_map(|(_, bytes)| std::str::from_utf8(bytes).ok()).collect()
+        wanted.send.iter().filter_map(|message| std::str::from_utf8(&message.bytes).ok()).collect()
+    }
+
+    /// A message of some kind; its body does not matter here.
+    fn of_kind(seat: &Seated, kind: u8) -> Arc<[u8]> {
+        let same = wire::Envelope { mesh: seat.id(), message: wire::Message::Same }.encode();
+        // An array, a version and a mesh, then the kind, as CBOR writes it.
+        assert_eq!(same[23], 2);
+        let kind = if kind < 24 { vec![kind] } else { vec![24, kind] };
+        [&same[..23], &kind, &same[24..]].concat().into()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_on_disk_before_it_is_sent() {
+        let mut seat = seated();
+        assert!(seat.drive().write.is_some());
+        let welcome = of_kind(&seat, 17);
+        let carries = |wanted: &Wanted| wanted.send.iter().any(|sent| sent.bytes == welcome);
+        seat.held.push(message(welcome.clone()));
+        assert!(!carries(&rename(&mut seat, "second")));
+        assert!(!carries(&seat.written(false)), "that write did not cover it");
+        assert!(!carries(&rename(&mut seat, "third")), "nothing is written while it pauses");
+        let resumed = seat.resume();
+        assert!(resumed.write.is_some() && !carries(&resumed));
+        assert!(!carries(&seat.written(false)));
+        assert!(seat.resume().write.is_some());
+        assert!(carries(&seat.written(true)));
+    }
+
+    #[tokio::test]
+    async fn probes_wait_for_nothing() {
+        let mut seat = seated();
+        assert!(seat.drive().write.is_some(), "a write is under way");
+        for probe in 24..=28 {
+            assert_eq!(message(of_kind(&seat, probe)).when(), When::Now);
+        }
+        for other in [1, 2, 8, 18] {
+            assert_eq!(message(of_kind(&seat, other)).when(), When::Tried);
+        }
+        assert_eq!(message([0; 8].into()).when(), When::Tried);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_too() {
+        let great: Arc<[u8]> = vec![0; 1 << 20].into();
+        let mut held: Vec<_> = (0..40).map(|_| message(great.clone())).collect();
+        bound(&mut held);
+        assert_eq!(held.len(), MAX_HELD_BYTES >> 20);
+        let mut held: Vec<_> = (0..5000).map(|_| message([0; 8].into())).collect();
+        bound(&mut held);
+        assert_eq!(held.len(), MAX_HELD);
     }
 
     #[tokio::test]

@@ -19,7 +19,9 @@ use tokio::time::{Instant, timeout_at};
 use super::applier::{self, Applier};
 use super::endpoints;
 use super::error::PlaneError;
+use super::events::Stream;
 use super::files::{Files, MeshFile};
+use super::hooks::{Hooks, MeshHooks};
 
 /// How often a bootstrap node is asked, and how long it may take to answer each time.
 const ATTEMPTS: usize = 3;
@@ -41,6 +43,8 @@ pub(super) struct Setup {
     /// The port of WireGuard; 0 for a free one.
     pub(super) wireguard_port: u16,
     pub(super) mtu: u16,
+    pub(super) hooks: MeshHooks,
+    pub(super) stream: Stream,
 }
 
 /// A place in a mesh, ready to be used.
@@ -94,7 +98,7 @@ impl Setup {
         };
         // What is wrong with the request shows before anything is made.
         let draft = found(key.public(), 0)?;
-        let wire = self.wire(draft.mesh(), key, interface).await?;
+        let wire = self.wire(draft.mesh(), &request.name, key, interface).await?;
         let state = found(wire.key.public(), wire.port).map_err(PlaneError::from);
         self.seat(state, wire).await
     }
@@ -116,7 +120,8 @@ impl Setup {
             Joining::new(self.identity.clone(), invite.clone(), wg, profile, wall())
         };
         let draft = prepare(key.public(), 0)?;
-        let wire = self.wire(draft.mesh(), key, interface).await?;
+        let name = &invite.value().genesis.name;
+        let wire = self.wire(draft.mesh(), name, key, interface).await?;
         let state = match prepare(wire.key.public(), wire.port) {
             Ok(joining) => self.ask(&joining, answers).await,
             Err(error) => Err(error.into()),
@@ -141,13 +146,16 @@ impl Setup {
             let place = |ip: &IpAddr| Endpoint::from(SocketAddr::new(*ip, port));
             addresses.iter().map(place).collect()
         };
-        Profile { endpoints: places(port), control: places(self.listen_port), ..profile }
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let control = places(self.listen_port);
+        Profile { endpoints: places(port), control, version, ..profile }
     }
 
     /// The device of a mesh.
     pub(super) fn device(
         &self,
         mesh: MeshId,
+        name: &str,
         key: &PrivateKey,
         interface: &str,
         listen_port: u16,
@@ -160,7 +168,9 @@ impl Setup {
             addresses: vec![interface_address(mesh, self.identity.node_id())],
             control: None,
         };
-        Applier::start(self.netlink.clone(), config)
+        let (hooks, stream) = (self.hooks.clone(), self.stream.clone());
+        let hooks = Hooks { config: hooks, mesh, name: name.to_owned(), stream };
+        Applier::start(self.netlink.clone(), config, Some(hooks))
     }
 
     /// What this node says about itself.
@@ -182,10 +192,11 @@ impl Setup {
     async fn wire(
         &self,
         mesh: MeshId,
+        name: &str,
         key: PrivateKey,
         interface: String,
     ) -> Result<Wire, PlaneError> {
-        let applier = self.device(mesh, &key, &interface, self.wireguard_port);
+        let applier = self.device(mesh, name, &key, &interface, self.wireguard_port);
         match applier::settled(applier.status()).await {
             Ok(port) => Ok(Wire { key, port, interface, applier }),
             Err(reason) => {

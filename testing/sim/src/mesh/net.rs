@@ -1,6 +1,6 @@
 //! The network between the members: who reaches whom, when, and at what price in bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -22,14 +22,17 @@ const DELAYS: [[u64; REGIONS]; REGIONS] = [
 /// The number of regions.
 pub const REGIONS: usize = 8;
 
-/// IPv4, UDP, and an authenticated header with its tag.
-const DATAGRAM_OVERHEAD: u64 = 28 + 24;
+/// IPv4, UDP, and what `selvedge-transport` puts around a sealed datagram. Its sessions last, so
+/// that a run begins with them.
+const DATAGRAM_OVERHEAD: u64 = 28 + 29;
 /// A packet of a stream carries so much.
 const SEGMENT: u64 = 1150;
 /// IPv4, UDP, QUIC, and half an acknowledgement.
 const SEGMENT_OVERHEAD: u64 = 28 + 30 + 35;
 /// What a QUIC handshake costs each side, its padded first packets included.
 const HANDSHAKE: u64 = 2500;
+/// A NAT lets nobody in through a hole that its host has not used for so long.
+const HOLE: Duration = Duration::from_secs(60);
 /// A connection that is not used for so long is gone.
 const CONNECTION: Duration = Duration::from_secs(30);
 /// What a stream may send before it hears that something arrived.
@@ -53,8 +56,12 @@ pub struct Conditions {
 pub struct Net {
     /// How it behaves now.
     pub conditions: Conditions,
+    /// Nothing that the nodes of the first side send reaches those of the second.
+    pub cuts: BTreeSet<(u8, u8)>,
     /// When two nodes last used their connection, the lesser first.
     connections: BTreeMap<(usize, usize), Time>,
+    /// When a node behind a NAT last sent something to another: only then does an answer pass.
+    holes: BTreeMap<(usize, usize), Time>,
     rng: ChaCha8Rng,
 }
 
@@ -63,8 +70,10 @@ pub struct Net {
 pub struct Port {
     /// The region.
     pub region: usize,
-    /// Only nodes of one side reach each other.
+    /// Which sides do not reach which is said by [`Net::cuts`].
     pub side: u8,
+    /// Whether only those can reach it that it sent something to a moment ago.
+    pub nat: bool,
     /// When it can send the next packet.
     pub free: Time,
     /// Bytes sent so far, on the wire.
@@ -85,18 +94,41 @@ pub struct Fate {
 impl Net {
     /// A network without connections.
     #[must_use]
-    pub const fn new(conditions: Conditions, rng: ChaCha8Rng) -> Self {
-        Self { conditions, connections: BTreeMap::new(), rng }
+    pub fn new(conditions: Conditions, rng: ChaCha8Rng) -> Self {
+        let (cuts, connections, holes) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Self { conditions, cuts, connections, holes, rng }
     }
 
-    /// Sends a datagram.
-    pub fn datagram(&mut self, from: &mut Port, to: &Port, len: usize, now: Time) -> Fate {
+    /// Whether what one node sends can reach another.
+    #[must_use]
+    pub fn reaches(&self, from: &Port, to: &Port) -> bool {
+        self.cuts.is_empty() || !self.cuts.contains(&(from.side, to.side))
+    }
+
+    /// Whether NATs let a packet pass. `who` are the numbers of sender and receiver.
+    fn passes(&mut self, from: &Port, to: &Port, who: (usize, usize), now: Time) -> bool {
+        if from.nat {
+            self.holes.insert(who, now);
+        }
+        let hole = || self.holes.get(&(who.1, who.0));
+        !to.nat || hole().is_some_and(|used| now.since(*used) <= HOLE)
+    }
+
+    /// Sends a datagram. `who` are the numbers of sender and receiver.
+    pub fn datagram(
+        &mut self,
+        (from, to): (&mut Port, &Port),
+        who: (usize, usize),
+        len: usize,
+        now: Time,
+    ) -> Fate {
         let bytes = len as u64 + DATAGRAM_OVERHEAD;
         let leaves = leave(from, bytes, now);
+        let reaches = self.passes(from, to, who, now) && self.reaches(from, to);
         let copies = usize::from(self.chance(self.conditions.double)) + 1;
         let mut arrivals = Vec::with_capacity(copies);
         for _ in 0..copies {
-            if from.side == to.side && !self.chance(self.conditions.loss) {
+            if reaches && !self.chance(self.conditions.loss) {
                 arrivals.push(leaves + self.delay(from.region, to.region));
             }
         }
@@ -113,7 +145,8 @@ impl Net {
         len: usize,
         now: Time,
     ) -> Fate {
-        if from.side != to.side || !up {
+        let passes = self.passes(from, to, who, now);
+        if !passes || !self.reaches(from, to) || !self.reaches(to, from) || !up {
             // A few first packets of a handshake.
             let bytes = HANDSHAKE / 2;
             from.sent += bytes;
@@ -158,7 +191,7 @@ mod tests {
     use super::*;
 
     fn port(region: usize, side: u8) -> Port {
-        Port { region, side, free: Time::ZERO, sent: 0, received: 0 }
+        Port { region, side, nat: false, free: Time::ZERO, sent: 0, received: 0 }
     }
 
     fn net(loss: f64) -> Net {
@@ -177,17 +210,37 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_lost_as_often_as_said_and_never_cross_sides() {
+    fn datagrams_are_lost_as_often_as_said_and_never_where_a_link_is_cut() {
         let mut net = net(0.1);
+        net.cuts.insert((0, 1));
         let mut from = port(0, 0);
         let arrived = |net: &mut Net, from: &mut Port, to: Port| {
             (0..10_000)
-                .filter(|_| !net.datagram(from, &to, 100, Time::ZERO).arrivals.is_empty())
+                .filter(|_| !net.datagram((from, &to), (0, 1), 100, Time::ZERO).arrivals.is_empty())
                 .count()
         };
         let here = arrived(&mut net, &mut from, port(7, 0));
         assert!((8_800..9_200).contains(&here), "{here}");
         assert_eq!(arrived(&mut net, &mut from, port(7, 1)), 0);
+        let back = arrived(&mut net, &mut port(7, 1), port(0, 0));
+        assert!((8_800..9_200).contains(&back), "the way back is not cut: {back}");
+    }
+
+    #[test]
+    fn a_nat_lets_in_only_answers() {
+        let mut net = net(0.0);
+        let (mut host, mut out) = (Port { nat: true, ..port(0, 0) }, port(1, 0));
+        let mut arrives = |inwards: bool, seconds: u64| {
+            let now = Time::from_micros(seconds * 1_000_000);
+            let fate = match inwards {
+                true => net.datagram((&mut out, &host), (1, 0), 100, now),
+                false => net.datagram((&mut host, &out), (0, 1), 100, now),
+            };
+            !fate.arrivals.is_empty()
+        };
+        assert!(!arrives(true, 0));
+        assert!(arrives(false, 1) && arrives(true, 2));
+        assert!(arrives(true, 61) && !arrives(true, 62), "a minute later the hole is closed");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! for 20 s pulls from one neighbour. A reconciliation exchanges all stamps, then what differs.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
@@ -63,10 +63,7 @@ struct World {
 /// Spreads changes one after the other, and notes how long each took.
 pub fn run(options: &Options, report: &mut Report) {
     let mut world = World::new(options);
-    let mut known: VecDeque<Vec<Duration>> = VecDeque::new();
-    for _ in 0..options.updates.min(5) {
-        known.push_back(world.spread());
-    }
+    let known = world.spread_several(options);
     let worst = |part: f64| {
         let at =
             |times: &Vec<Duration>| times[((times.len() as f64 * part).ceil() as usize).max(1) - 1];
@@ -78,6 +75,12 @@ pub fn run(options: &Options, report: &mut Report) {
     report.virtual_s = super::scale::seconds(world.now.since(Time::ZERO));
 }
 
+/// When the nodes came to know of each of several changes, in order.
+#[must_use]
+pub fn spread(options: &Options) -> Vec<Vec<Duration>> {
+    World::new(options).spread_several(options)
+}
+
 impl World {
     fn new(options: &Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
@@ -87,6 +90,7 @@ impl World {
             port: Port {
                 region: rng.random_range(0..REGIONS),
                 side: 0,
+                nat: false,
                 free: Time::ZERO,
                 sent: 0,
                 received: 0,
@@ -103,6 +107,10 @@ impl World {
             world.push(at, Happening::Round(place));
         }
         world
+    }
+
+    fn spread_several(&mut self, options: &Options) -> Vec<Vec<Duration>> {
+        (0..options.updates.min(5)).map(|_| self.spread()).collect()
     }
 
     /// One change, from a random node, until all know it. When each came to know it, in order.

@@ -162,14 +162,7 @@ pub fn run(options: &Options) -> Report {
 }
 
 fn run_phases(options: &Options, report: &mut Report) {
-    let mut world = World::new(setup(options));
-    world.run(WARM_UP);
-    for _ in 0..8 {
-        let place = world.draw();
-        world.update(place);
-        world.run(Duration::from_millis(500));
-    }
-    world.tracked.clear();
+    let mut world = warmed_up(options);
     updates(&mut world, options, report);
     idle(&mut world, options, report);
     crashes(&mut world, options, report);
@@ -180,23 +173,47 @@ fn run_phases(options: &Options, report: &mut Report) {
     finish(&mut world, options, report);
 }
 
+/// A mesh whose trees have taken shape.
+fn warmed_up(options: &Options) -> World {
+    let mut world = World::new(setup(options));
+    world.run(WARM_UP);
+    for _ in 0..8 {
+        let place = world.draw();
+        world.update(place);
+        world.run(Duration::from_millis(500));
+    }
+    world.tracked.clear();
+    world
+}
+
+/// When the nodes came to know of each of several changes, in order.
+#[must_use]
+pub fn spread_updates(options: &Options) -> Vec<Vec<Duration>> {
+    let mut world = warmed_up(options);
+    make_updates(&mut world, options);
+    world.tracked.into_iter().map(|tracked| tracked.known).collect()
+}
+
 fn setup(options: &Options) -> Setup {
+    let conditions = Conditions { loss: options.loss, double: 0.001, jitter: 0.1 };
     Setup {
-        nodes: options.nodes,
-        seed: options.seed,
-        conditions: Conditions { loss: options.loss, double: 0.001, jitter: 0.1 },
         config: Config { copies: options.copies, ..Config::default() },
         stalling: options.stalling,
+        ..Setup::plain(options.nodes, options.seed, conditions)
     }
 }
 
-fn updates(world: &mut World, options: &Options, report: &mut Report) {
+fn make_updates(world: &mut World, options: &Options) {
     for _ in 0..options.updates {
         let place = world.draw();
         world.update(place);
         world.run(Duration::from_millis(400));
     }
     follow(world, "an update");
+}
+
+fn updates(world: &mut World, options: &Options, report: &mut Report) {
+    make_updates(world, options);
     report.update_ms = spread(&world.tracked);
     let copies: u64 = world.tracked.iter().map(|tracked| tracked.copies).sum();
     let receivers: usize = world.tracked.iter().map(|tracked| tracked.known.len()).sum();
@@ -251,7 +268,7 @@ fn joins(world: &mut World, options: &Options, report: &mut Report) {
 }
 
 /// Lets a new node join, as an agent does: by an invite, at the founder. Returns its place.
-fn join(world: &mut World) -> Option<usize> {
+pub(super) fn join(world: &mut World) -> Option<usize> {
     let place = world.add();
     let (identity, wall, now) = (world.identity(place), world.wall(), world.now);
     let asker = identity.node_id();
@@ -371,12 +388,6 @@ fn churn(world: &mut World, options: &Options, report: &mut Report) {
             world.track_record(place);
         }
         world.run(end.since(world.now));
-        // Who has crashed need not know anything any more.
-        let gone: Vec<usize> =
-            (0..world.nodes.len()).filter(|place| world.nodes[*place].mesh.is_none()).collect();
-        for tracked in &mut world.tracked {
-            gone.iter().for_each(|place| tracked.without(*place));
-        }
     }
     let known = world.run_until(PATIENCE, |world| world.tracked.iter().all(Tracked::is_known));
     let agreed = world.run_until(PATIENCE, World::agreed);

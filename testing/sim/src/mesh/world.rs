@@ -1,7 +1,7 @@
 //! Members with their real cores, on virtual time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,15 @@ use selvedge_mesh::{
 };
 use selvedge_model::{NodeId, Time, WgKey};
 
+use super::clock::Clock;
+use super::invariants::Watch;
 use super::net::{Conditions, Net, Port, REGIONS};
 
 /// The wall clock when a run begins.
-const WALL: u64 = 1_795_000_000;
-/// Records were last renewed within so many seconds.
-const RENEWED: u64 = 22 * 3600;
+pub(super) const WALL: u64 = 1_795_000_000;
+/// No member renews its record sooner than after this part of its life, in twelfths. Records that
+/// were due long ago would all be renewed at once when a run begins, as happens in no mesh.
+const RENEWED: u32 = 9;
 
 /// What a world is made of.
 #[derive(Clone, Debug)]
@@ -34,6 +37,32 @@ pub struct Setup {
     pub config: Config,
     /// This part of the nodes stalls now and then, for up to a second.
     pub stalling: f64,
+    /// So many of the members, the last ones, are behind a NAT.
+    pub clients: usize,
+    /// Clocks run fast or slow by up to so many millionths.
+    pub drift: u32,
+    /// Wall clocks are ahead by up to so many seconds.
+    pub ahead: u64,
+    /// Whether the invariants are looked at that need every message to be read.
+    pub watched: bool,
+}
+
+impl Setup {
+    /// Members in plain view of each other, whose clocks are right.
+    #[must_use]
+    pub fn plain(nodes: usize, seed: u64, conditions: Conditions) -> Self {
+        Self {
+            nodes,
+            seed,
+            conditions,
+            config: Config::default(),
+            stalling: 0.0,
+            clients: 0,
+            drift: 0,
+            ahead: 0,
+            watched: false,
+        }
+    }
 }
 
 /// A node, running or not.
@@ -45,8 +74,20 @@ pub struct Node {
     pub id: NodeId,
     /// Where it is attached.
     pub port: Port,
+    /// What its clocks show.
+    pub clock: Clock,
+    /// What was on its disk when it first ran.
+    pub first_disk: Option<State>,
+    /// What is on its disk, if it has crashed.
+    pub disk: Option<State>,
+    /// Whether it has left for good.
+    pub left: bool,
+    /// The greatest sequence number that it was seen to give out.
+    pub told: u64,
     stalls: bool,
     stalled_until: Time,
+    /// It stood still for longer than is to be tolerated until then.
+    excused_until: Time,
     armed: Option<Time>,
 }
 
@@ -119,12 +160,18 @@ pub struct World {
     verifier: Verifier,
     queue: BinaryHeap<Reverse<(Time, u64, Happening)>>,
     order: u64,
-    /// Whom somebody held to be down who was not.
-    convicted: BTreeSet<NodeId>,
+    /// Whom somebody held to be down who was not, and when somebody last came to do so.
+    convicted: BTreeMap<NodeId, Time>,
     /// Since when the mesh is not torn apart, and those who were down or apart before may still
     /// be held so.
     pub whole_since: Option<Time>,
+    /// What happened last, the newest at the end.
+    pub history: VecDeque<String>,
+    watch: Watch,
 }
+
+/// So much of the history is kept.
+const HISTORY: usize = 60;
 
 impl World {
     /// A mesh that all have joined long ago, and that starts now.
@@ -147,8 +194,10 @@ impl World {
             verifier: Verifier::shared(),
             queue: BinaryHeap::new(),
             order: 0,
-            convicted: BTreeSet::new(),
+            convicted: BTreeMap::new(),
             whole_since: Some(Time::ZERO),
+            history: VecDeque::new(),
+            watch: Watch::default(),
             setup,
         };
         let state = world.people();
@@ -167,15 +216,26 @@ impl World {
         secret[8..16].copy_from_slice(&(place as u64).to_le_bytes());
         let identity = Identity::from_secret(&secret);
         let region = self.rng.random_range(0..REGIONS);
-        let port = Port { region, side: 0, free: self.now, sent: 0, received: 0 };
+        let first_client = self.setup.nodes - self.setup.clients.min(self.setup.nodes - 1);
+        let nat = (first_client..self.setup.nodes).contains(&place);
+        // Whoever is new comes to the founder.
+        let side = self.nodes.first().map_or(0, |founder| founder.port.side);
+        let port = Port { region, side, nat, free: self.now, sent: 0, received: 0 };
         let stalls = self.rng.random_range(0.0..1.0) < self.setup.stalling;
+        let clock = Clock::draw(self.setup.drift, self.setup.ahead, &mut self.rng);
         let id = identity.node_id();
         self.nodes.push(Node {
             mesh: None,
             id,
             port,
+            clock,
+            first_disk: None,
+            disk: None,
+            left: false,
+            told: 0,
             stalls,
             stalled_until: Time::ZERO,
+            excused_until: Time::ZERO,
             armed: None,
         });
         self.places.insert(beginning(id), place);
@@ -189,15 +249,17 @@ impl World {
             self.add();
         }
         let life = self.setup.config.record_life;
+        let oldest = (life / 12 * RENEWED).as_secs().max(1);
         let lives: Vec<Life> = (0..self.setup.nodes)
-            .map(|_| Life::new(UnixTime(WALL - self.rng.random_range(0..RENEWED)), life))
+            .map(|_| Life::new(UnixTime(WALL - self.rng.random_range(0..oldest)), life))
             .collect();
         let founder = &self.identities[0];
         let mut state =
             State::found(founder, "sim", [7; 16], key(0), profile(0)).expect("in bounds");
         state.verify_by(self.verifier.clone());
         let others = self.identities.iter().zip(&lives).enumerate().skip(1);
-        let others = others.map(|(n, (identity, life))| (identity, key(n), profile(n), *life));
+        let told = |n: usize| Profile { client: self.nodes[n].port.nat, ..profile(n) };
+        let others = others.map(|(n, (identity, life))| (identity, key(n), told(n), *life));
         state.peopled(founder, others).expect("in bounds")
     }
 
@@ -207,11 +269,14 @@ impl World {
         let seed = self.rng.random();
         let identity = self.identities[place].clone();
         let config = self.setup.config.clone();
-        let wall = self.wall();
-        let mesh = Mesh::new(identity, state, config, seed, self.now, wall).expect("its own state");
-        self.nodes[place].mesh = Some(mesh);
-        self.nodes[place].armed = None;
-        self.convicted.remove(&self.nodes[place].id);
+        let (now, wall) = self.clocks(place);
+        let kept = state.clone();
+        let mesh = Mesh::new(identity, state, config, seed, now, wall).expect("its own state");
+        let node = &mut self.nodes[place];
+        node.first_disk.get_or_insert(kept);
+        node.mesh = Some(mesh);
+        node.armed = None;
+        self.convicted.remove(&node.id);
         if self.nodes[place].stalls {
             self.push(self.now, Happening::Stall(place));
         }
@@ -220,13 +285,90 @@ impl World {
 
     /// Stops a node at once, and returns what is on its disk.
     pub fn crash(&mut self, place: usize) -> Option<State> {
+        self.note_told();
         let mesh = self.nodes[place].mesh.take();
         let (id, since) = (self.nodes[place].id, self.now);
         let unknowing = self.running().collect();
         let what = What::Down;
         let (known, copies) = (Vec::new(), 0);
+        // Who has crashed need not know anything any more.
+        self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
         self.tracked.push(Tracked { node: id, what, since, unknowing, known, copies });
+        self.note_history(format!("node {place} crashes"));
+        self.watch.forget(place);
         mesh.map(Mesh::into_state)
+    }
+
+    /// Stops a node and lets it come back later with what it knew: see [`World::restart`].
+    pub fn power_off(&mut self, place: usize) {
+        self.nodes[place].disk = self.crash(place);
+    }
+
+    /// Starts a node that was powered off with what is on its disk, which may have gone back to
+    /// what it was when the node first ran.
+    pub fn restart(&mut self, place: usize, old: bool) {
+        let node = &mut self.nodes[place];
+        let (kept, first) = (node.disk.take(), node.first_disk.clone());
+        let Some(state) = (if old { first } else { kept }) else { return };
+        let id = node.id;
+        // From now on it need not be held to be down.
+        self.tracked.retain(|tracked| !(tracked.node == id && tracked.what == What::Down));
+        self.note_history(format!("node {place} comes back, old: {old}"));
+        let before = state.clone();
+        self.start(place, state);
+        Watch::restarted(self, place, before);
+    }
+
+    /// Lets a node stand still, and what it is sent wait.
+    pub fn freeze(&mut self, place: usize, length: Duration) {
+        let until = self.now + length;
+        let node = &mut self.nodes[place];
+        node.stalled_until = node.stalled_until.max(until);
+        if length > Duration::from_secs(1) {
+            node.excused_until = until + EPISODE;
+        }
+        self.note_history(format!("node {place} stands still for {length:?}"));
+    }
+
+    /// Lets a node leave the mesh for good.
+    pub fn leave(&mut self, place: usize) {
+        let Some(mesh) = &mut self.nodes[place].mesh else { return };
+        mesh.leave().expect("it has not left before");
+        self.note_told();
+        self.settle(place);
+        self.note_history(format!("node {place} leaves"));
+        self.watch.forget(place);
+        let node = &mut self.nodes[place];
+        (node.mesh, node.left) = (None, true);
+        self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
+    }
+
+    /// Notes something for whoever looks into a violation.
+    pub fn note_history(&mut self, what: String) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(format!("{}: {what}", self.now));
+    }
+
+    /// Notes what sequence numbers the running nodes have given out.
+    pub fn note_told(&mut self) {
+        for node in &mut self.nodes {
+            let told = node.mesh.as_ref().map_or(0, |mesh| mesh.seq(node.id));
+            node.told = node.told.max(told);
+        }
+    }
+
+    /// What a node's clocks show: the one that only counts, and the wall clock.
+    fn clocks(&self, place: usize) -> (Time, UnixTime) {
+        self.nodes[place].clock.read(self.now)
+    }
+
+    /// Looks at all invariants that can be looked at at any time.
+    pub fn look_around(&mut self) {
+        let mut watch = std::mem::take(&mut self.watch);
+        watch.look(self);
+        self.watch = watch;
     }
 
     /// Lets a node say something new, and follows that.
@@ -281,6 +423,22 @@ impl World {
         digests.all(|digest| Some(digest) == first)
     }
 
+    /// Whether every running node knows which of the members run.
+    #[must_use]
+    pub fn right_about_lives(&self) -> bool {
+        let dead: BTreeSet<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|node| node.mesh.is_none() && !node.left && !node.port.nat)
+            .map(|node| node.id)
+            .collect();
+        let running = self.nodes.iter().filter_map(|node| node.mesh.as_ref());
+        running.into_iter().all(|mesh| {
+            mesh.down().all(|node| dead.contains(&node))
+                && dead.iter().all(|node| mesh.is_down(*node) || !mesh.is_member(*node))
+        })
+    }
+
     /// The number of those that running nodes hold to be down, summed over them, and how many they
     /// should.
     #[must_use]
@@ -290,6 +448,14 @@ impl World {
 
     /// Tears the mesh apart: the nodes for which `side` says so are on their own.
     pub fn tear(&mut self, side: impl Fn(usize) -> u8) {
+        self.sides(side);
+        let sides: BTreeSet<u8> = self.nodes.iter().map(|node| node.port.side).collect();
+        let pairs = sides.iter().flat_map(|from| sides.iter().map(move |to| (*from, *to)));
+        self.net.cuts = pairs.filter(|(from, to)| from != to).collect();
+    }
+
+    /// Says on which side each node is; which sides do not reach which is up to [`Net::cuts`].
+    pub fn sides(&mut self, side: impl Fn(usize) -> u8) {
         for (place, node) in self.nodes.iter_mut().enumerate() {
             node.port.side = side(place);
         }
@@ -299,6 +465,7 @@ impl World {
     /// Makes the mesh whole again.
     pub fn mend(&mut self) {
         self.nodes.iter_mut().for_each(|node| node.port.side = 0);
+        self.net.cuts.clear();
         self.whole_since = Some(self.now);
     }
 
@@ -377,7 +544,7 @@ impl World {
             return self.push(until, Happening::Timer(place));
         }
         node.armed = None;
-        let (now, wall) = (self.now, self.wall());
+        let (now, wall) = self.clocks(place);
         if let Some(mesh) = &mut self.nodes[place].mesh {
             mesh.handle_timeout(now, wall);
             self.settle(place);
@@ -385,21 +552,23 @@ impl World {
     }
 
     fn arrival(&mut self, from: usize, to: usize, bytes: Arc<[u8]>) {
-        let (sender, receiver) = (self.nodes[from].id, &mut self.nodes[to]);
-        if receiver.port.side != self.nodes[from].port.side {
+        if !self.net.reaches(&self.nodes[from].port, &self.nodes[to].port) {
             return;
         }
+        let ((now, wall), sender) = (self.clocks(to), self.nodes[from].id);
         let receiver = &mut self.nodes[to];
         if self.now < receiver.stalled_until {
             let until = receiver.stalled_until;
             return self.push(until, Happening::Arrival { from, to, bytes });
         }
         receiver.port.received += bytes.len() as u64;
-        let (now, wall) = (self.now, UnixTime(WALL + self.now.as_micros() / 1_000_000));
         let Some(mesh) = &mut receiver.mesh else { return };
         mesh.handle_message(sender, &bytes, now, wall);
         self.messages += 1;
         self.count_copies(&bytes);
+        if self.setup.watched {
+            Watch::read(self, from, &bytes);
+        }
         self.settle(to);
     }
 
@@ -424,7 +593,7 @@ impl World {
         }
         let due = self.nodes[place].mesh.as_ref().and_then(Mesh::poll_timeout);
         let node = &mut self.nodes[place];
-        if let Some(due) = due.map(|due| due.max(self.now))
+        if let Some(due) = due.map(|due| node.clock.moment(due).max(self.now))
             && node.armed.is_none_or(|armed| due < armed)
         {
             node.armed = Some(due);
@@ -439,7 +608,7 @@ impl World {
         let receiver = self.nodes[to].port;
         let sender = &mut self.nodes[from].port;
         let fate = match transmit.datagram {
-            true => self.net.datagram(sender, &receiver, len, now),
+            true => self.net.datagram((sender, &receiver), (from, to), len, now),
             false => self.net.stream((sender, &receiver), (from, to), up, len, now),
         };
         self.account(&transmit.bytes, fate.bytes);
@@ -500,8 +669,11 @@ impl World {
 
     fn note(&mut self, place: usize, event: &Event) {
         match event {
-            Event::MemberDown(node) => self.note_down(place, *node),
-            Event::MemberUp(node) => drop(self.convicted.remove(node)),
+            Event::MemberDown(node) => {
+                self.note_change(place, *node, "to be down");
+                self.note_down(place, *node);
+            }
+            Event::MemberUp(node) => self.note_change(place, *node, "to be up again"),
             Event::Rejected { reason, .. } => match reason.kind() {
                 // Who has just come, or gone, is not known to all.
                 "not_a_member" | "rumor" | "expired" => {}
@@ -514,6 +686,13 @@ impl World {
         }
     }
 
+    fn note_change(&mut self, place: usize, node: NodeId, how: &str) {
+        if self.setup.watched {
+            let target = self.places.get(&beginning(node)).copied().unwrap_or(usize::MAX);
+            self.note_history(format!("node {place} finds node {target} {how}"));
+        }
+    }
+
     fn note_down(&mut self, place: usize, node: NodeId) {
         let Some(target) = self.places.get(&beginning(node)).map(|place| &self.nodes[*place])
         else {
@@ -521,7 +700,11 @@ impl World {
         };
         // What was under way when the mesh became whole may still be concluded.
         let whole = self.whole_since.is_some_and(|since| self.now.since(since) > GRACE);
-        if whole && target.mesh.is_some() && self.convicted.insert(node) {
+        if !whole || target.mesh.is_none() || self.now < target.excused_until {
+            return;
+        }
+        let last = self.convicted.insert(node, self.now);
+        if last.is_none_or(|last| self.now.since(last) > EPISODE) {
             let text = format!("seed {}, {}: node {place}", self.setup.seed, self.now);
             self.false_failures.push(format!("{text} holds {node} to be down, which runs"));
         }
@@ -565,8 +748,11 @@ impl Tracked {
 /// How long after a partition has ended suspicions from before may become verdicts.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// One false verdict reaches everybody well within this time; what comes later is another.
+const EPISODE: Duration = Duration::from_secs(20);
+
 /// The number of a message's kind: it follows the version and the mesh.
-fn kind(bytes: &[u8]) -> u8 {
+pub(super) fn kind(bytes: &[u8]) -> u8 {
     match bytes.get(23..) {
         Some([0x18, kind, ..]) => *kind,
         Some([kind, ..]) => *kind,
@@ -595,6 +781,6 @@ pub fn profile(number: usize) -> Profile {
         endpoints: vec![endpoint(51_820)],
         control: vec![endpoint(7654)],
         alias: format!("host-{number}"),
-        description: String::new(),
+        ..Profile::default()
     }
 }

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Role};
-use selvedge_mesh::{InviteId, InviteTerms, Signed, Transmit};
+use selvedge_api::mesh::{
+    CreateRequest, EditRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Role, What,
+};
+use selvedge_mesh::{InviteId, InviteTerms, Signed};
 use selvedge_model::MeshId;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::super::error::PlaneError;
+use super::super::events;
 use super::super::names::{self, FindError};
+use super::super::seat::Message;
 use super::super::setup::{self, Setup, wall};
 use super::super::{Reply, Request, view};
 use super::{Plane, Report, answer, report};
@@ -24,11 +28,19 @@ impl Plane {
     pub(super) async fn handle_request(&mut self, request: Request) {
         match request {
             Request::Create(request, reply) => self.create(request, reply).await,
+            Request::Traffic(reply) => answer(reply, Ok(self.setup.transport.counters())),
             Request::Join(request, reply) => self.join(request, reply).await,
             Request::List(reply) => {
                 answer(reply, Ok(self.meshes.values().map(view::summary).collect()));
             }
             Request::Show(mesh, reply) => match self.find(&mesh) {
+                Ok(mesh) => self.show(mesh, reply),
+                Err(error) => answer(reply, Err(error)),
+            },
+            Request::Sites(reply) => {
+                answer(reply, Ok(self.meshes.values().map(view::site).collect()));
+            }
+            Request::Edit(mesh, request, reply) => match self.edit(&mesh, request) {
                 Ok(mesh) => self.show(mesh, reply),
                 Err(error) => answer(reply, Err(error)),
             },
@@ -114,6 +126,26 @@ impl Plane {
         Ok(Invite { token, mesh, uses: request.uses, expires: not_after.0 })
     }
 
+    /// Says something else about this node.
+    fn edit(&mut self, mesh: &str, request: EditRequest) -> Result<MeshId, PlaneError> {
+        let mesh = self.find(mesh)?;
+        let seat = self.meshes.get_mut(&mesh).ok_or(PlaneError::Stopping)?;
+        seat.core.edit_profile(|profile| {
+            profile.alias = request.alias.unwrap_or(std::mem::take(&mut profile.alias));
+            profile.shared = request.shared.unwrap_or(profile.shared);
+            let description = std::mem::take(&mut profile.description);
+            profile.description = request.description.unwrap_or(description);
+            for (key, value) in request.services {
+                match value {
+                    Some(value) => drop(profile.services.insert(key, value)),
+                    None => drop(profile.services.remove(&key)),
+                }
+            }
+        })?;
+        self.drive(mesh);
+        Ok(mesh)
+    }
+
     fn leave(&mut self, mesh: MeshId, reply: Reply<Left>) {
         let Some(mut seat) = self.meshes.remove(&mesh) else {
             return answer(reply, Err(FindError::Unknown(mesh.to_string()).into()));
@@ -126,10 +158,13 @@ impl Plane {
             seat.core.members().map(|m| (m.node, seat.core.control_endpoints(m.node))).collect();
         let left = Left { id: mesh, name: seat.name().to_owned() };
         // What is on disk is removed, so nothing need be written before the news is sent.
-        while let Some(Transmit { to, bytes, .. }) = seat.core.poll_transmit() {
-            self.send(to, partners.get(&to).map_or(&[][..], Vec::as_slice), bytes.to_vec());
+        while let Some(transmit) = seat.core.poll_transmit() {
+            let message = Message::from(transmit);
+            let addrs = partners.get(&message.to).map_or(&[][..], Vec::as_slice);
+            self.send(&message, addrs);
         }
         info!(mesh = left.name, id = %mesh, "left the mesh");
+        self.setup.stream.publish(events::event(mesh, &left.name, What::Left));
         let interface = seat.wire.interface.clone();
         self.leaving.insert(mesh);
         self.reserved.insert(interface.clone());

@@ -1,0 +1,155 @@
+//! The server: one socket for UDP and one for TCP at one address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::answer::{Limit, answer};
+use crate::zone::Zone;
+
+/// The longest query that is read, in bytes.
+const QUERY_MAX: usize = 4096;
+/// How many connections there are at most; more wait to be accepted.
+const CONNECTIONS: usize = 32;
+/// How long a connection may be idle, or take for one message (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+/// The pause after an error of a socket, so that one that lasts does not fill the log or the CPU.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a server cannot be started. Nothing is left behind.
+#[derive(Debug)]
+pub struct ServeError {
+    /// Where it was to listen.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl std::fmt::Display for ServeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot answer DNS questions at {}: {}", self.address, self.source)
+    }
+}
+
+impl std::error::Error for ServeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+impl Server {
+    /// Listens at an address; with port 0, at one that is free for both.
+    ///
+    /// # Errors
+    /// If the address is not this host's, or its port is taken or forbidden.
+    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+        let refused = |source| ServeError { address, source };
+        let tcp = TcpListener::bind(address).await.map_err(refused)?;
+        let address = tcp.local_addr().map_err(refused)?;
+        let udp = UdpSocket::bind(address).await.map_err(refused)?;
+        Ok(Self { address, udp, tcp })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers with the latest of `zones`, until it is dropped.
+    pub async fn run(self, zones: watch::Receiver<Arc<Zone>>) {
+        let Self { address, udp, tcp } = self;
+        tokio::join!(datagrams(&udp, zones.clone(), address), connections(&tcp, zones, address));
+    }
+}
+
+async fn datagrams(socket: &UdpSocket, zones: watch::Receiver<Arc<Zone>>, address: SocketAddr) {
+    let mut buffer = vec![0; QUERY_MAX];
+    loop {
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                warn!(%address, %error, "cannot receive DNS questions");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let zone = zones.borrow().clone();
+        if !zone.serves(from.ip()) {
+            debug!(%from, "a DNS question from outside of the meshes is not answered");
+            continue;
+        }
+        let Some(response) = answer(&zone, &buffer[..length], Limit::Datagram) else { continue };
+        if let Err(error) = socket.send_to(&response, from).await {
+            debug!(%from, %error, "a DNS answer was not sent");
+        }
+    }
+}
+
+async fn connections(listener: &TcpListener, zones: watch::Receiver<Arc<Zone>>, at: SocketAddr) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    // Dropped with the server, and all connections with it.
+    let mut tasks = JoinSet::new();
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        while tasks.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, from)) if zones.borrow().serves(from.ip()) => {
+                tasks.spawn(converse(stream, zones.clone(), permit));
+            }
+            Ok((_, from)) => debug!(%from, "a connection from outside of the meshes is closed"),
+            Err(error) => {
+                warn!(address = %at, %error, "cannot accept DNS connections");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers the queries of one connection, one after the other.
+async fn converse(
+    mut stream: TcpStream,
+    zones: watch::Receiver<Arc<Zone>>,
+    _permit: OwnedSemaphorePermit,
+) {
+    while let Ok(Ok(query)) = timeout(IDLE, receive(&mut stream)).await {
+        let zone = zones.borrow().clone();
+        let Some(response) = answer(&zone, &query, Limit::Stream) else { return };
+        if !matches!(timeout(IDLE, send(&mut stream, &response)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// A message with its length before it (RFC 1035, section 4.2.2).
+async fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > QUERY_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut query = vec![0; length];
+    stream.read_exact(&mut query).await?;
+    Ok(query)
+}
+
+async fn send(stream: &mut TcpStream, response: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(response.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    stream.write_all(&[&length.to_be_bytes(), response].concat()).await
+}

@@ -1,0 +1,109 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+
+use nix::libc;
+use selvedge_topology::{Hop, Relays, Table};
+
+use super::*;
+use crate::netlink::Route;
+
+const BEYOND: &str = "fd88::/64";
+
+fn address(text: &str) -> Ipv6Addr {
+    text.parse().expect("an address")
+}
+
+/// Of a member of fd77::/64.
+fn relays(own: &str) -> Relays {
+    Relays {
+        own: address(own),
+        own_ipv4: None,
+        overlay: prefix("fd77::/64"),
+        overlay_ipv4: None,
+        hops: Table::default(),
+        serves: Table::default(),
+        sources: BTreeMap::new(),
+    }
+}
+
+async fn interface(host: &Host, name: &str) -> u32 {
+    host.netlink.link(name).await.expect("readable").expect("there").index
+}
+
+async fn route(host: &Host, to: &str) {
+    let index = interface(host, "wg0").await;
+    host.netlink.add_route(&Route::on_link(prefix(to), index, 99)).await.expect("added");
+}
+
+/// The left host reaches a network behind the right one.
+fn connect(pair: &Pair) -> (Device, Device) {
+    let Pair { runtime, a, b, .. } = pair;
+    let (mut left, mut right) = (a.device(runtime), b.device(runtime));
+    runtime.block_on(async {
+        right.apply(&a.as_peer("fd00:99::1")).await.expect("applied");
+        left.apply(&b.as_peer("fd00:99::2")).await.expect("applied");
+        let options = AddressOptions { no_dad: true, no_prefix_route: false };
+        let lo = interface(b, "lo").await;
+        b.netlink.set_up(lo, true, None).await.expect("up");
+        b.netlink.add_address(lo, prefix("fd88::1/64"), options).await.expect("added");
+        route(a, BEYOND).await;
+    });
+    wait_for_session(a, b);
+    let hop = Hop { via: address("fd77::2"), distance: 1 };
+    left.set_relays(Relays {
+        hops: [(prefix(BEYOND), hop)].into_iter().collect(),
+        sources: [(address("fd77::2"), BTreeSet::from([prefix(BEYOND)]))].into(),
+        ..relays("fd77::1")
+    });
+    let serves = [(prefix(BEYOND), 0)].into_iter().collect();
+    right.set_relays(Relays { serves, ..relays("fd77::2") });
+    (left, right)
+}
+
+/// Where the handshakes of both sides cross, the first packet may be lost.
+fn wait_for_session(a: &Host, b: &Host) {
+    let (socket, echo) = (a.socket(), b.echo());
+    let arrived = (0..20).any(|number| round_trip(&socket, echo, number, 100).expect("sent"));
+    assert!(arrived, "the members do not hear each other");
+}
+
+#[test]
+fn packets_to_beyond_the_mesh_are_carried_by_a_member() {
+    let Some(pair) = Pair::new("packets_to_beyond") else { return };
+    let (left, _right) = connect(&pair);
+    let (ours, beyond) = (pair.a.socket(), pair.b.echo_at("fd88::1"));
+    for number in 0..20 {
+        assert!(round_trip(&ours, beyond, number, 100).expect("sent"), "packet {number} is lost");
+    }
+    let member = pair.b.echo();
+    assert!(round_trip(&ours, member, 21, 100).expect("sent"), "members talk as ever");
+    assert_eq!(left.refused(), 0);
+}
+
+#[test]
+fn a_sender_is_told_how_much_is_carried() {
+    let Some(pair) = Pair::new("how_much_is_carried") else { return };
+    let (_left, _right) = connect(&pair);
+    let (ours, beyond) = (pair.a.socket(), pair.b.echo_at("fd88::1"));
+    let full = usize::from(MTU) - 40 - HEADERS;
+    assert!(round_trip(&ours, beyond, 0, full).expect("sent"));
+    let told = (1..50).find_map(|number| round_trip(&ours, beyond, number, full + 1).err());
+    assert_eq!(told.and_then(|error| error.raw_os_error()), Some(libc::EMSGSIZE));
+    assert!(round_trip(&ours, beyond, 50, full).expect("sent"));
+}
+
+#[test]
+fn nobody_becomes_a_router_against_its_will() {
+    let Some(pair) = Pair::new("against_its_will") else { return };
+    let (left, right) = connect(&pair);
+    right.set_relays(relays("fd77::2"));
+    let (ours, beyond) = (pair.a.socket(), pair.b.echo_at("fd88::1"));
+    ours.set_read_timeout(Some(Duration::from_millis(300))).expect("set");
+    assert!(!round_trip(&ours, beyond, 0, 100).expect("sent"));
+    assert!(right.refused() > 0, "the receiver drops what it does not announce");
+    let before = left.refused();
+    pair.runtime.block_on(route(&pair.a, "fd66::/64"));
+    let nowhere = "[fd66::1]:9".parse().expect("an address");
+    assert!(!round_trip(&ours, nowhere, 1, 100).expect("sent"));
+    assert!(left.refused() > before, "the sender drops what nobody announces");
+}

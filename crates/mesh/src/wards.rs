@@ -1,0 +1,96 @@
+//! Clients: each is attached to one peer, which watches it, and watches that peer alone.
+//! (Peers watch each other on the ring, see [`crate::overlay`].)
+
+use std::collections::BTreeSet;
+
+use selvedge_model::NodeId;
+
+use crate::admission::Role;
+use crate::attach::attached_to;
+use crate::overlay::View;
+use crate::roster::role_of;
+
+/// The clients of a mesh, and those of them that are attached to this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wards {
+    clients: BTreeSet<NodeId>,
+    attached: BTreeSet<NodeId>,
+    stale: bool,
+}
+
+impl Wards {
+    /// Of a mesh in which these are the clients.
+    pub(crate) fn new(clients: BTreeSet<NodeId>) -> Self {
+        Self { clients, attached: BTreeSet::new(), stale: true }
+    }
+
+    /// Takes note that a member, or who is none any more, may have changed.
+    pub(crate) fn note(&mut self, node: NodeId, is_client: bool) {
+        match is_client {
+            true => self.clients.insert(node),
+            false => self.clients.remove(&node),
+        };
+        self.stale = true;
+    }
+
+    /// Takes note that somebody was found to be down, or up.
+    pub(crate) const fn note_life(&mut self) {
+        self.stale = true;
+    }
+
+    /// Says who is attached to this node now, if that may be others than before.
+    pub(crate) fn refreshed(&mut self, view: &View<'_>) -> bool {
+        if !std::mem::take(&mut self.stale) || self.clients.len() + self.attached.len() == 0 {
+            return false;
+        }
+        let attached = match view.is_client() {
+            true => BTreeSet::new(),
+            false => self.served_by(view),
+        };
+        let changed = attached != self.attached;
+        self.attached = attached;
+        changed
+    }
+
+    /// Those that are attached to this node, be they up or down.
+    pub(crate) const fn attached(&self) -> &BTreeSet<NodeId> {
+        &self.attached
+    }
+
+    fn served_by(&self, view: &View<'_>) -> BTreeSet<NodeId> {
+        let serving = view.serving();
+        let ours = |client: &NodeId| view.attachment(*client, &serving) == Some(view.own);
+        self.clients.iter().copied().filter(ours).collect()
+    }
+}
+
+impl View<'_> {
+    /// Whether this node is a client.
+    pub(crate) fn is_client(&self) -> bool {
+        self.roster.map.get(&self.own).is_some_and(|own| role_of(own) == Role::Client)
+    }
+
+    /// The peer that this node is attached to, if it is a client.
+    pub(crate) fn home(&self) -> Option<NodeId> {
+        self.attachment(self.own, &self.serving())
+    }
+
+    /// The peers that serve clients: those that stand and are not drained, or if there are none,
+    /// those that stand.
+    pub(crate) fn serving(&self) -> Vec<NodeId> {
+        let standing = || self.standing_peers();
+        let idle = standing().filter(|(_, entry)| !entry.record().profile.drained);
+        let idle: Vec<NodeId> = idle.map(|(node, _)| node).collect();
+        match idle.is_empty() {
+            true => standing().map(|(node, _)| node).collect(),
+            false => idle,
+        }
+    }
+
+    /// The one of the `serving` peers that a client is attached to; `None` for others than clients.
+    pub(crate) fn attachment(&self, client: NodeId, serving: &[NodeId]) -> Option<NodeId> {
+        let entry = self.roster.map.get(&client).filter(|entry| role_of(entry) == Role::Client)?;
+        let avoids = &entry.record().profile.avoids;
+        attached_to(client, serving.iter().copied().filter(|peer| !avoids.contains(peer)))
+    }
+}

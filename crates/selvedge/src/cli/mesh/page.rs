@@ -1,0 +1,249 @@
+//! What `mesh list`, `mesh show` and `mesh names` print for people.
+
+use selvedge_api::mesh::{Dns, Hookup, Listener, Member, Mesh, Summary};
+
+use crate::cli::output::{bytes, or_dash, seconds, table};
+
+pub(super) fn list(meshes: &[Summary]) -> String {
+    let rows = meshes.iter().map(|mesh| {
+        vec![
+            mesh.name.clone(),
+            mesh.id.to_string(),
+            mesh.interface.clone(),
+            mesh.address.to_string(),
+            mesh.members.to_string(),
+        ]
+    });
+    table(&["NAME", "ID", "INTERFACE", "ADDRESS", "MEMBERS"], rows)
+}
+
+pub(super) fn show(mesh: &Mesh) -> String {
+    let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
+    let head = format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n");
+    let header = [
+        "NODE",
+        "NAME",
+        "ROLE",
+        "STATE",
+        "ADDRESS",
+        "PATH",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RX",
+        "TX",
+        "VERSION",
+    ];
+    let members = table(&header, mesh.members.iter().map(|member| row(mesh, member)));
+    let quarrels = mesh.members.iter().filter(|member| member.contested).map(quarrel);
+    let quarrels: String = quarrels.collect();
+    format!("{head}\n{members}{quarrels}")
+}
+
+/// An alias that several claim is seen as such.
+fn quarrel(member: &Member) -> String {
+    let (name, node) = (&member.name, member.node.short());
+    let alias = member.alias.as_deref().unwrap_or_default();
+    format!("\n{node} calls itself {alias:?} as another member does: its name is {name}")
+}
+
+/// How packets go there: `direct`, or the name of the member that carries them.
+fn path(mesh: &Mesh, member: &Member) -> String {
+    match member.via {
+        _ if member.own => "-".to_owned(),
+        Some(via) => {
+            let carrier = mesh.members.iter().find(|member| member.node == via);
+            let name = carrier.map_or_else(|| via.short(), |carrier| carrier.name.clone());
+            format!("by {name}")
+        }
+        None if member.allowed_ips.is_empty() => "none".to_owned(),
+        None => "direct".to_owned(),
+    }
+}
+
+fn row(mesh: &Mesh, member: &Member) -> Vec<String> {
+    let state = if member.own { "self" } else { member.state.as_str() };
+    let endpoint = member.endpoint.or_else(|| member.endpoints.first().copied());
+    vec![
+        member.node.short(),
+        member.name.clone(),
+        member.role.to_string(),
+        state.to_owned(),
+        member.address.to_string(),
+        path(mesh, member),
+        or_dash(endpoint),
+        or_dash(member.handshake_age_s.map(seconds)),
+        bytes(member.rx_bytes),
+        bytes(member.tx_bytes),
+        or_dash(member.version.as_deref()),
+    ]
+}
+
+/// Where names are answered, and what is left to the operator.
+pub(super) fn names(dns: &Dns) -> String {
+    if !dns.enabled {
+        return "this agent answers no DNS questions: write a section [mesh.dns] into its \
+                configuration"
+            .to_owned();
+    }
+    let row = |at: &Listener| {
+        let state = at.problem.clone().unwrap_or_else(|| "answers".to_owned());
+        vec![at.address.to_string(), or_dash(at.interface.as_deref()), state]
+    };
+    let places = table(&["ADDRESS", "INTERFACE", "STATE"], dns.listeners.iter().map(row));
+    format!("domain {}\n\n{places}\n\n{}", dns.domain, hookup(dns))
+}
+
+fn hookup(dns: &Dns) -> String {
+    match &dns.hookup {
+        Hookup::Resolved => "systemd-resolved asks there for names of the meshes".to_owned(),
+        Hookup::Failed { problem } => format!("systemd-resolved refuses: {problem}"),
+        Hookup::Manual => instructions(dns),
+    }
+}
+
+/// What an operator does by hand, for the resolvers that are usual.
+fn instructions(dns: &Dns) -> String {
+    let local = dns.listeners.iter().find(|at| at.interface.is_none());
+    let Some(local) = local.map(|at| at.address) else { return String::new() };
+    let (domain, ip, port) = (&dns.domain, local.ip(), local.port());
+    format!(
+        "This host's programs do not ask there by themselves. Have the resolver of this host do so:\n\
+         \x20 dnsmasq    server=/{domain}/{ip}#{port}\n\
+         \x20 unbound    forward-zone: name: \"{domain}\" forward-addr: {ip}@{port}\n\
+         \x20 try it     dig @{ip} -p {port} HOST.MESH.{domain} AAAA"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use selvedge_api::mesh::{MemberState, Role};
+    use selvedge_model::{MeshId, NodeId, WgKey};
+
+    use super::*;
+
+    fn mesh() -> Mesh {
+        let me = Member {
+            node: NodeId([1; 32]),
+            own: true,
+            alias: Some("gw1".to_owned()),
+            name: "gw1".to_owned(),
+            group: None,
+            contested: false,
+            description: None,
+            services: BTreeMap::new(),
+            version: Some("0.1.0".to_owned()),
+            updated: 0,
+            role: Role::Peer,
+            address: "fd00::1".parse().expect("valid"),
+            ipv4: None,
+            wg_key: WgKey([2; 32]),
+            control: vec![],
+            routes: vec![],
+            via: None,
+            endpoints: vec!["192.0.2.1:51820".parse().expect("valid")],
+            endpoint: None,
+            state: MemberState::Alive,
+            allowed_ips: vec![],
+            keepalive_s: None,
+            handshake_age_s: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let other = Member {
+            node: NodeId([7; 32]),
+            own: false,
+            alias: None,
+            name: "calm-otter-0001".to_owned(),
+            address: "fd00::2".parse().expect("valid"),
+            endpoint: Some("192.0.2.2:51820".parse().expect("valid")),
+            state: MemberState::Unknown,
+            handshake_age_s: Some(75),
+            rx_bytes: 1_572_864,
+            tx_bytes: 100,
+            allowed_ips: vec!["fd00::2/128".parse().expect("valid")],
+            ..me.clone()
+        };
+        let client = Member {
+            node: NodeId([8; 32]),
+            name: "gw1-baea".to_owned(),
+            contested: true,
+            address: "fd00::3".parse().expect("valid"),
+            role: Role::Client,
+            endpoint: None,
+            endpoints: vec![],
+            via: Some(other.node),
+            version: None,
+            own: false,
+            ..me.clone()
+        };
+        Mesh {
+            id: MeshId([9; 20]),
+            name: "campus".to_owned(),
+            node: me.node,
+            interface: "sv-campus".to_owned(),
+            address: me.address,
+            prefix: "fd00::/64".parse().expect("valid"),
+            listen_port: 51820,
+            members: vec![me, other, client],
+        }
+    }
+
+    #[test]
+    fn a_mesh_is_shown_with_its_members() {
+        let expected = "\
+mesh campus (beeqscijbeeqscijbeeqscijbeeqscij)
+interface sv-campus, port 51820, fd00::/64
+
+NODE        NAME             ROLE    STATE    ADDRESS  PATH                ENDPOINT         HANDSHAKE  RX       TX     VERSION
+aeaqcaibae  gw1              peer    self     fd00::1  -                   192.0.2.1:51820  -          0 B      0 B    0.1.0
+a4dqobyha4  calm-otter-0001  peer    unknown  fd00::2  direct              192.0.2.2:51820  1m15s      1.5 MiB  100 B  0.1.0
+baeaqcaiba  gw1-baea         client  alive    fd00::3  by calm-otter-0001  -                -          0 B      0 B    -
+baeaqcaiba calls itself \"gw1\" as another member does: its name is gw1-baea";
+        assert_eq!(show(&mesh()), expected);
+    }
+
+    #[test]
+    fn meshes_are_listed_in_a_table() {
+        let Mesh { id, name, interface, address, .. } = mesh();
+        let expected = "\
+NAME    ID                                INTERFACE  ADDRESS  MEMBERS
+campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
+        let summary = Summary { id, name, interface, address, members: 2 };
+        assert_eq!(list(&[summary]), expected);
+        assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
+    }
+
+    #[test]
+    fn operators_are_told_how_to_ask() {
+        let local = Listener {
+            address: "127.0.0.153:53".parse().expect("valid"),
+            interface: None,
+            problem: None,
+        };
+        let overlay = Listener {
+            address: "[fd00::1]:53".parse().expect("valid"),
+            interface: Some("sv-campus".to_owned()),
+            problem: Some("no such address".to_owned()),
+        };
+        let listeners = vec![local, overlay];
+        let domain = "mesh.internal".to_owned();
+        let dns = Dns { enabled: true, domain, listeners, hookup: Hookup::Manual };
+        let expected = "\
+domain mesh.internal
+
+ADDRESS         INTERFACE  STATE
+127.0.0.153:53  -          answers
+[fd00::1]:53    sv-campus  no such address
+
+This host's programs do not ask there by themselves. Have the resolver of this host do so:
+  dnsmasq    server=/mesh.internal/127.0.0.153#53
+  unbound    forward-zone: name: \"mesh.internal\" forward-addr: 127.0.0.153@53
+  try it     dig @127.0.0.153 -p 53 HOST.MESH.mesh.internal AAAA";
+        assert_eq!(names(&dns), expected);
+        let hooked = Dns { hookup: Hookup::Resolved, ..dns };
+        assert!(names(&hooked).ends_with("systemd-resolved asks there for names of the meshes"));
+        assert!(names(&Dns::default()).contains("[mesh.dns]"));
+    }
+}

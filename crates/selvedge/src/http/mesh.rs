@@ -1,0 +1,168 @@
+//! The mesh plane's part of the API.
+
+use axum::Json;
+use axum::body::Body as Bytes;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+use selvedge_api::Error;
+use selvedge_api::mesh::{
+    CreateRequest, Dns, EditRequest, Event, Invite, InviteRequest, JoinRequest, Left, Mesh,
+    QueryRequest, Summary,
+};
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+
+use super::{Answer, Body, Failure, Shared, lines};
+use crate::mesh_plane::{graph, query};
+
+/// All meshes of this node.
+#[utoipa::path(
+    get,
+    path = "/meshes",
+    tag = "mesh",
+    responses((status = 200, body = Vec<Summary>))
+)]
+pub(super) async fn meshes(State(app): Shared) -> Answer<Vec<Summary>> {
+    Ok(Json(app.mesh()?.list().await?))
+}
+
+/// Founds a mesh.
+#[utoipa::path(
+    post,
+    path = "/meshes",
+    tag = "mesh",
+    request_body = CreateRequest,
+    responses((status = 200, body = Mesh))
+)]
+pub(super) async fn create(State(app): Shared, body: Body<CreateRequest>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.create(body?.0).await?))
+}
+
+/// Joins a mesh with a token that a member made.
+#[utoipa::path(
+    post,
+    path = "/meshes/join",
+    tag = "mesh",
+    request_body = JoinRequest,
+    responses((status = 200, body = Mesh))
+)]
+pub(super) async fn join(State(app): Shared, body: Body<JoinRequest>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.join(body?.0).await?))
+}
+
+/// One mesh with its members.
+#[utoipa::path(
+    get,
+    path = "/meshes/{mesh}",
+    tag = "mesh",
+    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    responses((status = 200, body = Mesh))
+)]
+pub(super) async fn show(State(app): Shared, Path(mesh): Path<String>) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.show(&mesh).await?))
+}
+
+/// Leaves a mesh.
+#[utoipa::path(
+    delete,
+    path = "/meshes/{mesh}",
+    tag = "mesh",
+    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    responses((status = 200, body = Left))
+)]
+pub(super) async fn leave(State(app): Shared, Path(mesh): Path<String>) -> Answer<Left> {
+    Ok(Json(app.mesh()?.leave(&mesh).await?))
+}
+
+/// Makes a token with which others join.
+#[utoipa::path(
+    post,
+    path = "/meshes/{mesh}/invites",
+    tag = "mesh",
+    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    request_body = InviteRequest,
+    responses((status = 200, body = Invite))
+)]
+pub(super) async fn invite(
+    State(app): Shared,
+    Path(mesh): Path<String>,
+    body: Body<InviteRequest>,
+) -> Answer<Invite> {
+    Ok(Json(app.mesh()?.invite(&mesh, body?.0).await?))
+}
+
+/// Says something else about this node in a mesh.
+#[utoipa::path(
+    patch,
+    path = "/meshes/{mesh}/node",
+    tag = "mesh",
+    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    request_body = EditRequest,
+    responses((status = 200, body = Mesh))
+)]
+pub(super) async fn edit(
+    State(app): Shared,
+    Path(mesh): Path<String>,
+    body: Body<EditRequest>,
+) -> Answer<Mesh> {
+    Ok(Json(app.mesh()?.edit(&mesh, body?.0).await?))
+}
+
+/// The answer to a JMESPath expression over the members of a mesh.
+#[utoipa::path(
+    post,
+    path = "/meshes/{mesh}/query",
+    tag = "mesh",
+    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    request_body = QueryRequest,
+    responses((status = 200, body = Value))
+)]
+pub(super) async fn ask(
+    State(app): Shared,
+    Path(mesh): Path<String>,
+    body: Body<QueryRequest>,
+) -> Answer<Value> {
+    let Json(QueryRequest { expression }) = body?;
+    let mesh = app.mesh()?.show(&mesh).await?;
+    // Thousands of members are work, which must not hold up who drives the planes.
+    let answered = spawn_blocking(move || query::answer(&mesh, &expression)).await;
+    let answer = answered.map_err(|error| Error::internal(format!("no answer: {error}")))?;
+    Ok(Json(answer.map_err(Error::from)?))
+}
+
+/// All meshes as one graph in the language of Graphviz.
+#[utoipa::path(
+    get,
+    path = "/meshes/graph",
+    tag = "mesh",
+    responses((status = 200, body = String, content_type = "text/vnd.graphviz"))
+)]
+pub(super) async fn draw(State(app): Shared) -> Result<impl IntoResponse, Failure> {
+    let meshes = app.mesh()?.show_all().await?;
+    Ok(([(header::CONTENT_TYPE, "text/vnd.graphviz; charset=utf-8")], graph::dot(&meshes)))
+}
+
+/// A line of JSON for each event in the meshes, without end.
+#[utoipa::path(
+    get,
+    path = "/meshes/watch",
+    tag = "mesh",
+    responses((status = 200, body = Event, content_type = "application/x-ndjson"))
+)]
+pub(super) async fn watch_meshes(State(app): Shared) -> Result<impl IntoResponse, Failure> {
+    let events = app.mesh()?.watch();
+    let body = Bytes::from_stream(lines(events, app.parts.shutdown.clone()));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body))
+}
+
+/// How names of mesh members are answered on this host.
+#[utoipa::path(
+    get,
+    path = "/dns",
+    tag = "mesh",
+    responses((status = 200, body = Dns))
+)]
+pub(super) async fn dns(State(app): Shared) -> Answer<Dns> {
+    Ok(Json(app.mesh()?.dns()))
+}

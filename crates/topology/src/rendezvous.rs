@@ -1,0 +1,18 @@
+//! Rendezvous hashing: everybody who knows of the same candidates chooses the same one for the
+//! same key, different keys spread evenly, and when a candidate goes, only its share moves.
+
+/// The candidate of the greatest weight for `key`. The weights follow from the names alone.
+pub(crate) fn choose<'a, T>(
+    key: &[&[u8]],
+    candidates: impl IntoIterator<Item = T>,
+    name: impl Fn(&T) -> Vec<u8> + 'a,
+) -> Option<T> {
+    let weight = |candidate: &T| {
+        let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 choice of an exit");
+        for part in key {
+            hasher.update(part);
+        }
+        *hasher.update(&name(candidate)).finalize().as_bytes()
+    };
+    candidates.into_iter().max_by_key(weight)
+}

@@ -1,0 +1,197 @@
+//! Peers and clients: who reaches whom by WireGuard alone.
+
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use selvedge_mesh::Role;
+use selvedge_mesh::address::node_address;
+use selvedge_model::{NodeId, Prefix};
+use selvedge_topology::{Options, View, attachment, plan};
+use world::{Fate, World, member, mesh, node};
+
+const CLIENTS: u8 = 100;
+
+/// Peers 1.., clients 101..
+fn world(peers: u8, clients: u8) -> World {
+    let mut world = World::default();
+    let all = (1..=peers).map(|number| (number, Role::Peer));
+    let all = all.chain((1..=clients).map(|number| (CLIENTS + number, Role::Client)));
+    for (number, role) in all {
+        world.join(mesh(1), member(mesh(1), number, role), Options::default());
+    }
+    world
+}
+
+fn address(of: NodeId) -> std::net::Ipv6Addr {
+    node_address(mesh(1), of)
+}
+
+fn all_pairs_reach(world: &World) {
+    let alive = world.alive();
+    for from in &alive {
+        for to in alive.iter().filter(|to| *to != from) {
+            assert_eq!(world.send(*from, address(*to)), Fate::Arrived(*to, 0), "{from} to {to}");
+        }
+    }
+}
+
+fn serving(world: &World, by: NodeId) -> BTreeMap<NodeId, NodeId> {
+    let view = world.views(by).remove(0);
+    let clients = view.members.iter().filter(|member| member.role == Role::Client);
+    clients.filter_map(|it| Some((it.node, attachment(&view, it)?.serving))).collect()
+}
+
+fn disjoint(allowed: &[Prefix]) -> bool {
+    let apart = |a: &Prefix, b: &Prefix| !a.contains(b.addr()) && !b.contains(a.addr());
+    allowed.iter().enumerate().all(|(at, a)| allowed[..at].iter().all(|b| apart(a, b)))
+}
+
+#[test]
+fn a_client_has_one_peer_for_all_and_one_that_stands_by() {
+    let mut world = world(3, 2);
+    world.settle();
+    let plan = &world.plans[&node(CLIENTS + 1)].meshes[&mesh(1)];
+    let at = serving(&world, node(1))[&node(CLIENTS + 1)];
+    let specs: Vec<_> = plan.peers.iter().map(|(key, spec)| (NodeId(key.0), spec)).collect();
+    assert_eq!(specs.len(), 2);
+    for (peer, spec) in specs {
+        assert!(spec.keepalive.is_some() && spec.endpoint.is_some(), "its NAT has to stay open");
+        let expected = if peer == at { vec![plan.relays.overlay] } else { Vec::new() };
+        assert_eq!(spec.allowed.iter().copied().collect::<Vec<_>>(), expected);
+        // The other end knows it, too, so that its handshake is answered.
+        let theirs = &world.plans[&peer].meshes[&mesh(1)].peers;
+        let ours = theirs.iter().find(|(key, _)| key.0 == [CLIENTS + 1; 32]).expect("known").1;
+        assert_eq!(ours.allowed.is_empty(), peer != at);
+        assert_eq!(ours.endpoint, None, "it is heard, not called");
+    }
+}
+
+#[test]
+fn a_client_alone_and_a_mesh_without_members_are_no_trouble() {
+    let mut world = world(0, 2);
+    world.settle();
+    assert!(world.plans.values().all(|plan| plan.meshes[&mesh(1)].peers.is_empty()));
+    let stranger = View { own: node(250), ..world.views(node(CLIENTS + 1)).remove(0) };
+    assert!(plan(&[stranger]).meshes.is_empty());
+    assert!(plan(&[]).meshes.is_empty());
+}
+
+#[test]
+fn a_drained_peer_and_one_that_is_avoided_serve_nobody() {
+    let mut world = world(3, 40);
+    world.settle();
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    members.get_mut(&node(1)).expect("there").drained = true;
+    members.get_mut(&node(CLIENTS + 1)).expect("there").avoids = vec![node(2)];
+    world.settle();
+    let after = serving(&world, node(3));
+    assert!(after.values().all(|peer| *peer != node(1)));
+    assert_eq!(after[&node(CLIENTS + 1)], node(3));
+    all_pairs_reach(&world);
+}
+
+#[test]
+fn one_key_is_one_peer() {
+    let mut world = world(4, 0);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    members.get_mut(&node(3)).expect("there").key = member(mesh(1), 2, Role::Peer).key;
+    members.get_mut(&node(4)).expect("there").key = member(mesh(1), 1, Role::Peer).key;
+    world.settle();
+    let peers = &world.plans[&node(1)].meshes[&mesh(1)].peers;
+    let allowed: Vec<_> = peers.values().map(|spec| spec.allowed.clone()).collect();
+    assert_eq!(allowed, [BTreeSet::from([Prefix::host(address(node(2)).into())])]);
+}
+
+#[test]
+fn addresses_of_both_families_are_a_members_own() {
+    let mut world = world(2, 1);
+    let ipv4 = |number: u8| std::net::Ipv4Addr::new(10, 9, 0, number);
+    for (node, member) in world.members.get_mut(&mesh(1)).expect("there") {
+        member.ipv4 = Some(ipv4(node.0[0]));
+    }
+    for options in world.options.values_mut() {
+        options.ipv4 = Some("10.9.0.0/16".parse().expect("a prefix"));
+    }
+    world.settle();
+    let client = node(CLIENTS + 1);
+    let at = serving(&world, node(1))[&client];
+    let holds = |by: NodeId, of: u8| {
+        let peers = &world.plans[&by].meshes[&mesh(1)].peers;
+        let holding = |prefix: &&Prefix| prefix.contains(ipv4(of).into());
+        let found = peers.iter().find(|(_, spec)| spec.allowed.iter().any(|it| holding(&it)));
+        found.map(|(key, _)| NodeId(key.0))
+    };
+    let other = if at == node(1) { node(2) } else { node(1) };
+    assert_eq!(holds(at, client.0[0]), Some(client));
+    assert_eq!(holds(other, client.0[0]), Some(at));
+    assert_eq!(holds(client, other.0[0]), Some(at));
+    let relays = &world.plans[&at].meshes[&mesh(1)].relays;
+    assert_eq!(relays.send(ipv4(at.0[0]).into(), ipv4(other.0[0]).into()), Ok(None));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_pair_of_live_members_has_a_path_and_no_prefix_two_peers(
+        peers in 1..7_u8,
+        clients in 0..9_u8,
+        down in prop::collection::btree_set(1..7_u8, 0..6),
+    ) {
+        let mut world = world(peers, clients);
+        world.settle();
+        all_pairs_reach(&world);
+        let failed: Vec<NodeId> = down.into_iter().filter(|it| *it < peers).map(node).collect();
+        failed.iter().for_each(|node| world.fail(*node));
+        world.settle();
+        all_pairs_reach(&world);
+        for plan in world.plans.values() {
+            let peers = plan.meshes[&mesh(1)].peers.values();
+            let allowed: Vec<_> = peers.flat_map(|spec| spec.allowed.iter().copied()).collect();
+            prop_assert!(disjoint(&allowed), "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_failed_peers_clients_move(peers in 2..9_u8, failed in any::<prop::sample::Index>()) {
+        let mut world = world(peers, 60);
+        let by = node(CLIENTS + 1);
+        let before = serving(&world, by);
+        let failed = node(1 + u8::try_from(failed.index(usize::from(peers))).expect("few"));
+        world.learn_down(by, failed);
+        let after = serving(&world, by);
+        for (client, peer) in before {
+            prop_assert_eq!(after[&client] == peer, peer != failed);
+        }
+    }
+
+    /// Each believes what it likes about who lives, who is drained and who avoids whom.
+    #[test]
+    fn no_packet_runs_in_a_circle_whatever_everybody_believes(
+        beliefs in prop::collection::vec(any::<(u64, u64, u64)>(), 12),
+    ) {
+        let mut world = world(6, 6);
+        let nodes: Vec<NodeId> = world.nodes().into_iter().collect();
+        for (own, (dead, drained, avoids)) in nodes.iter().zip(&beliefs) {
+            let mut view = world.views(*own).remove(0);
+            for (at, member) in view.members.iter_mut().enumerate() {
+                member.live = member.node == *own || dead >> at & 1 == 0;
+                member.drained = drained >> at & 1 == 1;
+                let shunned = (0..6).filter(|peer| avoids >> (at * 5 + peer) & 1 == 1);
+                member.avoids = shunned.map(|peer| nodes[peer]).collect();
+            }
+            world.plans.insert(*own, plan(&[view]));
+        }
+        let mut fates = BTreeSet::new();
+        for from in &nodes {
+            for to in nodes.iter().filter(|to| *to != from) {
+                let fate = world.carry(mesh(1), *from, address(*from), address(*to));
+                prop_assert!(!matches!(fate, Err(Fate::Circle(_))), "{:?}", fate);
+                fates.insert(fate.is_ok());
+            }
+        }
+        prop_assert!(fates.contains(&true), "some packets arrive");
+    }
+}

@@ -1,0 +1,271 @@
+//! One partner: its sessions, the handshake under way, and what waits for that.
+//!
+//! ```text
+//!            send                 answer
+//!  nothing ────────▶ knocking ───────────────▶ current ──▶ previous (still opens)
+//!     │                 └ no answer ▶ nothing    ▲
+//!     └─ knock heard ─▶ pending ─ first datagram ┘
+//! ```
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::frame::Nonce;
+use super::keys::{Pair, Session};
+
+/// How many messages wait for a session, and how long.
+const QUEUE: usize = 16;
+const WAIT: Duration = Duration::from_secs(2);
+
+/// A session in which nothing was heard for so long after something was sent may be one that the
+/// partner has forgotten, or it may have moved: another is asked for meanwhile.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// How often a knock is repeated, how long after the one before, and the pause after the last.
+const KNOCKS: u32 = 2;
+const AGAIN: Duration = Duration::from_millis(400);
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How many addresses are knocked at.
+const MAX_ADDRS: usize = 8;
+
+/// Datagrams to send, and to where.
+pub(super) type Outbox = VecDeque<(SocketAddr, Vec<u8>)>;
+
+/// What happened to messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) sent: usize,
+    pub(super) unreachable: usize,
+    pub(super) overflowed: usize,
+}
+
+pub(super) struct Partner {
+    pub(super) pair: Pair,
+    current: Option<Session>,
+    previous: Option<Session>,
+    pending: Option<Pending>,
+    knock: Option<Knock>,
+    knock_not_before: Option<Instant>,
+    queue: VecDeque<(Instant, Vec<u8>)>,
+    addrs: Vec<SocketAddr>,
+    /// Where it was heard last.
+    remote: Option<SocketAddr>,
+    /// When the first message went out that nothing was heard after.
+    unheard_since: Option<Instant>,
+    /// When it was last of use.
+    pub(super) used: Instant,
+}
+
+/// A session that the partner asked for and has not used yet.
+struct Pending {
+    challenge: Nonce,
+    token: Nonce,
+    session: Session,
+}
+
+struct Knock {
+    challenge: Nonce,
+    times: u32,
+    due: Instant,
+}
+
+/// What an authentic datagram is.
+pub(super) enum Opened {
+    /// It confirms a session, and says nothing.
+    Empty,
+    /// It carries a message.
+    Message(Vec<u8>),
+}
+
+impl Partner {
+    pub(super) const fn new(pair: Pair, now: Instant) -> Self {
+        Self {
+            pair,
+            current: None,
+            previous: None,
+            pending: None,
+            knock: None,
+            knock_not_before: None,
+            queue: VecDeque::new(),
+            addrs: Vec::new(),
+            remote: None,
+            unheard_since: None,
+            used: now,
+        }
+    }
+
+    /// The sessions by which its datagrams are known.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = [u8; 8]> {
+        let pending = self.pending.iter().map(|pending| &pending.session);
+        self.current.iter().chain(&self.previous).chain(pending).map(|session| session.id)
+    }
+
+    /// Sends a message over the session that there is, or keeps it for the one that it asks for.
+    pub(super) fn send(
+        &mut self,
+        addrs: &[SocketAddr],
+        message: Vec<u8>,
+        now: Instant,
+        challenge: impl FnOnce() -> Nonce,
+        out: &mut Outbox,
+    ) -> Tally {
+        self.used = now;
+        if !addrs.is_empty() {
+            self.addrs = addrs.iter().copied().take(MAX_ADDRS).collect();
+        }
+        let sent = self.transmit(&message, now, out);
+        let mut tally = Tally { sent: usize::from(sent), ..Tally::default() };
+        if sent && !self.is_silent(now) {
+            return tally;
+        }
+        self.begin_knock(now, challenge);
+        match (&self.knock, self.queue.len() < QUEUE) {
+            (Some(_), true) => self.queue.push_back((now, message)),
+            (Some(_), false) => tally.overflowed += usize::from(!sent),
+            (None, _) => tally.unreachable += usize::from(!sent),
+        }
+        let driven = self.drive(now, out);
+        Tally { unreachable: tally.unreachable + driven.unreachable, ..tally }
+    }
+
+    /// Seals a message and sends it to where the partner was heard; whether there was a session.
+    fn transmit(&mut self, message: &[u8], now: Instant, out: &mut Outbox) -> bool {
+        let sealed = self.current.as_mut().and_then(|session| session.seal(message));
+        let (Some(remote), Some(sealed)) = (self.remote, sealed) else { return false };
+        out.push_back((remote, sealed));
+        self.unheard_since.get_or_insert(now);
+        true
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        let used_up = self.current.as_ref().is_some_and(Session::is_used_up);
+        used_up || self.unheard_since.is_some_and(|since| now - since >= SILENCE)
+    }
+
+    fn begin_knock(&mut self, now: Instant, challenge: impl FnOnce() -> Nonce) {
+        let waiting = self.knock_not_before.is_some_and(|at| now < at);
+        let nowhere = self.addrs.is_empty() && self.remote.is_none();
+        if self.knock.is_none() && !waiting && !nowhere {
+            self.knock = Some(Knock { challenge: challenge(), times: 0, due: now });
+        }
+    }
+
+    /// When [`Partner::drive`] is to be called.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.knock.as_ref().map(|knock| knock.due)
+    }
+
+    /// Repeats a knock, or gives up.
+    pub(super) fn drive(&mut self, now: Instant, out: &mut Outbox) -> Tally {
+        let Some(knock) = self.knock.as_mut().filter(|knock| knock.due <= now) else {
+            return Tally::default();
+        };
+        if knock.times == KNOCKS {
+            self.knock = None;
+            self.knock_not_before = Some(now + PAUSE);
+            let unreachable = self.queue.len();
+            self.queue.clear();
+            return Tally { unreachable, ..Tally::default() };
+        }
+        knock.times += 1;
+        knock.due = now + AGAIN * knock.times;
+        let datagram = self.pair.knock(knock.challenge);
+        let heard = self.remote.filter(|remote| !self.addrs.contains(remote));
+        for addr in heard.iter().chain(&self.addrs) {
+            out.push_back((*addr, datagram.clone()));
+        }
+        Tally::default()
+    }
+
+    /// The partner, of whom this is an authentic knock, asks for a session.
+    pub(super) fn knocked(
+        &mut self,
+        remote: SocketAddr,
+        challenge: Nonce,
+        now: Instant,
+        token: impl FnOnce() -> Nonce,
+        out: &mut Outbox,
+    ) {
+        self.used = now;
+        // A knock that is repeated gets the same answer, whichever of the two was lost.
+        let again = self.pending.take().filter(|pending| pending.challenge == challenge);
+        let pending = again.unwrap_or_else(|| {
+            let token = token();
+            Pending { challenge, token, session: self.pair.session(false, challenge, token) }
+        });
+        out.push_back((remote, self.pair.answer(challenge, pending.token)));
+        self.pending = Some(pending);
+    }
+
+    /// The partner, of whom this is an authentic answer, grants a session. What waited is sent; if
+    /// nothing did, an empty datagram confirms it. `None` if it was not asked for.
+    pub(super) fn answered(
+        &mut self,
+        remote: SocketAddr,
+        challenge: Nonce,
+        token: Nonce,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Option<Tally> {
+        self.knock.take_if(|knock| knock.challenge == challenge)?;
+        let session = self.pair.session(true, challenge, token);
+        self.previous = self.current.replace(session);
+        self.heard(remote, now);
+        let tally = self.flush(now, out);
+        if tally.sent == 0 {
+            self.transmit(&[], now, out);
+            // Nobody answers an empty one.
+            self.unheard_since = None;
+        }
+        Some(tally)
+    }
+
+    /// Opens a data frame that names one of the sessions.
+    pub(super) fn open(
+        &mut self,
+        remote: SocketAddr,
+        id: [u8; 8],
+        counter: u32,
+        sealed: &[u8],
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Option<(Opened, Tally)> {
+        let pending = self.pending.as_mut().map(|pending| &mut pending.session);
+        let known = self.current.iter_mut().chain(&mut self.previous).chain(pending);
+        let content =
+            known.filter(|session| session.id == id).find_map(|s| s.open(counter, sealed));
+        let content = content?;
+        self.heard(remote, now);
+        let mut tally = Tally::default();
+        if let Some(pending) = self.pending.take_if(|pending| pending.session.id == id) {
+            self.previous = self.current.replace(pending.session);
+            tally = self.flush(now, out);
+        }
+        let opened = if content.is_empty() { Opened::Empty } else { Opened::Message(content) };
+        Some((opened, tally))
+    }
+
+    fn heard(&mut self, remote: SocketAddr, now: Instant) {
+        self.used = now;
+        self.remote = Some(remote);
+        self.unheard_since = None;
+        self.knock_not_before = None;
+    }
+
+    /// Sends what waited for the session that there is now.
+    fn flush(&mut self, now: Instant, out: &mut Outbox) -> Tally {
+        self.knock = None;
+        let mut tally = Tally::default();
+        for (since, message) in std::mem::take(&mut self.queue) {
+            match now - since <= WAIT && self.transmit(&message, now, out) {
+                true => tally.sent += 1,
+                false => tally.unreachable += 1,
+            }
+        }
+        tally
+    }
+}
