@@ -1,7 +1,7 @@
 //! Names of mesh members: what each of them is called, and the answers to DNS questions about
 //! them.
 //!
-//! All of it is pure but [`serve`]: [`names`](names::names) decides who has which name,
+//! All of it is pure but [`Server`]: [`names`](names::names) decides who has which name,
 //! [`Zone`] holds what is known of some meshes, and [`answer`](answer::answer) turns a query into
 //! a response. The names are authoritative and never ask anybody else, so that nothing that is
 //! not about a mesh leaves this host by this way.

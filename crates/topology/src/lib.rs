@@ -4,7 +4,7 @@
 //! Packets travel in two ways.
 //!
 //! **Plain**, between members of one mesh. Peers are linked to all peers; a client is attached to
-//! one live peer ([`attach`]), which has the client's address among its allowed IPs and forwards
+//! one live peer ([`attachment`]), which has the client's address among its allowed IPs and forwards
 //! for it. WireGuard takes a packet only from the one peer that it would send an answer to, and
 //! that makes loops impossible, however different the views of the peers are: on a circle every
 //! peer would have to accept the source from the one before it, and the peer at which the packet
