@@ -521,7 +521,8 @@ mod tests {
         let waited = tokio::time::timeout(soon, takeover(&mut wanted, &actual, &none)).await;
         assert!(waited.is_err(), "a step of a planned move");
         let failed = [(vni(1), "no such interface".to_owned())].into();
-        let waited = takeover(&mut wanted, &BTreeMap::new(), &failed);
+        let nothing = BTreeMap::new();
+        let waited = takeover(&mut wanted, &nothing, &failed);
         assert!(tokio::time::timeout(soon, waited).await.is_err(), "what failed before");
         takeover(&mut wanted, &BTreeMap::new(), &none).await;
     }
