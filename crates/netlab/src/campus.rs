@@ -168,7 +168,7 @@ impl Campus {
     }
 
     /// Streams between the station in each network and the host upstream, one of each of
-    /// `families`, labelled by VNI: a packet every 5 ms on 20 networks of `first`, every 100 ms on
+    /// `families`, labelled by VNI: a packet every 5 ms on the first 20 networks, every 100 ms on
     /// the others. Of more than 500 networks, 2 have one every 5 ms, and the others fewer: the
     /// rest the fewest.
     #[must_use]
@@ -178,7 +178,7 @@ impl Campus {
         let slow = spaced(flows(first.len().saturating_sub(fast)), FIRST_RATE);
         let slower = spaced(flows(rest.len()), REST_RATE);
         let interval = |index: usize| match index {
-            _ if index < fast.min(first.len()) => FAST_INTERVAL,
+            _ if index < fast => FAST_INTERVAL,
             _ if index < first.len() => slow,
             _ => slower,
         };
