@@ -68,7 +68,8 @@ impl Mesh {
             return;
         }
         let later = self.lives.incarnation(ask.target) > ask.incarnation;
-        if (later || self.lives.is_down(ask.target))
+        // What this node found by itself does not tell the other what to believe.
+        if (later || self.lives.holds_verdict(ask.target, 0))
             && let Some(rumor) = self.lives.rumor(ask.target)
         {
             let news = News { entries: Records::default(), rumors: vec![rumor] };
@@ -178,6 +179,8 @@ impl Mesh {
                 }
                 Wish::Ask { helper, target, number } => {
                     let incarnation = self.lives.incarnation(target);
+                    // A helper that has not heard of this life would accuse of an earlier one.
+                    self.send_rumors(helper, self.lives.rumor(target).into_iter().collect());
                     self.send(helper, Message::Ask(Ask { target, number, incarnation }));
                 }
                 Wish::Vouch { asker, target, number } => {
