@@ -8,7 +8,8 @@ use super::Mesh;
 use crate::detector::Wish;
 use crate::event::{Event, Rejection};
 use crate::overlay::View;
-use crate::rumor::{Accusation, Alive, Verdict};
+use crate::reconcile::{self, Ranges};
+use crate::rumor::{Accusation, Alive, MAX_INCARNATION, Verdict};
 use crate::wire::{Accuse, Ask, Message, News, Probe, Records, Vouch};
 
 /// How long a node that contradicted a verdict waits before it contradicts the next; twice as
@@ -16,6 +17,9 @@ use crate::wire::{Accuse, Ask, Message, News, Probe, Records, Vouch};
 const REFUTE: Duration = Duration::from_secs(1);
 /// The longest such wait.
 const MAX_REFUTE: Duration = Duration::from_secs(120);
+/// A claim without signatures is believed up to so many incarnations beyond the own one: anybody
+/// could use up all of them with a greater one.
+const CREDIT: u64 = 1024;
 
 /// What a node says of its own life.
 #[derive(Debug)]
@@ -98,7 +102,21 @@ impl Mesh {
         Ok(())
     }
 
-    /// `by` holds this node to be down since `incarnation`.
+    /// `by` says, and nobody has signed, that this node is held to be down since `incarnation`.
+    pub(super) fn refute_claim(&mut self, by: NodeId, incarnation: u64, now: Time) {
+        let believed = self.pulse.incarnation.saturating_add(CREDIT).min(MAX_INCARNATION);
+        match incarnation < believed {
+            true => self.refute(by, incarnation, now),
+            // Before its disk was lost this node may have got so far. Then there are signatures.
+            false => {
+                let want = vec![reconcile::prefix(&self.node())];
+                self.send(by, Message::Lives(Ranges { want, ..Ranges::default() }));
+            }
+        }
+    }
+
+    /// `by` holds this node to be down since `incarnation`, which is less than
+    /// [`MAX_INCARNATION`].
     pub(super) fn refute(&mut self, by: NodeId, incarnation: u64, now: Time) {
         if incarnation < self.pulse.incarnation {
             // It has missed what all were told.
@@ -166,7 +184,7 @@ impl Mesh {
             self.note_life(from, now);
         }
         if let Some(incarnation) = probe.down {
-            self.refute(from, incarnation, now);
+            self.refute_claim(from, incarnation, now);
         }
     }
 
