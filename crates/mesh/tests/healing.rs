@@ -183,3 +183,22 @@ fn a_crash_is_known_to_all_though_a_helper_has_just_started() {
         }
     }
 }
+
+/// Who has left is not missed: a node that reaches none of those who are left is alone.
+#[test]
+fn who_has_left_does_not_count_when_a_node_is_alone() {
+    let mut net = Net::with_members(9, 3);
+    net.run_until_agreed(LIMIT).expect("agree");
+    net.node(2).leave().expect("a member");
+    net.run(Duration::from_secs(2));
+    net.nodes.remove(&identity(2).node_id());
+    net.nodes.remove(&identity(1).node_id());
+    net.run(Duration::from_secs(20));
+    assert!(net.node(0).is_down(identity(1).node_id()));
+    net.node(0).set_bootstrap(vec!["192.0.2.1:7654".into()]);
+    let knocks = (0..30).filter(|_| {
+        net.run(Duration::from_secs(1));
+        net.node(0).poll_knock().is_some()
+    });
+    assert!(knocks.count() >= 8, "every two seconds, not every thirty");
+}
