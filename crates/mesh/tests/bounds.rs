@@ -154,10 +154,8 @@ fn contradiction(mesh: &mut Mesh, from: NodeId, down: u64, now: Time) -> Option<
     hear(mesh, from, Message::Ping(probe), now);
     let rumors =
         transmits(mesh).into_iter().filter(|(to, _)| *to == from).flat_map(|(_, bytes)| {
-            match Envelope::decode(&bytes).expect("our own format").message {
-                Message::News(news) => news.rumors,
-                _ => Vec::new(),
-            }
+            let message = Envelope::decode(&bytes).expect("our own format").message;
+            if let Message::News(news) = message { news.rumors } else { Vec::new() }
         });
     let alive = rumors.filter_map(|rumor| rumor.alive);
     alive.map(|raw| Signed::<Alive>::verify(raw).expect("signed").value().incarnation).max()
