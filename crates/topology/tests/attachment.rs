@@ -78,6 +78,19 @@ fn deliver(all: &mut BTreeMap<NodeId, Mesh>, now: Time) {
     }
 }
 
+/// Lets a member say this of itself, and all hear it at once.
+fn tell_all(all: &mut BTreeMap<NodeId, Mesh>, node: NodeId, profile: &Profile) {
+    let own = all.get_mut(&node).expect("a member");
+    while own.poll_transmit().is_some() {}
+    own.set_profile(profile.clone()).expect("in bounds");
+    let sent: Vec<_> = std::iter::from_fn(|| own.poll_transmit()).collect();
+    for (_, mesh) in all.iter_mut().filter(|(other, _)| **other != node) {
+        for message in &sent {
+            mesh.handle_message(node, &message.bytes, Time::ZERO + Duration::from_secs(10), WALL);
+        }
+    }
+}
+
 /// Tells `mesh` that two members found another to be down.
 fn tell_down(mesh: &mut Mesh, target: u8) {
     let others = (0..MEMBERS).filter(|number| *number != target && node(*number) != mesh.node());
@@ -119,10 +132,12 @@ proptest! {
         let numbers = |flags: &[bool]| -> Vec<u8> {
             (0..PEERS).zip(flags).filter(|(_, flag)| **flag).map(|(number, _)| number).collect()
         };
-        profiles[usize::from(PEERS)].avoids =
-            numbers(&avoided).into_iter().map(node).take(Profile::MAX_AVOIDS).collect();
         let client = node(PEERS);
-        for (own, mut mesh) in members(&profiles) {
+        let mut all = members(&profiles);
+        let avoids: Vec<NodeId> = numbers(&avoided).into_iter().map(node).collect();
+        let avoids = Profile { avoids, ..profile(PEERS) };
+        tell_all(&mut all, client, &avoids);
+        for (own, mut mesh) in all {
             for target in numbers(&down).into_iter().filter(|number| node(*number) != own) {
                 tell_down(&mut mesh, target);
                 prop_assert!(mesh.is_down(node(target)));
@@ -130,6 +145,7 @@ proptest! {
             let view = view(&mesh);
             let member = view.members.iter().find(|member| member.node == client).expect("one");
             prop_assert_eq!(member.role, Role::Client);
+            prop_assert_eq!(&member.avoids, &avoids.avoids);
             let planned = attachment(&view, member).map(|at| at.serving);
             prop_assert!(planned.is_some());
             prop_assert_eq!(mesh.attachment(client), planned, "as {} sees it", own);
