@@ -2,8 +2,9 @@
 //!
 //! A member is called by its alias, or, if it has none, by its [word name](crate::word_name). If
 //! several claim one name, it belongs to the member that was admitted first; the others get it
-//! with the beginning of their node id behind it. Members that all share the name on purpose keep
-//! it, each of them under a longer name too.
+//! with the beginning of their node id behind it. If the first shares the name on purpose, it
+//! belongs to all who do so, each of them under a longer name too. Nobody is called by a node id,
+//! which is to mean its node and nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,6 +36,7 @@ pub struct Named {
     /// Another name of it, which it shares with others on purpose.
     pub group: Option<String>,
     /// Whether another member claims the same alias, without both of them sharing it on purpose.
+    /// A group is not bothered by those who claim its name without sharing it.
     pub contested: bool,
 }
 
@@ -45,12 +47,11 @@ pub fn names<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> BTreeMap<NodeId
     for claim in claims {
         wishes.entry(wish(claim)).or_default().push(claim);
     }
-    let groups: BTreeSet<_> = wishes.iter().filter(|(_, by)| is_group(by)).map(key).collect();
     let taken: BTreeSet<_> = wishes.keys().cloned().collect();
     let mut naming = Naming { taken, named: BTreeMap::new() };
     for (wish, mut by) in wishes {
         by.sort_by_key(|claim| (claim.rank, claim.node));
-        naming.name(&wish, &by, groups.contains(&wish));
+        naming.name(&wish, &by);
     }
     naming.named
 }
@@ -69,18 +70,16 @@ pub fn label(text: &str) -> Option<String> {
     (!cut.is_empty()).then(|| cut.to_owned())
 }
 
-fn key<T>((wish, _): (&String, T)) -> String {
-    wish.clone()
-}
-
 /// The name that a member has if nobody else claims it.
 fn wish(claim: &Claim) -> String {
-    label(&claim.alias).unwrap_or_else(|| word_name(claim.node))
+    let own = label(&claim.alias).filter(|label| label.parse::<NodeId>().is_err());
+    own.unwrap_or_else(|| word_name(claim.node))
 }
 
-/// Whether several share a name, all of them on purpose.
+/// Whether a name that these claim, first come first, is a group's: who came first decides, so
+/// that nobody can break a group up by coming later.
 fn is_group(by: &[&Claim]) -> bool {
-    by.len() > 1 && by.iter().all(|claim| claim.shared)
+    by.first().is_some_and(|first| first.shared) && by.iter().filter(|c| c.shared).count() > 1
 }
 
 struct Naming {
@@ -91,12 +90,14 @@ struct Naming {
 
 impl Naming {
     /// Names all who claim `wish`, first come first.
-    fn name(&mut self, wish: &str, by: &[&Claim], is_group: bool) {
+    fn name(&mut self, wish: &str, by: &[&Claim]) {
+        let is_group = is_group(by);
         for (index, claim) in by.iter().enumerate() {
             let first = index == 0 && !is_group;
             let name = if first { wish.to_owned() } else { self.longer(wish, claim.node) };
-            let group = is_group.then(|| wish.to_owned());
-            let contested = by.len() > 1 && !is_group;
+            let belongs = is_group && claim.shared;
+            let group = belongs.then(|| wish.to_owned());
+            let contested = by.len() > 1 && !belongs;
             self.named.insert(claim.node, Named { name, group, contested });
         }
     }
@@ -109,7 +110,7 @@ impl Naming {
             let kept = &wish[..wish.len().min(MAX_LABEL - 1 - digits)];
             format!("{}-{suffix}", kept.trim_end_matches('-'))
         });
-        // Whole ids differ, so that only a name made up by hand could be in the way of all.
+        // Whole ids differ, so that only names made up by hand could be in the way of all.
         let free = candidates.into_iter().find(|name| !self.taken.contains(name));
         let name = free.unwrap_or(id);
         self.taken.insert(name.clone());
@@ -163,13 +164,40 @@ mod tests {
                 Named { name: own.to_owned(), group: Some("web".to_owned()), contested: false };
             assert_eq!(*name_of(&named, node), expected);
         }
-        // One who did not agree makes it a quarrel.
-        let named = names(&[share(1), share(2), claim(3, 1, "web")]);
-        assert_eq!(name_of(&named, 1).name, "web");
-        assert!(name_of(&named, 3).contested && name_of(&named, 3).group.is_none());
         // Alone there is nothing to share.
         let alone = Named { name: "web".to_owned(), group: None, contested: false };
         assert_eq!(*name_of(&names(&[share(1)]), 1), alone);
+    }
+
+    #[test]
+    fn who_was_admitted_first_decides_whether_a_name_is_shared() {
+        let share = |node, rank| Claim { shared: true, ..claim(node, rank, "web") };
+        // Who comes later and does not share changes nothing for those who do.
+        let named = names(&[share(1, 1), claim(3, 2, "web"), share(2, 3)]);
+        for node in [1, 2] {
+            let member = name_of(&named, node);
+            assert_eq!((member.group.as_deref(), member.contested), (Some("web"), false));
+        }
+        let late = Named { name: "web-ambq".to_owned(), group: None, contested: true };
+        assert_eq!(*name_of(&named, 3), late);
+        // Who was first and does not share keeps the name, however many would like to share it.
+        let named = names(&[share(1, 2), claim(3, 1, "web"), share(2, 3)]);
+        assert_eq!(name_of(&named, 3).name, "web");
+        assert!(named.values().all(|member| member.contested && member.group.is_none()));
+        // One alone is no group, and the name is its own.
+        let named = names(&[share(1, 1), claim(3, 2, "web")]);
+        assert_eq!(name_of(&named, 1).name, "web");
+        assert!(named.values().all(|member| member.contested && member.group.is_none()));
+    }
+
+    #[test]
+    fn nobody_is_called_by_the_id_of_a_node() {
+        let id = NodeId([2; 32]).to_string();
+        for alias in [id.clone(), id.to_uppercase()] {
+            let named = names(&[claim(1, 1, &alias), claim(2, 2, "db")]);
+            assert_eq!(name_of(&named, 1).name, word_name(NodeId([1; 32])));
+            assert_eq!(name_of(&named, 2).name, "db");
+        }
     }
 
     #[test]

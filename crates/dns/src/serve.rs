@@ -1,13 +1,14 @@
 //! The server: one socket for UDP and one for TCP at one address.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -19,6 +20,10 @@ use crate::zone::Zone;
 const QUERY_MAX: usize = 4096;
 /// How many connections there are at most; more wait to be accepted.
 const CONNECTIONS: usize = 32;
+/// How many of them one address may have; more are closed at once.
+const CONNECTIONS_EACH: usize = 4;
+/// How long a connection may last, busy or not: others wait for its place.
+const LIFETIME: Duration = Duration::from_secs(60);
 /// How long a connection may be idle, or take for one message (RFC 7766, section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
 /// The pause after an error of a socket, so that one that lasts does not fill the log or the CPU.
@@ -104,6 +109,7 @@ async fn datagrams(socket: &UdpSocket, zones: watch::Receiver<Arc<Zone>>, addres
 
 async fn connections(listener: &TcpListener, zones: watch::Receiver<Arc<Zone>>, at: SocketAddr) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let guests = Arc::new(Guests::default());
     // Dropped with the server, and all connections with it.
     let mut tasks = JoinSet::new();
     loop {
@@ -112,7 +118,16 @@ async fn connections(listener: &TcpListener, zones: watch::Receiver<Arc<Zone>>, 
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, from)) if zones.borrow().serves(from.ip()) => {
-                tasks.spawn(converse(stream, zones.clone(), permit));
+                let Some(guest) = guests.admit(from.ip()) else {
+                    debug!(%from, "an address has too many connections, one more is closed");
+                    continue;
+                };
+                let talk = converse(stream, zones.clone());
+                tasks.spawn(async move {
+                    let _held = (permit, guest);
+                    // Done or not, it ends here.
+                    _ = timeout(LIFETIME, talk).await;
+                });
             }
             Ok((_, from)) => debug!(%from, "a connection from outside of the meshes is closed"),
             Err(error) => {
@@ -123,12 +138,47 @@ async fn connections(listener: &TcpListener, zones: watch::Receiver<Arc<Zone>>, 
     }
 }
 
+/// How many connections each address has.
+#[derive(Debug, Default)]
+struct Guests(Mutex<BTreeMap<IpAddr, usize>>);
+
+/// One connection among those of an address, until it is dropped.
+#[derive(Debug)]
+struct Guest {
+    guests: Arc<Guests>,
+    address: IpAddr,
+}
+
+impl Guests {
+    /// `None` if the address has as many as it may have.
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Guest> {
+        let mut counts = self.counts();
+        let count = counts.entry(address).or_default();
+        if *count == CONNECTIONS_EACH {
+            return None;
+        }
+        *count += 1;
+        Some(Guest { guests: Arc::clone(self), address })
+    }
+
+    /// Nothing panics while it is held, and a count would not be broken by it.
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut counts = self.guests.counts();
+        let left = counts.remove(&self.address).unwrap_or_default().saturating_sub(1);
+        if left > 0 {
+            counts.insert(self.address, left);
+        }
+    }
+}
+
 /// Answers the queries of one connection, one after the other.
-async fn converse(
-    mut stream: TcpStream,
-    zones: watch::Receiver<Arc<Zone>>,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn converse(mut stream: TcpStream, zones: watch::Receiver<Arc<Zone>>) {
     while let Ok(Ok(query)) = timeout(IDLE, receive(&mut stream)).await {
         let zone = zones.borrow().clone();
         let Some(response) = answer(&zone, &query, Limit::Stream) else { return };

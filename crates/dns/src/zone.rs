@@ -107,6 +107,8 @@ struct Names {
     label: String,
     prefixes: Vec<Prefix>,
     hosts: Vec<Entry>,
+    /// Asked first: a node id means its node, whatever others are called.
+    by_id: BTreeMap<NodeId, usize>,
     by_name: BTreeMap<String, Vec<usize>>,
     by_address: BTreeMap<IpAddr, usize>,
     by_service: BTreeMap<(Protocol, String), Vec<usize>>,
@@ -140,7 +142,9 @@ impl Zone {
         let Ok(domain) = check_domain(&options.domain) else { return Self::default() };
         let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (index, site) in sites.iter().enumerate() {
-            if let Some(name) = label(&site.name) {
+            // An id means its mesh, whatever others are called.
+            let name = label(&site.name).filter(|name| name.parse::<MeshId>().is_err());
+            if let Some(name) = name {
                 by_name.entry(name).or_default().push(index);
             }
         }
@@ -191,10 +195,7 @@ impl Zone {
         let apex = name(&[LEGACY.to_owned()]);
         let records = match below {
             [] => return apex_records(apex),
-            [host] => {
-                let named = |mesh: &Names| mesh.by_name.contains_key(host);
-                self.meshes.iter().any(named).then(Vec::new)
-            }
+            [host] => self.meshes.iter().any(|mesh| mesh.knows(host)).then(Vec::new),
             [mesh, host] => {
                 self.mesh(mesh).and_then(|mesh| Some(mesh.host_records(mesh.hosts_of(host)?)))
             }
@@ -244,6 +245,7 @@ impl Names {
             label,
             prefixes: site.prefixes.iter().map(Prefix::network).collect(),
             hosts: Vec::new(),
+            by_id: BTreeMap::new(),
             by_name: BTreeMap::new(),
             by_address: BTreeMap::new(),
             by_service: BTreeMap::new(),
@@ -258,8 +260,8 @@ impl Names {
     fn add(&mut self, host: &Host, name: &str, group: Option<&String>) {
         let index = self.hosts.len();
         let entry = Entry::new(host, name);
-        let known = [Some(name.to_owned()), Some(id_label(host.claim.node)), group.cloned()];
-        for known in known.into_iter().flatten() {
+        self.by_id.insert(host.claim.node, index);
+        for known in [Some(name.to_owned()), group.cloned()].into_iter().flatten() {
             self.by_name.entry(known).or_default().push(index);
         }
         for service in &entry.services {
@@ -303,7 +305,18 @@ impl Names {
 
     /// Who answers to a name: its owner, there or not, or the live ones that share it.
     fn hosts_of(&self, host: &str) -> Option<Vec<&Entry>> {
-        Some(self.living(self.by_name.get(host)?))
+        match self.by_id(host) {
+            Some(index) => self.hosts.get(index).map(|entry| vec![entry]),
+            None => Some(self.living(self.by_name.get(host)?)),
+        }
+    }
+
+    fn knows(&self, host: &str) -> bool {
+        self.by_id(host).is_some() || self.by_name.contains_key(host)
+    }
+
+    fn by_id(&self, host: &str) -> Option<usize> {
+        self.by_id.get(&host.parse().ok()?).copied()
     }
 
     /// Those of several that are there; all, if none is.
@@ -369,10 +382,6 @@ impl Entry {
 fn text(texts: &[String]) -> Option<RData> {
     let fitting: Vec<_> = texts.iter().filter(|text| text.len() <= MAX_TEXT).cloned().collect();
     (!fitting.is_empty()).then(|| RData::TXT(TXT::new(fitting)))
-}
-
-fn id_label(node: NodeId) -> String {
-    node.to_string()
 }
 
 fn protocol_of(label: &str) -> Option<Protocol> {

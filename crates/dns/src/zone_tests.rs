@@ -61,6 +61,23 @@ fn members_have_addresses_by_every_name() {
 }
 
 #[test]
+fn an_id_means_its_node_and_its_mesh_whatever_others_are_called() {
+    let id = NodeId([2; 32]).to_string();
+    let one = zone(vec![host(1, &id, &[]), host(2, "db", &[])]);
+    assert_eq!(at(&one, &format!("{id}.campus.mesh.internal")), ["fd00::2", "10.1.0.2"]);
+    assert_eq!(at(&one, &format!("{}.{id}.smeg", MeshId([1; 20]))), ["fd00::2", "10.1.0.2"]);
+    // Nor does the id of one who is not there yet mean somebody else.
+    let without = zone(vec![host(1, &id, &[])]);
+    assert!(is_nothing(&without, &format!("{id}.campus.mesh.internal")));
+    let mesh = site(vec![host(1, "a", &[])]);
+    let posing = Site { mesh: MeshId([2; 20]), name: mesh.mesh.to_string(), ..mesh.clone() };
+    let both = Zone::new(&[posing, mesh], &Options::default());
+    let full = format!("a.{}.mesh.internal.", MeshId([2; 20]));
+    let Some(posing) = both.meshes.first() else { panic!("two meshes") };
+    assert_eq!(posing.full_name("a", &both.domain).to_string(), full);
+}
+
+#[test]
 fn names_between_are_there_and_others_are_not() {
     let zone = zone(vec![host(1, "gw1", &[("web", "80")])]);
     assert_eq!(at(&zone, "campus.mesh.internal"), [""; 0]);

@@ -11,8 +11,11 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use selvedge_dns::names::Claim;
 use selvedge_dns::{Host, Options, Server, Site, Zone};
 use selvedge_model::{MeshId, NodeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// So many members that a name of all of them fits no datagram.
 const MEMBERS: u8 = 100;
@@ -92,6 +95,41 @@ async fn what_fits_no_datagram_comes_over_tcp() {
     let served = Served::start(MEMBERS).await;
     let found = served.ask("web.campus.mesh.internal", RecordType::AAAA).await;
     assert_eq!(found.len(), usize::from(MEMBERS));
+}
+
+/// Whether the server keeps a connection open: it answers a question there.
+async fn is_answered(stream: &mut TcpStream) -> bool {
+    // A question for the addresses of `a.`, which it refuses to look for.
+    let query = b"\0\x13\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let talk = async {
+        stream.write_all(query).await?;
+        stream.read_u16().await
+    };
+    timeout(Duration::from_secs(60), talk).await.expect("an answer or an end").is_ok()
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_the_connections_of_others() {
+    let served = Served::start(1).await;
+    let connect = async |from: u8| {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from(([127, 0, 0, from], 0))).expect("a loopback address");
+        socket.connect(served.address).await.expect("it listens")
+    };
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut stream = connect(1).await;
+        assert!(is_answered(&mut stream).await);
+        open.push(stream);
+    }
+    for _ in 0..40 {
+        assert!(!is_answered(&mut connect(1).await).await);
+    }
+    assert!(is_answered(&mut connect(2).await).await);
+    // A place that was left is free after a moment.
+    open.pop();
+    let again = async { while !is_answered(&mut connect(1).await).await {} };
+    timeout(Duration::from_secs(60), again).await.expect("a free place");
 }
 
 #[tokio::test]

@@ -11,12 +11,64 @@ use selvedge_model::NodeId;
 /// The peer that `client` is attached to: the one of the greatest weight among `peers`; `None` if
 /// there are none. The order of the peers does not count, and a client is not attached to itself.
 ///
-/// `peers` are those that live, are not drained, and that the client can reach: see
-/// [`crate::Mesh::attachment`], which applies it to what a member knows.
+/// `peers` are the [`fittest`]: see [`crate::Mesh::attachment`], which applies it to what a member
+/// knows.
 #[must_use]
 pub fn attached_to(client: NodeId, peers: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
     let others = peers.into_iter().filter(|peer| *peer != client);
     others.max_by_key(|peer| (weight(client, *peer), *peer))
+}
+
+/// A peer that may serve a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which one.
+    pub node: NodeId,
+    /// Whether it answers, as far as is known.
+    pub live: bool,
+    /// Whether it asks clients to leave it.
+    pub drained: bool,
+    /// Whether the client says that it does not reach it.
+    pub avoided: bool,
+}
+
+/// The first of these sets that is not empty: peers that are fit in every way; those that live
+/// and that the client can reach, drained or not; those that live; all, so that a client that was
+/// cut off from all finds back.
+#[must_use]
+pub fn fittest(peers: impl IntoIterator<Item = Candidate>) -> Vec<NodeId> {
+    let (mut best, mut fittest) = (Fitness::Any, Vec::new());
+    for peer in peers {
+        let fitness = peer.fitness();
+        if fitness > best {
+            best = fitness;
+            fittest.clear();
+        }
+        if fitness == best {
+            fittest.push(peer.node);
+        }
+    }
+    fittest
+}
+
+/// How fit a peer is; the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fitness {
+    Any,
+    Live,
+    Reached,
+    Full,
+}
+
+impl Candidate {
+    const fn fitness(&self) -> Fitness {
+        match (self.live, self.avoided, self.drained) {
+            (true, false, false) => Fitness::Full,
+            (true, false, true) => Fitness::Reached,
+            (true, true, _) => Fitness::Live,
+            (false, _, _) => Fitness::Any,
+        }
+    }
 }
 
 /// Computed for each pair, so it is but a mix of what are as good as random numbers (Steele, Lea,
@@ -65,6 +117,29 @@ mod tests {
         assert_eq!(attached_to(client, []), None);
         assert_eq!(attached_to(client, [client]), None, "not even itself");
         assert_eq!(attached_to(client, [client, node(3, 1)]), Some(node(3, 1)));
+    }
+
+    #[test]
+    fn the_fittest_are_taken_and_others_rather_than_none() {
+        let peer = |number, live, avoided, drained| Candidate {
+            node: node(number, 1),
+            live,
+            drained,
+            avoided,
+        };
+        let order = [
+            peer(0, false, false, false),
+            peer(1, true, true, false),
+            peer(2, true, false, true),
+            peer(3, true, false, false),
+        ];
+        for best in 0..order.len() {
+            let fit = fittest(order[..=best].iter().rev().copied());
+            assert_eq!(fit, [order[best].node]);
+        }
+        let all = [peer(1, true, true, true), peer(0, false, true, true), order[1]];
+        assert_eq!(fittest(all), [node(1, 1), node(1, 1)], "one as good as the other");
+        assert_eq!(fittest([]), []);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use selvedge_model::{NodeId, Time};
 
 use crate::overlay::View;
-use crate::rumor::{Accusation, MIN_ACCUSATIONS};
+use crate::rumor::{Accusation, MAX_ACCUSATIONS, MIN_ACCUSATIONS};
 use crate::signed::Signed;
 
 /// How the detector behaves.
@@ -233,11 +233,19 @@ impl Detector {
         if let Some(probe) = self.probes.get_mut(&target)
             && (accuser == self.own || probe.asked.contains(&accuser))
         {
-            probe.accusations.insert(accuser, accusation);
+            probe.hear(accusation);
             // It may be the one that was waited for. No moment of the past is set: that this node
             // was not called then would look as if it had stalled.
             let look = (probe.began + self.config.patience).max(now);
             probe.next_look = probe.next_look.min(look);
+        }
+    }
+
+    /// A later sign of life of `node` was heard of. What was said of an earlier one counts no more,
+    /// and whoever knew better than this node, and did not help for that, is asked again.
+    pub(crate) fn note_life(&mut self, node: NodeId, now: Time) {
+        if let Some(probe) = self.probes.get_mut(&node) {
+            *probe = Probe::new(&self.config, probe.first, now);
         }
     }
 
@@ -325,9 +333,9 @@ impl Detector {
         wishes: &mut Vec<Wish>,
     ) -> bool {
         let waited = now.since(probe.began);
-        let needed = if view.count() > ACCUSATIONS + 2 { ACCUSATIONS } else { MIN_ACCUSATIONS };
-        if waited >= self.config.patience && probe.accusations.len() >= needed {
-            wishes.push(Wish::Convict(probe.accusations.values().cloned().collect()));
+        let accusations = probe.accusations_since(view.lives.incarnation(target));
+        if waited >= self.config.patience && accusations.len() >= needed(view) {
+            wishes.push(Wish::Convict(accusations));
             return true;
         }
         let alone = self.alone(view);
@@ -412,6 +420,32 @@ impl Probe {
     /// Whether the question of that number was asked in this probe.
     fn asked_in(&self, number: u32) -> bool {
         is_since(number, self.first)
+    }
+
+    /// Keeps the accusation of the latest life that each accuser knows of.
+    fn hear(&mut self, accusation: Signed<Accusation>) {
+        let Accusation { accuser, incarnation, .. } = *accusation.value();
+        let held = self.accusations.get(&accuser).map(|held| held.value().incarnation);
+        if held.is_none_or(|held| held <= incarnation) {
+            self.accusations.insert(accuser, accusation);
+        }
+    }
+
+    /// The accusations that a sign of life of that incarnation does not outdo, as many as fit in a
+    /// verdict. Who has just started may know of no sign of life at all, and with its accusation
+    /// among them a verdict would be of the past.
+    fn accusations_since(&self, incarnation: u64) -> Vec<Signed<Accusation>> {
+        let all = self.accusations.values();
+        let count = all.filter(|accusation| accusation.value().incarnation >= incarnation);
+        count.take(MAX_ACCUSATIONS).cloned().collect()
+    }
+}
+
+/// How many accusations make a verdict: few where there are few peers to help.
+fn needed(view: &View<'_>) -> usize {
+    match view.standing_peers().nth(ACCUSATIONS + 2).is_some() {
+        true => ACCUSATIONS,
+        false => MIN_ACCUSATIONS,
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A core is a function of its inputs, so a log of these replays to the same state to the letter,
 //! on another machine and under a debugger. A log holds no key: what the node signed is in it, and
-//! a replay takes its signatures from there. Whoever reads a log learns what a member knows.
+//! a replay takes its signatures from there. Whoever reads a log learns what a member knows; the
+//! log of a founder also holds each invite that was redeemed, in full, and whoever reads it can
+//! join with one that has uses left.
 //!
 //! It is `SVMJ`, the version, and frames of a length (four bytes, the greatest first) and a map of
 //! numbered fields in CBOR; unknown fields are skipped. The first frame says how the core began.
@@ -34,8 +36,10 @@ const MAX_FRAME: usize = MAX_MESSAGE + 4096;
 const CHECK_EVERY: u64 = 256;
 /// The greatest number of signatures in one frame.
 const MAX_SIGNED: usize = 4096;
-const MAX_PLACES: usize = 16;
-const MAX_PLACE: usize = 512;
+/// The greatest number of places in [`Input::Bootstrap`].
+pub(crate) const MAX_PLACES: usize = 16;
+/// The greatest length of one, in bytes.
+pub(crate) const MAX_PLACE: usize = 512;
 
 /// One input of a core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +50,7 @@ pub(crate) enum Input<'a> {
     Timeout,
     /// The node is to say this of itself.
     Profile(&'a Profile),
-    /// Members may be found there.
+    /// Members may be found there: at most [`MAX_PLACES`], none longer than [`MAX_PLACE`].
     Bootstrap(&'a [String]),
     /// The node leaves.
     Leave,
@@ -223,7 +227,7 @@ impl Journal {
                 2
             }
             Input::Bootstrap(places) => {
-                frame.places = places.iter().take(MAX_PLACES).cloned().map(Place).collect();
+                frame.places = places.iter().cloned().map(Place).collect();
                 3
             }
             Input::Leave => 4,

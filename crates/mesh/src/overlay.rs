@@ -106,15 +106,22 @@ impl<'a> View<'a> {
     }
 
     fn is_standing(&self, node: NodeId, entry: &Admitted) -> bool {
-        let certificate = entry.certificate();
-        let valid = !certificate.has_expired(self.wall) && role_of(entry) == Role::Peer;
-        valid && (node == self.own || !self.lives.is_down(node))
+        self.is_peer(entry) && (node == self.own || !self.lives.is_down(node))
+    }
+
+    fn is_peer(&self, entry: &Admitted) -> bool {
+        !entry.certificate().has_expired(self.wall) && role_of(entry) == Role::Peer
+    }
+
+    /// All peers, ascending, be they up or down.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = (NodeId, &'a Admitted)> {
+        let all = self.roster.map.iter().map(|(node, entry)| (*node, entry));
+        all.filter(|(_, entry)| self.is_peer(entry))
     }
 
     /// All peers that stand, ascending.
     pub(crate) fn standing_peers(&self) -> impl Iterator<Item = (NodeId, &'a Admitted)> {
-        let all = self.roster.map.iter().map(|(node, entry)| (*node, entry));
-        all.filter(|(node, entry)| self.is_standing(*node, entry))
+        self.peers().filter(|(node, entry)| self.is_standing(*node, entry))
     }
 
     /// Those that stand from `start` on, once around the ring.

@@ -1,7 +1,9 @@
 //! How much one partner may ask of this node: a bucket of tokens for each kind of message, and one
 //! for nonsense. What is more than a partner in good order ever sends is dropped and counted; who
 //! sends nonsense again and again is not heard for a while. No partner's doings take from what
-//! another may ask; all strangers share one account, for anybody can make up identities.
+//! another may ask; all strangers share one account, for anybody can make up identities. A member
+//! pays for what it is answered too, afterwards: it may fall into debt, and is not heard on the
+//! matter until that is paid.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,10 +76,10 @@ pub(crate) struct Rates {
     silenced: BTreeMap<NodeId, Time>,
 }
 
-/// Thousandths of tokens that are left, by purpose, as of a moment.
+/// Thousandths of tokens that are left, by purpose, as of a moment; less than none is a debt.
 #[derive(Clone, Copy, Debug)]
 struct Account {
-    left: [u64; PURPOSES.len()],
+    left: [i64; PURPOSES.len()],
     as_of: Time,
 }
 
@@ -98,10 +100,21 @@ impl Rates {
         paid.then_some(()).ok_or(Excess::TooMuch)
     }
 
+    /// Takes the price of an answer of `len` bytes to a member, be there so much or not.
+    pub(crate) fn charge(&mut self, member: NodeId, (purpose, len): (Purpose, usize), now: Time) {
+        let price = u64::try_from(len / BYTES_PER_TOKEN).unwrap_or(u64::MAX);
+        if price > 0
+            && let Some(account) = self.account(member, true, now)
+        {
+            account.owe(purpose, price);
+        }
+    }
+
     /// Notes that a node sent nonsense. Says whether it is not heard from now on.
     pub(crate) fn note_nonsense(&mut self, from: NodeId, is_member: bool, now: Time) -> bool {
-        let account = self.account(from, is_member, now);
-        if account.is_some_and(|account| account.pay(Purpose::Nonsense, 1)) || !is_member {
+        // Who has no account, because there are too many, may be in good order.
+        let Some(account) = self.account(from, is_member, now) else { return false };
+        if account.pay(Purpose::Nonsense, 1) || !is_member {
             return false;
         }
         self.silenced.insert(from, now + SILENCE);
@@ -140,27 +153,39 @@ impl Account {
         Self { left: PURPOSES.map(most), as_of: now }
     }
 
-    /// Adds what has come in since.
+    /// Adds what has come in since, for whole milliseconds: a token per second is a thousandth per
+    /// millisecond, so that nothing is lost however often this is called.
     fn save(&mut self, now: Time) {
-        let passed = now.since(self.as_of).as_micros();
-        let passed = u64::try_from(passed).unwrap_or(u64::MAX);
-        self.as_of = self.as_of.max(now);
+        let passed = u64::try_from(now.since(self.as_of).as_millis()).unwrap_or(u64::MAX);
+        self.as_of = self.as_of + Duration::from_millis(passed);
+        let passed = i64::try_from(passed).unwrap_or(i64::MAX);
         for (left, purpose) in self.left.iter_mut().zip(PURPOSES) {
             let (rate, _) = purpose.terms();
-            let more = passed.saturating_mul(u64::from(rate)) / 1000;
+            let more = passed.saturating_mul(i64::from(rate));
             *left = left.saturating_add(more).min(most(purpose));
         }
     }
 
+    /// Takes so many tokens if they are there. Says whether they were.
     fn pay(&mut self, purpose: Purpose, tokens: u64) -> bool {
-        let price = tokens.saturating_mul(1000);
+        let (left, price) = (self.left(purpose), thousandths(tokens));
+        let paid = left.is_some_and(|left| *left >= price);
+        if paid {
+            self.owe(purpose, tokens);
+        }
+        paid
+    }
+
+    /// Takes so many tokens.
+    fn owe(&mut self, purpose: Purpose, tokens: u64) {
+        if let Some(left) = self.left(purpose) {
+            *left = left.saturating_sub(thousandths(tokens));
+        }
+    }
+
+    fn left(&mut self, purpose: Purpose) -> Option<&mut i64> {
         let places = self.left.iter_mut().zip(PURPOSES);
-        let mut left = places.filter(|(_, of)| *of == purpose).map(|(left, _)| left);
-        left.next().is_some_and(|left| {
-            let paid = *left >= price;
-            *left -= if paid { price } else { 0 };
-            paid
-        })
+        places.filter(|(_, of)| *of == purpose).map(|(left, _)| left).next()
     }
 
     fn is_full(&self) -> bool {
@@ -169,9 +194,13 @@ impl Account {
 }
 
 /// The greatest number of thousandths of tokens that are saved.
-fn most(purpose: Purpose) -> u64 {
+fn most(purpose: Purpose) -> i64 {
     let (_, burst) = purpose.terms();
-    u64::from(burst) * 1000
+    i64::from(burst) * 1000
+}
+
+fn thousandths(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX).saturating_mul(1000)
 }
 
 #[cfg(test)]
@@ -216,6 +245,46 @@ mod tests {
     fn long_messages_cost_more() {
         let mut rates = Rates::default();
         assert_eq!(accepted(&mut rates, 1, (Purpose::Repair, 1 << 20), at(0)), 34);
+    }
+
+    #[test]
+    fn who_is_answered_at_length_pays_for_it() {
+        let mut rates = Rates::default();
+        let ask = (Purpose::Repair, 50);
+        rates.charge(node(1), (Purpose::Repair, 31_000 * BYTES_PER_TOKEN), at(0));
+        assert_eq!(rates.take(node(1), true, ask, at(0)), Err(Excess::TooMuch));
+        assert_eq!(rates.take(node(1), true, PROBE, at(0)), Ok(()), "of other things it may speak");
+        assert_eq!(rates.take(node(1), true, ask, at(1000)), Err(Excess::TooMuch));
+        assert_eq!(accepted(&mut rates, 1, ask, at(1010)), 10);
+        rates.charge(node(2), (Purpose::Repair, BYTES_PER_TOKEN - 1), at(0));
+        assert_eq!(accepted(&mut rates, 2, ask, at(0)), 30_000);
+    }
+
+    #[test]
+    fn nothing_is_lost_however_often_an_account_is_looked_at() {
+        let mut rates = Rates::default();
+        while !rates.note_nonsense(node(1), true, at(0)) {}
+        let half_ms = |count: u64| Time::from_micros(500 * count);
+        for count in 1..=2_000 {
+            let _ = rates.take(node(1), true, PROBE, half_ms(count));
+            if let Some(account) = rates.members.get_mut(&node(1)) {
+                account.save(half_ms(count));
+            }
+        }
+        assert!(!rates.note_nonsense(node(1), true, half_ms(2_000)), "one token in a second");
+    }
+
+    #[test]
+    fn who_has_no_account_is_not_silenced_for_it() {
+        let mut rates = Rates::default();
+        for number in 0..=u16::try_from(MAX_ACCOUNTS).expect("a few thousand") {
+            let mut id = [7; 32];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            let _ = rates.take(NodeId(id), true, PROBE, at(0));
+        }
+        assert_eq!(rates.members.len(), MAX_ACCOUNTS);
+        assert!(!rates.note_nonsense(node(1), true, at(0)));
+        assert_eq!(rates.silenced(at(0)).count(), 0);
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::verifier::Verifier;
 pub const MAX_ACCUSATIONS: usize = 8;
 /// So many must accuse a node before others count it as failed: nobody's word alone does.
 pub const MIN_ACCUSATIONS: usize = 2;
+/// No sign of life has a greater incarnation, and every accusation a lesser one, so that whoever is
+/// accused can always contradict.
+pub const MAX_INCARNATION: u64 = 1 << 62;
 
 /// A node says that it lives, whatever was said before.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -91,10 +94,10 @@ pub enum RumorError {
 }
 
 impl Alive {
-    /// Signs that `identity` lives.
+    /// Signs that `identity` lives. The incarnation must be at most [`MAX_INCARNATION`].
     pub(crate) fn sign(mesh: MeshId, incarnation: u64, identity: &Identity) -> Signed<Self> {
         let alive = Self { mesh, node: identity.node_id(), incarnation };
-        Signed::sign(alive, identity).expect("has no bounds, and is signed by the node it names")
+        Signed::sign(alive, identity).expect("within its bound, and signed by the node it names")
     }
 
     /// Reads a sign of life of a member.
@@ -112,16 +115,19 @@ impl Alive {
 }
 
 impl Accusation {
-    /// Signs that `target` does not answer `identity`.
+    /// Signs that `target`, another node, does not answer `identity`.
     pub(crate) fn sign(
         mesh: MeshId,
         target: NodeId,
         incarnation: u64,
         identity: &Identity,
     ) -> Signed<Self> {
+        // Whoever has announced the last incarnation of all is beyond any accusation: it is held to
+        // be down by those alone who see it for themselves.
+        let incarnation = incarnation.min(MAX_INCARNATION - 1);
         let accusation = Self { mesh, accuser: identity.node_id(), target, incarnation };
         Signed::sign(accusation, identity)
-            .expect("has no bounds, and is signed by the node it names")
+            .expect("within its bound, and signed by the node it names")
     }
 
     /// Reads an accusation of a member by a member.
@@ -222,7 +228,8 @@ impl Statement for Alive {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        Ok(())
+        let bounded = self.incarnation <= MAX_INCARNATION;
+        bounded.then_some(()).ok_or("the incarnation is too great")
     }
 }
 
@@ -237,8 +244,11 @@ impl Statement for Accusation {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        let another = self.accuser != self.target;
-        another.then_some(()).ok_or("a node does not accuse itself")
+        if self.accuser == self.target {
+            return Err("a node does not accuse itself");
+        }
+        let bounded = self.incarnation < MAX_INCARNATION;
+        bounded.then_some(()).ok_or("the incarnation is too great")
     }
 }
 
@@ -277,6 +287,26 @@ mod tests {
         assert_eq!(verify(vec![accuse(1, 9, 0)]), Err(RumorError::TooFew));
         assert_eq!(verify(vec![accuse(1, 9, 0), accuse(1, 9, 1)]), Err(RumorError::TooFew));
         assert_eq!(verify(vec![accuse(1, 9, 0), accuse(2, 8, 0)]), Err(RumorError::TooFew));
+    }
+
+    #[test]
+    fn every_accusation_can_be_contradicted() {
+        let (node, by) = (identity(9).node_id(), identity(1).node_id());
+        let accusation = |incarnation| {
+            let accusation = Accusation { mesh: MESH, accuser: by, target: node, incarnation };
+            Signed::sign(accusation, &identity(1))
+        };
+        let alive =
+            |incarnation| Signed::sign(Alive { mesh: MESH, node, incarnation }, &identity(9));
+        assert!(accusation(MAX_INCARNATION - 1).is_ok() && alive(MAX_INCARNATION).is_ok());
+        for beyond in [MAX_INCARNATION, u64::MAX] {
+            assert!(matches!(accusation(beyond), Err(SignedError::Malformed { .. })));
+        }
+        for beyond in [MAX_INCARNATION + 1, u64::MAX] {
+            assert!(matches!(alive(beyond), Err(SignedError::Malformed { .. })));
+        }
+        let last = Accusation::sign(MESH, node, MAX_INCARNATION, &identity(1));
+        assert_eq!(last.value().incarnation, MAX_INCARNATION - 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use selvedge_model::NodeId;
 
 use crate::admission::Role;
-use crate::attach::attached_to;
+use crate::attach::{Candidate, attached_to, fittest};
 use crate::overlay::View;
 use crate::roster::role_of;
 
@@ -70,27 +70,28 @@ impl View<'_> {
         self.roster.map.get(&self.own).is_some_and(|own| role_of(own) == Role::Client)
     }
 
-    /// The peer that this node is attached to, if it is a client.
+    /// The peer that this node is attached to, if it is a client and that peer stands.
     pub(crate) fn home(&self) -> Option<NodeId> {
-        self.attachment(self.own, &self.serving())
+        self.attachment(self.own, &self.serving()).filter(|home| self.stands(*home))
     }
 
-    /// The peers that serve clients: those that stand and are not drained, or if there are none,
-    /// those that stand.
-    pub(crate) fn serving(&self) -> Vec<NodeId> {
-        let standing = || self.standing_peers();
-        let idle = standing().filter(|(_, entry)| !entry.record().profile.drained);
-        let idle: Vec<NodeId> = idle.map(|(node, _)| node).collect();
-        match idle.is_empty() {
-            true => standing().map(|(node, _)| node).collect(),
-            false => idle,
-        }
+    /// All peers, as far as what matters of them is the same for all clients.
+    pub(crate) fn serving(&self) -> Vec<Candidate> {
+        let peers = self.peers().map(|(node, entry)| Candidate {
+            node,
+            live: self.stands(node),
+            drained: entry.record().profile.drained,
+            avoided: false,
+        });
+        peers.collect()
     }
 
     /// The one of the `serving` peers that a client is attached to; `None` for others than clients.
-    pub(crate) fn attachment(&self, client: NodeId, serving: &[NodeId]) -> Option<NodeId> {
+    pub(crate) fn attachment(&self, client: NodeId, serving: &[Candidate]) -> Option<NodeId> {
         let entry = self.roster.map.get(&client).filter(|entry| role_of(entry) == Role::Client)?;
         let avoids = &entry.record().profile.avoids;
-        attached_to(client, serving.iter().copied().filter(|peer| !avoids.contains(peer)))
+        let peers = serving.iter().copied();
+        let peers = peers.map(|peer| Candidate { avoided: avoids.contains(&peer.node), ..peer });
+        attached_to(client, fittest(peers))
     }
 }

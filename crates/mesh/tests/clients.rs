@@ -136,3 +136,20 @@ fn a_client_whose_path_is_broken_moves_by_itself() {
     net.run(Duration::from_secs(10));
     assert_attached(&net, &peers());
 }
+
+/// Clients do not help to find out who has failed, so they must not count where it is decided
+/// how many have to.
+#[test]
+fn a_peer_that_fails_among_few_is_found_by_all() {
+    let mut net = Net::with_members(7, 6);
+    net.run_until_agreed(LIMIT).expect("agree");
+    for client in 3..6 {
+        assert!(net.node(client).set_client(true).expect("in bounds"));
+    }
+    net.run(Duration::from_secs(5));
+    net.run_until_agreed(LIMIT).expect("agree");
+    net.nodes.remove(&node(1));
+    net.run(Duration::from_secs(10));
+    let down = |mesh: &Mesh| mesh.down().eq([node(1)]);
+    assert!(net.nodes.values().all(down), "the clients, too");
+}

@@ -154,3 +154,51 @@ fn only_who_was_knocked_for_is_asked_who_it_is() {
     let message = asked.first().and_then(|(_, bytes)| Envelope::decode(bytes).ok());
     assert!(matches!(message.map(|e| e.message), Some(Message::WhoAreYou)), "{asked:?}");
 }
+
+/// Who has just started has heard of no sign of life, and its word is of no use against a node
+/// that has contradicted a verdict before; the others' is, and it is told.
+#[test]
+fn a_crash_is_known_to_all_though_a_helper_has_just_started() {
+    for members in [3, 4, 8] {
+        for restarted in (0..members).filter(|number| *number != 2) {
+            let mut net = Net::with_members(u64::from(restarted), members);
+            net.run_until_agreed(LIMIT).expect("agree");
+            let target = identity(2).node_id();
+            net.island = [target].into();
+            net.run(Duration::from_secs(10));
+            net.island.clear();
+            net.run(Duration::from_secs(10));
+            assert_eq!(held_down(&net), 0, "it has contradicted");
+            let state = net.nodes.remove(&identity(restarted).node_id()).expect("runs");
+            let mut anew = mesh_of(restarted, state.into_state());
+            anew.handle_timeout(net.now, WALL);
+            net.add(anew);
+            net.run(Duration::from_secs(1));
+            net.nodes.remove(&target);
+            net.run(Duration::from_secs(8));
+            for mesh in net.nodes.values() {
+                let down: Vec<NodeId> = mesh.down().collect();
+                assert_eq!(down, [target], "of {members}, after a restart of {restarted}");
+            }
+        }
+    }
+}
+
+/// Who has left is not missed: a node that reaches none of those who are left is alone.
+#[test]
+fn who_has_left_does_not_count_when_a_node_is_alone() {
+    let mut net = Net::with_members(9, 3);
+    net.run_until_agreed(LIMIT).expect("agree");
+    net.node(2).leave().expect("a member");
+    net.run(Duration::from_secs(2));
+    net.nodes.remove(&identity(2).node_id());
+    net.nodes.remove(&identity(1).node_id());
+    net.run(Duration::from_secs(20));
+    assert!(net.node(0).is_down(identity(1).node_id()));
+    net.node(0).set_bootstrap(vec!["192.0.2.1:7654".into()]);
+    let knocks = (0..30).filter(|_| {
+        net.run(Duration::from_secs(1));
+        net.node(0).poll_knock().is_some()
+    });
+    assert!(knocks.count() >= 8, "every two seconds, not every thirty");
+}

@@ -42,7 +42,7 @@ fn live(net: &mut Net, changes: &[u32]) {
         net.node(*number).set_profile(said).expect("in bounds");
         net.run(Duration::from_millis(700));
     }
-    net.node(3).set_bootstrap(vec!["192.0.2.1:7654".into()]);
+    net.node(3).set_bootstrap(vec!["x".repeat(600), "192.0.2.1:7654".into()]);
     net.nodes.remove(&identity(5).node_id());
     net.run(Duration::from_secs(12));
     net.island = (0..4).map(|number| identity(number).node_id()).collect();

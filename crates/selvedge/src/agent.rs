@@ -24,7 +24,8 @@ use crate::gateway_plane::{self, GatewayHandle};
 use crate::http;
 use crate::mesh_plane::{self, MeshHandle};
 
-/// How long the planes and the API may take to end once they are told to.
+/// How long the planes and the API may take to end once they are told to, beside the hooks of the
+/// operator's.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How long the other gateways wait for an agent that starts again, unless another time is asked
 /// for, and what may be asked for.
@@ -94,6 +95,8 @@ struct Agent {
     shutdown: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
     gateway: Option<(GatewayHandle, Duration)>,
+    /// How long hooks may hold up the end.
+    hooks: Duration,
     signals: Signals,
     started_ms: u64,
     restarts: (mpsc::Sender<RestartAsk>, mpsc::Receiver<RestartAsk>),
@@ -111,6 +114,7 @@ impl Agent {
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
             gateway: None,
+            hooks: config.mesh.as_ref().map(|mesh| mesh.hooks.at_the_end()).unwrap_or_default(),
             signals,
             started_ms: unix_ms(),
             restarts: mpsc::channel(1),
@@ -122,7 +126,8 @@ impl Agent {
         };
         let restarts = result.as_ref().is_ok_and(|end| *end == End::Restart);
         if !restarts {
-            notify(&[NotifyState::Stopping]);
+            let limit = extend(agent.hooks);
+            notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(limit)]);
         }
         let mut signals = agent.stop().await;
         // Whoever told it to stop meanwhile did not mean the program that would come after it.
@@ -269,8 +274,9 @@ impl Agent {
     /// Ends all parts; the signals are listened for on.
     async fn stop(self) -> Signals {
         self.shutdown.cancel();
+        let limit = STOP_LIMIT + self.hooks;
         for (name, task) in self.tasks {
-            match tokio::time::timeout(STOP_LIMIT, task).await {
+            match tokio::time::timeout(limit, task).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => error!(part = name, %error, "a part of the agent failed"),
                 Err(_) => warn!(part = name, "a part of the agent did not end in time"),
@@ -378,7 +384,7 @@ pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     })
 }
 
-/// What systemd should grant us for the drain, in microseconds, with some room.
+/// What systemd should grant us for a drain or for hooks, in microseconds, with some room.
 fn extend(limit: Duration) -> u32 {
     u32::try_from((limit + STOP_LIMIT).as_micros()).unwrap_or(u32::MAX)
 }

@@ -10,8 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use zeroize::Zeroizing;
 
-/// No file of ours is greater, in bytes.
-const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// No file of ours is greater, in bytes: the state of a mesh may have 256 MiB.
+const MAX_FILE: u64 = 320 * 1024 * 1024;
 const CHECKSUM_LEN: usize = blake3::OUT_LEN;
 
 /// What is wrong with a file.
@@ -31,8 +31,10 @@ pub(crate) fn private_folder(path: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
-/// Writes a file (0600) so that a crash at any moment leaves the old or the new contents.
+/// Writes a file (0600) so that a crash at any moment leaves the old or the new contents. What
+/// could not be read again is not written.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    bounded(bytes.len() as u64)?;
     let beside = path.with_extension("tmp");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
@@ -59,9 +61,22 @@ pub(crate) fn keep_aside(path: &Path) -> io::Result<PathBuf> {
 
 /// Reads a file, of a bounded size, into memory that is wiped afterwards.
 pub(crate) fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    bounded(len)?;
+    // With its full size from the start, no copy of a secret is left behind by growing.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(len).unwrap_or_default()));
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    bounded(bytes.len() as u64)?;
     Ok(bytes)
+}
+
+fn bounded(len: u64) -> io::Result<()> {
+    if len > MAX_FILE {
+        let text = format!("it is too long: {len} bytes, of {MAX_FILE} at most");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(())
 }
 
 /// The contents of a file of the kind `magic`.
@@ -82,5 +97,26 @@ pub(crate) fn unseal<'a>(magic: &[u8; 8], bytes: &'a [u8]) -> Result<&'a [u8], D
     match blake3::hash(body) == blake3::Hash::from_bytes(*checksum) {
         true => Ok(body),
         false => Err(Damage::Checksum),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_not_written_nor_called_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        write(&path, b"before").expect("short");
+        // Pages that nobody touches.
+        let long = vec![0; usize::try_from(MAX_FILE).expect("64 bits") + 1];
+        let error = write(&path, &long).expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(*read(&path).expect("still there"), b"before");
+        // A file of holes.
+        File::create(&path).and_then(|file| file.set_len(MAX_FILE + 1)).expect("made");
+        let error = read(&path).expect_err("too long").to_string();
+        assert!(error.starts_with("it is too long: 335544321 bytes"), "{error}");
     }
 }

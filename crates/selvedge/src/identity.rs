@@ -29,12 +29,20 @@ pub(crate) enum IdentityError {
         path.display()
     )]
     Damaged { path: PathBuf, reason: Damage },
+    /// There is no key, though this host is a member of meshes under one.
+    #[error(
+        "the identity key {} is missing, but there are states of meshes that belong to it: {}. \
+         Restore the key from a backup, or move {} away to become a new node",
+        path.display(), names(states), folder.display()
+    )]
+    Missing { path: PathBuf, folder: PathBuf, states: Vec<PathBuf> },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for an identity: {0}")]
     Random(String),
 }
 
-/// The identity that is kept in the folder `state`, which exists. It is made if there is none.
+/// The identity that is kept in the folder `state`, which exists. It is made if there is none and
+/// nothing that belongs to one.
 pub(crate) fn load(state: &Path) -> Result<Identity, IdentityError> {
     load_secret(state).map(|secret| Identity::from_secret(&secret))
 }
@@ -49,7 +57,14 @@ pub(crate) fn load_secret(state: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityE
                 .and_then(|body| body.try_into().map(Zeroizing::new).map_err(|_| Damage::Contents));
             secret.map_err(|reason| IdentityError::Damaged { path, reason })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => new_secret(&path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = state.join("mesh");
+            let states = states(&folder)?;
+            match states.is_empty() {
+                true => new_secret(&path),
+                false => Err(IdentityError::Missing { path, folder, states }),
+            }
+        }
         Err(error) => Err(failed("read", &path)(error)),
     }
 }
@@ -58,6 +73,26 @@ pub(crate) fn load_secret(state: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityE
 /// [`load_secret`].
 pub(crate) fn agreement(state: &Path) -> Result<Agreement, IdentityError> {
     load_secret(state).map(|secret| Agreement::of(&secret))
+}
+
+/// The states of meshes in their folder, if that exists. Under another identity they would be of
+/// no use.
+fn states(folder: &Path) -> Result<Vec<PathBuf>, IdentityError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("list", folder)(error)),
+    };
+    let paths =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    let mut paths = paths.map_err(failed("list", folder))?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "state"));
+    paths.sort();
+    Ok(paths)
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn new_secret(path: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
@@ -101,6 +136,24 @@ mod tests {
         let again = load_secret(folder.path()).expect("there");
         assert_eq!(*first, *again);
         assert_eq!(mode(), 0o600);
+    }
+
+    #[test]
+    fn none_is_made_beside_the_states_of_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, mesh) = (folder.path().join("identity.key"), folder.path().join("mesh"));
+        fs::create_dir(&mesh).expect("made");
+        fs::write(mesh.join("b.state"), "precious").expect("writable");
+        fs::write(mesh.join("a.state.corrupt-1"), "of no use").expect("writable");
+        let error = load_secret(folder.path()).expect_err("missing").to_string();
+        for named in [&path, &mesh.join("b.state"), &mesh] {
+            assert!(error.contains(&named.display().to_string()), "{named:?}: {error}");
+        }
+        assert!(!error.contains("corrupt") && error.contains("Restore the key"), "{error}");
+        assert!(!path.exists(), "none was made");
+        assert!(mesh.join("b.state").exists(), "nothing was moved");
+        fs::rename(&mesh, folder.path().join("away")).expect("moved");
+        load_secret(folder.path()).expect("a new one");
     }
 
     #[test]

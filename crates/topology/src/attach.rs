@@ -1,5 +1,6 @@
 //! Which peer serves a client, and which one would next.
 
+use selvedge_mesh::attach::{Candidate, fittest};
 use selvedge_mesh::{Role, attached_to};
 use selvedge_model::NodeId;
 
@@ -24,15 +25,14 @@ pub fn attachment(view: &View, client: &Member) -> Option<Attachment> {
     Some(Attachment { serving, standby: attached_to(client.node, others) })
 }
 
-/// The first of these sets that is not empty: peers that are fit in every way; those that live;
-/// all.
+/// The peers that come into question, by the rule by which the core of the mesh watches clients.
 fn candidates(view: &View, client: &Member) -> Vec<NodeId> {
-    let fit: fn(&Member, &Member) -> bool =
-        |client, peer| peer.live && !peer.drained && !client.avoids.contains(&peer.node);
-    let rules: [fn(&Member, &Member) -> bool; 3] = [fit, |_, peer| peer.live, |_, _| true];
-    let peers = || view.members.iter().filter(|member| member.role == Role::Peer);
-    let sets = rules.iter().map(|rule| {
-        peers().filter(|peer| rule(client, peer)).map(|peer| peer.node).collect::<Vec<_>>()
+    let peers = view.members.iter().filter(|member| member.role == Role::Peer);
+    let peers = peers.map(|peer| Candidate {
+        node: peer.node,
+        live: peer.live,
+        drained: peer.drained,
+        avoided: client.avoids.contains(&peer.node),
     });
-    sets.into_iter().find(|set| !set.is_empty()).unwrap_or_default()
+    fittest(peers)
 }

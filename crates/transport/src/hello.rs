@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::{Connection, ConnectionError, VarInt};
 use selvedge_model::NodeId;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::tls::{self, Keys};
 use crate::{Access, AccessList, DialError};
@@ -76,27 +76,45 @@ pub(crate) struct Established {
     pub(crate) instance: u64,
 }
 
-/// Dials `addr` and expects `node` there, or whoever it is.
+/// A connection that was dialled and over which nothing was said yet.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    connection: Connection,
+    node: NodeId,
+    /// When the handshake has taken too long.
+    until: Instant,
+}
+
+/// Dials `addr` and expects `node` there, or whoever it is. The other side takes the connection
+/// for one only once it hears [`Dialled::greet`].
 pub(crate) async fn dial(
     endpoint: quinn::Endpoint,
     keys: Keys,
-    hello: Hello,
     node: Option<NodeId>,
     addr: SocketAddr,
-) -> Result<Established, DialError> {
+) -> Result<Dialled, DialError> {
+    let until = Instant::now() + HANDSHAKE;
     let (config, found) = keys.dial(node).map_err(|error| DialError::Lost(error.to_string()))?;
     let connecting = endpoint
         .connect_with(config, addr, "selvedge")
         .map_err(|error| DialError::Lost(error.to_string()))?;
-    let handshake = async {
-        let expected = node.map(|node| (node, &found));
-        let connection = connecting.await.map_err(|error| explain(error, expected))?;
-        let node = tls::peer(&connection)
-            .ok_or_else(|| DialError::Protocol("it proved no identity".to_owned()))?;
-        let theirs = exchange(&connection, hello).await?;
-        Ok(Established { connection, node, dialled: true, instance: theirs.instance })
-    };
-    timeout(HANDSHAKE, handshake).await.unwrap_or(Err(DialError::Timeout(HANDSHAKE)))
+    let expected = node.map(|node| (node, &found));
+    let connected = timeout_at(until, connecting).await;
+    let connected = connected.map_err(|_| DialError::Timeout(HANDSHAKE))?;
+    let connection = connected.map_err(|error| explain(error, expected))?;
+    let node = tls::peer(&connection)
+        .ok_or_else(|| DialError::Protocol("it proved no identity".to_owned()))?;
+    Ok(Dialled { connection, node, until })
+}
+
+impl Dialled {
+    /// Says hello and hears the other side's.
+    pub(crate) async fn greet(self, hello: Hello) -> Result<Established, DialError> {
+        let Self { connection, node, until } = self;
+        let exchanged = timeout_at(until, exchange(&connection, hello)).await;
+        let instance = exchanged.unwrap_or(Err(DialError::Timeout(HANDSHAKE)))?.instance;
+        Ok(Established { connection, node, dialled: true, instance })
+    }
 }
 
 /// Answers a dial, if the identity that it proves is served.

@@ -459,7 +459,8 @@ impl Hub {
     }
 }
 
-/// Dials all addresses, each a moment after the one before; the first connection wins.
+/// Dials all addresses, each a moment after the one before; the first connection wins. Only over
+/// that one hello is said: the other side must not take one for the better that is closed here.
 async fn dial_any(
     endpoint: quinn::Endpoint,
     keys: Keys,
@@ -472,15 +473,26 @@ async fn dial_any(
         let (endpoint, keys) = (endpoint.clone(), keys.clone());
         dials.spawn(async move {
             sleep(STAGGER * index).await;
-            (addr, hello::dial(endpoint, keys, hello, node, addr).await)
+            (addr, hello::dial(endpoint, keys, node, addr).await)
         });
     }
     let mut attempts = Vec::new();
     while let Some(joined) = dials.join_next().await {
-        match joined {
-            Ok((_, Ok(established))) => return Ok(established),
-            Ok((addr, Err(why))) => attempts.push((addr, why)),
-            Err(error) => tracing::error!(%error, "a dial did not end in order"),
+        let (addr, dialled) = match joined {
+            Ok(joined) => joined,
+            Err(error) => {
+                tracing::error!(%error, "a dial did not end in order");
+                continue;
+            }
+        };
+        let greeted = match dialled {
+            Ok(dialled) => dialled.greet(hello).await,
+            Err(why) => Err(why),
+        };
+        match greeted {
+            // The others end with the set.
+            Ok(established) => return Ok(established),
+            Err(why) => attempts.push((addr, why)),
         }
     }
     Err(attempts)

@@ -43,9 +43,9 @@ async fn a_caller_of_another_version_is_told_both() {
     let (transport, mut inbox) = agent(1);
     let (endpoint, keys) = odd_one(2);
     let future = Hello { version: 9, instance: 0 };
-    let dialled =
-        hello::dial(endpoint, keys, future, Some(transport.node()), transport.local_addr()).await;
-    let error = dialled.expect_err("versions differ");
+    let dialled = hello::dial(endpoint, keys, Some(transport.node()), transport.local_addr()).await;
+    let greeted = dialled.expect("TLS lets everybody in").greet(future).await;
+    let error = greeted.expect_err("versions differ");
     assert_eq!(error, DialError::Version { ours: 9, theirs: PROTOCOL_VERSION });
     assert!(error.to_string().contains("version 1"), "{error}");
     assert!(error.to_string().contains("version 9"), "{error}");

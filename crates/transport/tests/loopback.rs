@@ -1,6 +1,7 @@
 //! Transports on the loopback interface.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_model::NodeId;
@@ -8,6 +9,7 @@ use selvedge_transport::{
     AccessList, Config, ConnectError, DialError, MAX_MESSAGE, MAX_STRANGER_MESSAGE, Received,
     SendError, Transport,
 };
+use tokio::net::UdpSocket;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -165,6 +167,49 @@ async fn a_dead_address_does_not_hide_a_live_one() {
     assert!(begun.elapsed() < Duration::from_secs(3), "the dead one was not waited for");
     let error = a.transport.connect(NodeId([9; 32]), &[dead]).await.expect_err("nobody there");
     assert!(error.to_string().contains(&format!("{dead}: no answer within")), "{error}");
+}
+
+/// A socket that passes datagrams on to `server` and back, each after `delay`.
+async fn slow_way(server: SocketAddr, delay: Duration) -> SocketAddr {
+    let bind = || UdpSocket::bind("127.0.0.1:0");
+    let near = Arc::new(bind().await.expect("loopback can be bound"));
+    let far = Arc::new(bind().await.expect("loopback can be bound"));
+    far.connect(server).await.expect("an address");
+    let addr = near.local_addr().expect("bound");
+    tokio::spawn(async move {
+        let (mut forth, mut back) = (vec![0; 65536], vec![0; 65536]);
+        let mut client = addr;
+        loop {
+            tokio::select! {
+                Ok((len, from)) = near.recv_from(&mut forth) => {
+                    client = from;
+                    let (far, datagram) = (far.clone(), forth[..len].to_vec());
+                    tokio::spawn(async move { sleep(delay).await; far.send(&datagram).await });
+                }
+                Ok(len) = far.recv(&mut back) => {
+                    let (near, datagram) = (near.clone(), back[..len].to_vec());
+                    tokio::spawn(async move { sleep(delay).await; near.send_to(&datagram, client).await });
+                }
+            }
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn two_addresses_far_away_make_one_connection() {
+    let (mut a, mut b) = (Agent::start(1), Agent::start(2));
+    a.admit(&[&b]);
+    b.admit(&[&a]);
+    // The second dial begins before the first one's hello is answered.
+    let delay = Duration::from_millis(200);
+    let ways = [slow_way(b.addr(), delay).await, slow_way(b.addr(), delay).await];
+    a.transport.connect(b.node(), &ways).await.expect("b lives");
+    a.transport.send(b.node(), &[], b"there".to_vec()).expect("not busy");
+    assert_eq!(b.receive().await.bytes, b"there");
+    b.transport.send(a.node(), &[], b"back".to_vec()).expect("not busy");
+    assert_eq!(a.receive().await.bytes, b"back");
+    assert_eq!(b.transport.counters().connected, 1, "the other was closed before its hello");
 }
 
 #[tokio::test]

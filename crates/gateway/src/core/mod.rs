@@ -25,6 +25,7 @@ mod registration;
 mod right;
 pub mod status;
 mod talk;
+mod vacancy;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -6,7 +6,6 @@ use std::time::Duration;
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::registration::put_json;
-use super::status::Right;
 use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
 use crate::cache::Network;
 use crate::desired::{Desired, Duty, Upstream};
@@ -72,7 +71,11 @@ pub(super) struct Local {
     /// is committed, so that no third one takes it over from the second.
     heir: Option<NodeName>,
     /// Since when it has no owner whose registration stands.
-    vacant_since: Option<Time>,
+    pub(super) vacant_since: Option<Time>,
+    /// Who comes, or was to come, in the planned move under way; since when its registration does
+    /// not stand.
+    pub(super) arriving: Option<NodeName>,
+    pub(super) vanished_since: Option<Time>,
     pub(super) pending: Pending,
 }
 
@@ -292,12 +295,14 @@ impl Gateway {
     fn view(&mut self, vni: Vni, network: &Network, now: Time) -> View {
         let state = network.state();
         let grace = self.orphans_count(vni, network, now);
+        let vanished = self.waits_for_vanished(vni, network, now);
         let (current, next) = (network.current(), network.next());
         let there = Presence {
             current: self.is_there(current, grace),
             // One that is to take over from itself is nobody to wait for, except to finish.
-            next: self.is_there(next, grace)
-                && (current != next || state == State::FailoverDecided),
+            next: vanished
+                || (self.is_there(next, grace)
+                    && (current != next || state == State::FailoverDecided)),
         };
         let role = self.role(network);
         let (stale, presumptive) = (self.is_stale(network, role), self.is_presumptive(network));
@@ -417,63 +422,6 @@ impl Gateway {
                 !self.leaving && ((served && on_ring) || self.ring.owner(vni) == Some(me))
             }
         }
-    }
-
-    /// Whether a network may be claimed as far as its last owner goes. One that resigned or was
-    /// convicted is no obstacle. One whose registration merely ended may be cut off from the store
-    /// alone: it serves until it hears of that, or for `fence`; and if it has a majority of the
-    /// voters on its side, whoever has not is to leave the network alone.
-    fn is_free(&mut self, vni: Vni, network: &Network, now: Time) -> bool {
-        let history = self.cache.history.get(&vni).and_then(|history| history.changes.last());
-        let last = network.current().or(history.map(|change| &change.owner));
-        let doubtful = network.state() != State::Unassigned
-            && last.is_some_and(|last| self.may_still_serve(last));
-        let last = last.cloned();
-        let fence = self.config.timing.fence;
-        let Some(local) = self.locals.get_mut(&vni) else { return false };
-        if !doubtful {
-            local.vacant_since = None;
-            return true;
-        }
-        let since = *local.vacant_since.get_or_insert(now);
-        let until = since + fence;
-        let outvoted = last.is_some_and(|last| self.may_have_majority(&last, since, now));
-        let backed = matches!(self.title.right, Right::Majority | Right::Unknown) || !outvoted;
-        let free = now >= until && backed;
-        if !free {
-            self.alarms.insert((until.max(now + fence / 4), Some(vni)));
-        }
-        free
-    }
-
-    /// Whether a node whose registration ended at `since` may have a majority of the voters on its
-    /// side: those that are cut off from the store with it, and those that say that they hear it. It
-    /// may not know of those who have registered since it was last heard of.
-    fn may_have_majority(&self, name: &NodeName, since: Time, now: Time) -> bool {
-        let may_hear = |voter: &&&NodeName| {
-            if ***voter == self.config.name {
-                return self.liveness.hears(name, now);
-            }
-            **voter == name
-                || !self.cache.live.contains_key(**voter)
-                || self.liveness.says_it_hears(voter, name, now)
-        };
-        let timing = self.config.timing;
-        let is_new = |voter: &&NodeName| {
-            let registered = self.registered_at.get(*voter);
-            registered.is_some_and(|(_, at)| *at + timing.lease + timing.fence > since)
-        };
-        let known: Vec<&NodeName> =
-            self.electorate.voters.iter().filter(|voter| !is_new(voter)).collect();
-        self.electorate.voters.len() > 2 && known.iter().filter(may_hear).count() > known.len() / 2
-    }
-
-    /// Whether a node is a voter whose registration ended without a verdict.
-    fn may_still_serve(&self, name: &NodeName) -> bool {
-        *name != self.config.name
-            && self.electorate.voters.contains(name)
-            && !self.cache.live.contains_key(name)
-            && !self.is_lost(name)
     }
 
     /// Tells the applier what this host shall do.

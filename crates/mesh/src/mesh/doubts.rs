@@ -8,7 +8,7 @@
 //! truth. Only if that node does not answer is the verdict fetched, with its signatures, and
 //! believed as any other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -124,14 +124,14 @@ impl Mesh {
         let (mut want, mut told, mut asked) = (Vec::new(), Vec::new(), 0);
         for (node, incarnation) in doubts {
             if node == self.node() {
-                self.refute(from, incarnation, now);
+                self.refute_claim(from, incarnation, now);
             } else if self.lives.holds_verdict(node, incarnation) {
                 // The same, or more.
             } else if self.lives.incarnation(node) > incarnation && !self.lives.is_down(node) {
                 told.extend(self.lives.rumor(node));
             } else if self.was_unheard(node, now) {
                 want.push(reconcile::prefix(&node));
-            } else if asked < HEARINGS && self.begin_hearing(node, incarnation, now) {
+            } else if asked < HEARINGS && self.begin_hearing(node, now) {
                 asked += 1;
             }
         }
@@ -146,7 +146,7 @@ impl Mesh {
     }
 
     /// Asks a node that others hold to be down whether it lives. Says whether it had to be asked.
-    fn begin_hearing(&mut self, node: NodeId, incarnation: u64, now: Time) -> bool {
+    fn begin_hearing(&mut self, node: NodeId, now: Time) -> bool {
         let hearings = &mut self.doubts.hearings;
         if hearings.contains_key(&node) || hearings.len() >= MAX_HEARINGS || !self.is_member(node) {
             return false;
@@ -154,14 +154,16 @@ impl Mesh {
         self.doubts.hearings.insert(node, now);
         let number = self.detector.next_number();
         let mut probe = self.probe(node, number);
-        probe.down = Some(incarnation);
+        // The life that is known here: what others say of a later one has no signature.
+        probe.down = Some(self.lives.incarnation(node));
         self.send(node, Message::Ping(probe));
         true
     }
 
     /// Sends the verdicts that are asked for, and where there is none any more what outdid it.
     fn send_verdicts(&mut self, to: NodeId, want: &[Prefix]) {
-        let nodes = want.iter().filter_map(|start| self.named(start));
+        let want: BTreeSet<&Prefix> = want.iter().collect();
+        let nodes = want.into_iter().filter_map(|start| self.named(start));
         let rumors = nodes.filter_map(|node| self.lives.rumor(node)).collect();
         self.send_rumors(to, rumors);
     }

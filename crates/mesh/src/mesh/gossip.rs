@@ -159,6 +159,9 @@ impl Mesh {
             let alive = Alive::verify(raw.clone(), mesh, is_member, &roster.verifier)?;
             let node = alive.value().node;
             let news = self.lives.hear_alive(alive);
+            if news {
+                self.detector.note_life(node, now);
+            }
             self.note_life(node, now);
             return Ok(news);
         }

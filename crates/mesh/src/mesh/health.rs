@@ -8,7 +8,8 @@ use super::Mesh;
 use crate::detector::Wish;
 use crate::event::{Event, Rejection};
 use crate::overlay::View;
-use crate::rumor::{Accusation, Alive, Verdict};
+use crate::reconcile::{self, Ranges};
+use crate::rumor::{Accusation, Alive, MAX_INCARNATION, Verdict};
 use crate::wire::{Accuse, Ask, Message, News, Probe, Records, Vouch};
 
 /// How long a node that contradicted a verdict waits before it contradicts the next; twice as
@@ -16,6 +17,9 @@ use crate::wire::{Accuse, Ask, Message, News, Probe, Records, Vouch};
 const REFUTE: Duration = Duration::from_secs(1);
 /// The longest such wait.
 const MAX_REFUTE: Duration = Duration::from_secs(120);
+/// A claim without signatures is believed up to so many incarnations beyond the own one: anybody
+/// could use up all of them with a greater one.
+const CREDIT: u64 = 1024;
 
 /// What a node says of its own life.
 #[derive(Debug)]
@@ -68,7 +72,8 @@ impl Mesh {
             return;
         }
         let later = self.lives.incarnation(ask.target) > ask.incarnation;
-        if (later || self.lives.is_down(ask.target))
+        // What this node found by itself does not tell the other what to believe.
+        if (later || self.lives.holds_verdict(ask.target, 0))
             && let Some(rumor) = self.lives.rumor(ask.target)
         {
             let news = News { entries: Records::default(), rumors: vec![rumor] };
@@ -97,7 +102,21 @@ impl Mesh {
         Ok(())
     }
 
-    /// `by` holds this node to be down since `incarnation`.
+    /// `by` says, and nobody has signed, that this node is held to be down since `incarnation`.
+    pub(super) fn refute_claim(&mut self, by: NodeId, incarnation: u64, now: Time) {
+        let believed = self.pulse.incarnation.saturating_add(CREDIT).min(MAX_INCARNATION);
+        match incarnation < believed {
+            true => self.refute(by, incarnation, now),
+            // Before its disk was lost this node may have got so far. Then there are signatures.
+            false => {
+                let want = vec![reconcile::prefix(&self.node())];
+                self.send(by, Message::Lives(Ranges { want, ..Ranges::default() }));
+            }
+        }
+    }
+
+    /// `by` holds this node to be down since `incarnation`, which is less than
+    /// [`MAX_INCARNATION`].
     pub(super) fn refute(&mut self, by: NodeId, incarnation: u64, now: Time) {
         if incarnation < self.pulse.incarnation {
             // It has missed what all were told.
@@ -165,7 +184,7 @@ impl Mesh {
             self.note_life(from, now);
         }
         if let Some(incarnation) = probe.down {
-            self.refute(from, incarnation, now);
+            self.refute_claim(from, incarnation, now);
         }
     }
 
@@ -178,6 +197,8 @@ impl Mesh {
                 }
                 Wish::Ask { helper, target, number } => {
                     let incarnation = self.lives.incarnation(target);
+                    // A helper that has not heard of this life would accuse of an earlier one.
+                    self.send_rumors(helper, self.lives.rumor(target).into_iter().collect());
                     self.send(helper, Message::Ask(Ask { target, number, incarnation }));
                 }
                 Wish::Vouch { asker, target, number } => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use selvedge_model::Time;
 
 use super::Mesh;
-use crate::journal::Input;
+use crate::journal::{Input, MAX_PLACE, MAX_PLACES};
 use crate::wire::{Envelope, Message, Summary};
 
 /// How often a node that reaches nobody knocks, at one place after the other.
@@ -15,8 +15,6 @@ const ALONE: Duration = Duration::from_secs(2);
 const MISSING: Duration = Duration::from_secs(30);
 /// How long whoever is found behind a door may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// The greatest number of places.
-const MAX_PLACES: usize = 16;
 
 /// A message for whoever is found at a place. Its transport tells who that is; what it answers is
 /// given to [`Mesh::handle_message`] as from that node.
@@ -53,11 +51,12 @@ impl Mesh {
     /// Tells where members may be found whose addresses are not known, or no longer: addresses
     /// with ports, or names, as the driver understands them. They are tried, one after the other,
     /// every two seconds while nobody answers this node, and seldom while some members are down.
-    /// No more than the first 16 count.
-    pub fn set_bootstrap(&mut self, places: Vec<String>) {
+    /// No more than the first 16 count, and none of more than 512 bytes.
+    pub fn set_bootstrap(&mut self, mut places: Vec<String>) {
+        places.retain(|place| place.len() <= MAX_PLACE);
+        places.truncate(MAX_PLACES);
         self.note_input(&Input::Bootstrap(&places));
         self.door.places = places;
-        self.door.places.truncate(MAX_PLACES);
         self.door.due = self.now;
     }
 
@@ -84,7 +83,7 @@ impl Mesh {
 
     /// How often to knock; `None` if all answer.
     fn knock_every(&self) -> Option<Duration> {
-        let (members, down) = (self.state.roster.map.len(), self.lives.count_down());
+        let (members, down) = (self.reported.len() + 1, self.lives.count_down());
         if !self.house.answered || down + 1 >= members {
             return Some(ALONE);
         }

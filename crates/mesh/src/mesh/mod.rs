@@ -265,9 +265,11 @@ impl Mesh {
         if !self.affords(from, bytes, now) {
             return;
         }
+        let waiting = self.transmits.len();
         if let Err(reason) = self.receive(from, bytes, now) {
             self.reject(from, reason);
         }
+        self.charge(from, purpose_of(bytes), waiting);
     }
 
     /// Does what is due at `now`. Calls that come too early are harmless.
@@ -651,9 +653,8 @@ impl Mesh {
 
     /// Whether the sender may ask for what this message asks for. If not, that is counted.
     fn affords(&mut self, from: NodeId, bytes: &[u8], now: Time) -> bool {
-        let purpose = wire::kind_of(bytes).map_or(Purpose::Repair, Purpose::of);
         let is_member = self.is_member(from);
-        let excess = self.rates.take(from, is_member, (purpose, bytes.len()), now).err();
+        let excess = self.rates.take(from, is_member, (purpose_of(bytes), bytes.len()), now).err();
         let reason = match excess {
             None => return true,
             Some(Excess::TooMuch) => Rejection::TooMuch,
@@ -661,6 +662,17 @@ impl Mesh {
         };
         *self.rejections.entry(reason.kind()).or_default() += 1;
         false
+    }
+
+    /// Lets a member pay for what it is sent because of its message: all but the first `waiting`
+    /// messages. Strangers are sent no more than they have sent, or are admitted.
+    fn charge(&mut self, from: NodeId, purpose: Purpose, waiting: usize) {
+        if !self.is_member(from) || self.transmits.len() <= waiting {
+            return;
+        }
+        let answers = self.transmits.range(waiting..).filter(|sent| sent.to == from);
+        let len = answers.map(|sent| sent.bytes.len()).sum();
+        self.rates.charge(from, (purpose, len), self.now);
     }
 
     fn reject(&mut self, from: NodeId, reason: Rejection) {
@@ -674,6 +686,11 @@ impl Mesh {
             self.events.push_back(Event::Rejected { from, reason });
         }
     }
+}
+
+/// What the price of a message depends on.
+fn purpose_of(bytes: &[u8]) -> Purpose {
+    wire::kind_of(bytes).map_or(Purpose::Repair, Purpose::of)
 }
 
 /// Whether an entry is to be held no more.

@@ -141,8 +141,8 @@ impl Mesh {
     }
 
     /// The peer that a client is attached to, as far as this node knows who lives; `None` for a
-    /// peer, for a stranger, and if no peer lives that the client can reach. Drained peers serve
-    /// only if there are no others.
+    /// peer, for a stranger, and if there are no peers. Drained peers serve only if there are no
+    /// others, and so do those that the client does not reach: see [`crate::attach::fittest`].
     #[must_use]
     pub fn attachment(&self, client: NodeId) -> Option<NodeId> {
         let view = View {

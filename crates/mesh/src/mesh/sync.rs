@@ -21,7 +21,7 @@ use crate::wire::{MAX_RECORDS, Message, RECORDS_BUDGET, Records, Summary};
 const BUSY: Duration = Duration::from_secs(1);
 /// How long the one that answered first may take for the next step.
 const SOURCE: Duration = Duration::from_secs(2);
-/// Records beyond this number in one message are a great deal.
+/// New entries beyond this number in one message are a great deal.
 const BULK: usize = 64;
 
 /// What is known of reconciliations under way.
@@ -158,9 +158,6 @@ impl Mesh {
 
     /// Takes over what reconciliation brought, and passes it on if it is little.
     pub(super) fn receive_records(&mut self, from: NodeId, mut records: Records, now: Time) {
-        if records.records.len() + records.removals.len() > BULK {
-            self.syncing.busy = now + BUSY;
-        }
         // What is held already need not be verified again.
         records.records.retain(|raw| !self.state.roster.holds_record(raw));
         records.removals.retain(|raw| !self.state.roster.holds_removal(raw));
@@ -168,17 +165,20 @@ impl Mesh {
         for error in errors {
             self.reject(from, error.into());
         }
-        self.merge_and_push(from, entries, now);
+        if self.merge_and_push(from, entries, now) > BULK {
+            self.syncing.busy = now + BUSY;
+        }
     }
 
     /// Takes over what is new, and passes it on if it is little. Who has just come does not
     /// pass on what most likely everybody else knows, but for what others say of themselves.
+    /// Says how much was new.
     pub(super) fn merge_and_push(
         &mut self,
         from: NodeId,
         entries: Vec<(NodeId, RosterEntry)>,
         now: Time,
-    ) {
+    ) -> usize {
         let (mut news, mut shown) = (Vec::new(), None);
         let direct = entries.len() == 1 && entries.iter().all(|(node, _)| *node == from);
         for (node, entry) in entries {
@@ -197,6 +197,7 @@ impl Mesh {
         if let Some(shown) = shown {
             self.tell_if_outdone(from, &shown);
         }
+        news.len()
     }
 
     /// Sends a node what is held of it, two entries at most, if that outdoes the record that it

@@ -10,6 +10,9 @@ use anyhow::{Context, bail};
 use nix::unistd::Group;
 use tokio::net::{UnixListener, UnixStream};
 
+/// What a socket is called before it is moved to its place.
+const NAME: &str = "s";
+
 /// Listens on `path`. A socket that is there already is removed only if nobody answers on it.
 ///
 /// # Errors
@@ -29,24 +32,39 @@ pub(super) async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Uni
 
 /// Makes the socket in a folder that nobody else may enter, and moves it to its place when it has
 /// its permissions: whatever the umask is, at no moment can others connect to it.
-fn bind_aside(path: &Path, group: Option<u32>) -> std::io::Result<UnixListener> {
+fn bind_aside(path: &Path, group: Option<u32>) -> anyhow::Result<UnixListener> {
     let folder = aside(path);
-    match std::fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    clear_aside(&folder).with_context(|| {
+        let folder = folder.display();
+        format!("{folder} is needed for a moment, and is not what an agent left; move it away")
+    })?;
     DirBuilder::new().mode(0o700).create(&folder)?;
     // The path of a socket has at most 107 bytes, and the folder's may have as many.
     let entered = File::open(&folder)?;
-    let made = PathBuf::from(format!("/proc/self/fd/{}/s", entered.as_raw_fd()));
+    let made = PathBuf::from(format!("/proc/self/fd/{}/{NAME}", entered.as_raw_fd()));
     let bound = UnixListener::bind(&made).and_then(|listener| {
         std::fs::set_permissions(&made, Permissions::from_mode(0o660))?;
         std::os::unix::fs::chown(&made, None, group)?;
         std::fs::rename(&made, path)?;
         Ok(listener)
     });
-    let removed = std::fs::remove_dir_all(&folder);
-    bound.and_then(|listener| removed.map(|()| listener))
+    let removed = clear_aside(&folder);
+    Ok(bound.and_then(|listener| removed.map(|()| listener))?)
+}
+
+/// Removes what a start that was cut short has left: a folder with no more in it than a socket.
+/// Whatever else is there is somebody else's.
+fn clear_aside(folder: &Path) -> std::io::Result<()> {
+    let kind = |path: &Path| std::fs::symlink_metadata(path).map(|found| found.file_type());
+    let socket = folder.join(NAME);
+    // Not behind a link.
+    if kind(folder).is_ok_and(|kind| kind.is_dir()) && kind(&socket).is_ok_and(|k| k.is_socket()) {
+        std::fs::remove_file(&socket)?;
+    }
+    match std::fs::remove_dir(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// The folder in which the socket is made: beside it, so that it can be moved.
@@ -120,9 +138,42 @@ mod tests {
         let path = dir.path().join("agent.sock");
         let aside = aside(&path);
         DirBuilder::new().create(&aside).expect("made");
-        std::fs::write(aside.join("s"), "half").expect("writes");
+        drop(std::os::unix::net::UnixListener::bind(aside.join(NAME)).expect("free"));
         drop(bind(&path, None).await.expect("free"));
         assert!(!aside.exists());
+    }
+
+    #[tokio::test]
+    async fn what_others_keep_beside_it_stays() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("agent.sock");
+        let aside = aside(&path);
+        let precious = aside.join("precious");
+        DirBuilder::new().create(&aside).expect("made");
+        for file in [aside.join(NAME), precious.clone()] {
+            std::fs::write(&file, "precious").expect("writes");
+        }
+        let refused = || async {
+            let error = bind(&path, None).await.expect_err("in the way");
+            let text = format!("{error:#}");
+            assert!(text.contains("agent.sock~ is needed") && text.contains("move it"), "{text}");
+        };
+        refused().await;
+        assert_eq!(std::fs::read_to_string(&precious).expect("kept"), "precious");
+        assert!(aside.join(NAME).exists(), "no socket");
+        // Nor is a file in its place, or a link, removed or followed.
+        std::fs::remove_dir_all(&aside).expect("ours");
+        std::fs::write(&aside, "precious").expect("writes");
+        refused().await;
+        assert_eq!(std::fs::read_to_string(&aside).expect("kept"), "precious");
+        std::fs::remove_file(&aside).expect("ours");
+        let elsewhere = dir.path().join("elsewhere");
+        DirBuilder::new().create(&elsewhere).expect("made");
+        drop(std::os::unix::net::UnixListener::bind(elsewhere.join(NAME)).expect("free"));
+        std::os::unix::fs::symlink(&elsewhere, &aside).expect("made");
+        refused().await;
+        assert!(elsewhere.join(NAME).exists());
+        assert!(!path.exists());
     }
 
     #[tokio::test]

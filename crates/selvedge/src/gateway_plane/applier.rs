@@ -165,7 +165,8 @@ impl Applier {
         let may_wait = self.checked_at.is_some();
         let seen = tokio::select! {
             seen = look(&mut self.host) => Some(seen),
-            () = takeover(&mut self.orders.wanted, &self.actual), if may_wait => None,
+            () = takeover(&mut self.orders.wanted, &self.actual, &self.complaints),
+                if may_wait => None,
         };
         match seen {
             Some(Ok(actual)) => {
@@ -182,7 +183,8 @@ impl Applier {
     }
 
     /// Applies the difference, what is gained before what is given up: somebody waits for it.
-    /// What is given up is left for the next difference as soon as something else is desired.
+    /// What is given up is left for the next difference as soon as something else is desired, but
+    /// each time something of it is done.
     async fn apply(&mut self, wanted: &Wanted) -> u64 {
         let plan = Plan::new(wanted, &self.actual, &self.announced);
         if plan.is_urgent() {
@@ -195,8 +197,8 @@ impl Applier {
             failures += self.perform(step).await;
         }
         failures += self.announce(&plan.announce, wanted).await;
-        for step in &plan.given_up {
-            if self.orders.wanted.has_changed().unwrap_or(true) {
+        for (done, step) in plan.given_up.iter().enumerate() {
+            if done > 0 && self.orders.wanted.has_changed().unwrap_or(true) {
                 break;
             }
             failures += self.perform(step).await;
@@ -285,10 +287,16 @@ async fn look(host: &mut Host) -> Result<BTreeMap<Vni, Duty>, selvedge_host::fab
     host.driver().observe().await
 }
 
-/// Waits until a network is to be taken over at once. Never ends if nothing is desired any more.
-async fn takeover(wanted: &mut watch::Receiver<Wanted>, actual: &BTreeMap<Vni, Duty>) {
+/// Waits until a network is to be taken over at once. One that has `failed` is no reason: what is
+/// read may show why. Never ends if nothing is desired any more.
+async fn takeover(
+    wanted: &mut watch::Receiver<Wanted>,
+    actual: &BTreeMap<Vni, Duty>,
+    failed: &BTreeMap<Vni, String>,
+) {
     let is_taken = |(vni, desired): (&Vni, &Desired)| {
-        Kind::is_takeover(actual.get(vni).copied().unwrap_or_default(), desired.duty)
+        let now = actual.get(vni).copied().unwrap_or_default();
+        !failed.contains_key(vni) && Kind::is_takeover(now, desired.duty)
     };
     let is_due = |wanted: &Wanted| wanted.iter().any(is_taken);
     if wanted.wait_for(is_due).await.is_err() {
@@ -509,10 +517,14 @@ mod tests {
         let actual = [(vni(1), arriving)].into();
         let desired = |duty| Wanted::from([(vni(1), Desired { duty, announce: 0 })]);
         sender.send(desired(Duty::TAKEOVER)).expect("received");
-        let soon = Duration::from_millis(50);
-        let waited = tokio::time::timeout(soon, takeover(&mut wanted, &actual)).await;
+        let (soon, none) = (Duration::from_millis(50), BTreeMap::new());
+        let waited = tokio::time::timeout(soon, takeover(&mut wanted, &actual, &none)).await;
         assert!(waited.is_err(), "a step of a planned move");
-        takeover(&mut wanted, &BTreeMap::new()).await;
+        let failed = [(vni(1), "no such interface".to_owned())].into();
+        let nothing = BTreeMap::new();
+        let waited = takeover(&mut wanted, &nothing, &failed);
+        assert!(tokio::time::timeout(soon, waited).await.is_err(), "what failed before");
+        takeover(&mut wanted, &BTreeMap::new(), &none).await;
     }
 
     #[test]

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn6, sendmsg};
 
-/// For how long a choice holds: routes and addresses may change.
-const LIFE: Duration = Duration::from_secs(1);
+/// For how long a choice holds: routes and addresses may change, and what is sent from an address
+/// whose link is gone finds no answer. Well below the time until a voter is suspected.
+const LIFE: Duration = Duration::from_millis(100);
 /// Destinations that are kept at most.
 const MAX: usize = 1024;
 

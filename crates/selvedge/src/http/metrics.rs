@@ -6,7 +6,8 @@ use prometheus_client::encoding::text::encode as encode_text;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info as InfoMetric;
 use prometheus_client::registry::{Registry, Unit};
 use selvedge_api::agent::Info;
@@ -27,8 +28,8 @@ pub(super) fn encode(
     registry.register("build", "The program", InfoMetric::new(version));
     let uptime = ConstGauge::new(info.uptime_s);
     registry.register_with_unit("uptime", "Time since the agent started", Unit::Seconds, uptime);
-    for mesh in meshes.unwrap_or_default() {
-        add_mesh(&mut registry, mesh);
+    if let Some(meshes) = meshes {
+        add_meshes(&mut registry, meshes);
     }
     if let Some(status) = gateway {
         add_gateway(registry.sub_registry_with_prefix("gateway"), status);
@@ -38,14 +39,15 @@ pub(super) fn encode(
     Ok(text)
 }
 
-fn add_mesh(registry: &mut Registry, mesh: &Summary) {
-    let label = ("mesh".into(), mesh.name.clone().into());
-    let members = ConstGauge::new(mesh.members as u64);
-    registry.sub_registry_with_label(label).register(
-        "mesh_members",
-        "Members of the mesh, this node included",
-        members,
-    );
+/// Meshes may have one name: the id tells them apart.
+fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
+    let members = Family::<Vec<(&str, String)>, Gauge>::default();
+    for mesh in meshes {
+        let labels = vec![("mesh", mesh.name.clone()), ("id", mesh.id.to_string())];
+        let count = i64::try_from(mesh.members).unwrap_or(i64::MAX);
+        members.get_or_create(&labels).set(count);
+    }
+    registry.register("mesh_members", "Members of the mesh, this node included", members);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -136,23 +138,48 @@ impl EncodeMetric for Histogram {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
     use std::time::Duration;
 
     use selvedge_api::agent::Planes;
+    use selvedge_model::MeshId;
     use serde_json::json;
 
     use super::*;
 
-    #[test]
-    fn metrics_are_what_the_planes_say() {
-        let info = Info {
+    fn info() -> Info {
+        Info {
             name: "gw1".to_owned(),
             version: "1.2.3".to_owned(),
             pid: 1,
             uptime_s: 9,
             started_ms: 0,
             planes: Planes::default(),
+        }
+    }
+
+    #[test]
+    fn meshes_of_one_name_are_told_apart_under_one_head() {
+        let mesh = |id: u8, members| Summary {
+            id: MeshId([id; 20]),
+            name: "campus".to_owned(),
+            interface: format!("sv-{id}"),
+            address: Ipv6Addr::LOCALHOST,
+            members,
         };
+        let text = encode(&info(), Some(&[mesh(1, 3), mesh(2, 5)]), None).expect("writes");
+        let count = |line: &str| text.lines().filter(|l| *l == line).count();
+        assert_eq!(count("# TYPE selvedge_mesh_members gauge"), 1, "{text}");
+        for (id, members) in [(1, 3), (2, 5)] {
+            let id = MeshId([id; 20]);
+            let line = format!("selvedge_mesh_members{{mesh=\"campus\",id=\"{id}\"}} {members}");
+            assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("# HELP selvedge_mesh_members ").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn metrics_are_what_the_planes_say() {
         let status = json!({
             "name": "gw1",
             "store": { "engine": "etcd", "connected": true, "revision": 1,
@@ -168,7 +195,7 @@ mod tests {
         for millis in [210, 250, 20_000] {
             status.times.detection.record(Duration::from_millis(millis));
         }
-        let text = encode(&info, None, Some(&status)).expect("writes");
+        let text = encode(&info(), None, Some(&status)).expect("writes");
         for line in [
             "selvedge_build_info{version=\"1.2.3\"} 1",
             "selvedge_uptime_seconds 9",

@@ -152,8 +152,10 @@ impl Worker {
                     let ready = Status::Ready { port: config.listen_port };
                     info!(interface = config.name, port = config.listen_port, "WireGuard is up");
                     self.report.send_replace(ready);
+                    // A hook finds the peers that are known by now.
+                    let behind = !self.apply(&mut device).await;
                     self.hook(Kind::PostUp, &config).await;
-                    let end = self.serve(&mut device).await;
+                    let end = self.serve(&mut device, behind).await;
                     self.hook(Kind::PreDown, &config).await;
                     if let Err(error) = device.stop().await {
                         error!(interface = config.name, %error, "WireGuard did not stop in order");
@@ -192,11 +194,10 @@ impl Worker {
         }
     }
 
-    async fn serve(&mut self, device: &mut Device) -> End {
+    /// Looks after a device; `behind` says whether the desired state is still to be applied.
+    async fn serve(&mut self, device: &mut Device, mut behind: bool) -> End {
         let mut care = interval(CARE);
         care.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.desired.mark_changed();
-        let mut behind = false;
         loop {
             tokio::select! {
                 changed = self.desired.changed() => match changed {

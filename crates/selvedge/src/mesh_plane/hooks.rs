@@ -37,6 +37,15 @@ impl Default for MeshHooks {
     }
 }
 
+impl MeshHooks {
+    /// How long an interface's hooks may hold up the end of the agent; those of all interfaces
+    /// run at once.
+    pub(crate) fn at_the_end(&self) -> Duration {
+        let hooks = [&self.pre_down, &self.post_down];
+        hooks.into_iter().flatten().map(|_| self.timeout).sum()
+    }
+}
+
 /// Which of the commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -152,6 +161,17 @@ mod tests {
             MeshId([1; 20])
         );
         assert_eq!(fs::read_to_string(&log).expect("written"), expected);
+    }
+
+    #[test]
+    fn the_end_waits_for_the_hooks_that_there_are() {
+        let some = Some(vec!["/x".to_owned()]);
+        let mut hooks = MeshHooks { post_up: some.clone(), ..MeshHooks::default() };
+        assert_eq!(hooks.at_the_end(), Duration::ZERO);
+        hooks.pre_down.clone_from(&some);
+        assert_eq!(hooks.at_the_end(), Duration::from_secs(5));
+        hooks.post_down = some;
+        assert_eq!(hooks.at_the_end(), Duration::from_secs(10));
     }
 
     #[tokio::test]

@@ -419,16 +419,18 @@ impl Plane {
         Instant::now() + wait
     }
 
-    async fn close(self) {
-        for (mesh, mut seat) in self.meshes {
+    async fn close(mut self) {
+        // All is on disk before any hook of the operator's is waited for.
+        for (mesh, seat) in &mut self.meshes {
             seat.until_written().await;
             if let Some(file) = seat.unwritten()
-                && let Err(error) = self.setup.files.clone().save_aside(mesh, file).await
+                && let Err(error) = self.setup.files.clone().save_aside(*mesh, file).await
             {
                 error!(%mesh, %error, "cannot write the state of a mesh");
             }
-            seat.wire.applier.stop().await;
         }
+        let appliers = self.meshes.into_values().map(|seat| seat.wire.applier.stop());
+        futures_util::future::join_all(appliers).await;
         self.setup.transport.close().await;
     }
 }

@@ -15,6 +15,12 @@ const MAX_DEPTH: usize = 24;
 /// How many times larger than the mesh the answer may become at most, by the count of what an
 /// expression says twice.
 const MAX_GROWTH: u64 = 64;
+/// How many times longer a value may become as text: a control character is six in JSON, and what
+/// was text before has its quotes and backslashes doubled.
+const TEXT_GROWTH: u64 = 8;
+/// How many bytes of glue between texts count as much as the texts: a list of small values takes
+/// more than this for each.
+const GLUE: u64 = 8;
 
 /// Why a question is not answered. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,20 +121,93 @@ fn name_of(mesh: &Mesh, node: NodeId) -> String {
     member.map_or_else(|| node.to_string(), |member| member.name.clone())
 }
 
-/// How deep brackets and prefix operators are nested, or deeper: those within texts count, too.
+/// How deep brackets and prefix operators are nested, or deeper.
 fn depth(expression: &str) -> usize {
-    let (mut open, mut prefixed, mut deepest) = (0_usize, 0_usize, 0_usize);
-    for byte in expression.bytes() {
+    let mut nesting = Nesting::default();
+    let mut bytes = expression.bytes().peekable();
+    while let Some(byte) = bytes.next() {
         match byte {
-            b'(' | b'[' | b'{' => open += 1,
-            b')' | b']' | b'}' => open = open.saturating_sub(1),
-            b'!' | b'&' => prefixed += 1,
+            // What the parser reads as one with its successor, is read so here.
+            b'\'' | b'"' | b'`' => skip_text(&mut bytes, byte),
+            b'(' | b'[' | b'{' => nesting.open(),
+            b')' | b']' | b'}' => nesting.close(),
+            b',' => nesting.next_part(),
+            b'&' if bytes.next_if_eq(&b'&').is_none() => nesting.reference(),
+            b'!' if bytes.next_if_eq(&b'=').is_none() => nesting.negation(),
+            b'!' | b'&' | b'|' | b'=' | b'<' | b'>' => nesting.operator(),
             _ => {}
         }
-        // An operator holds for what follows it, which may be all the rest.
-        deepest = deepest.max(open + prefixed);
     }
-    deepest
+    nesting.deepest
+}
+
+/// Goes behind a text as the parser does: a backslash before a byte makes it one of the text.
+fn skip_text(bytes: &mut impl Iterator<Item = u8>, quote: u8) {
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => _ = bytes.next(),
+            _ if byte == quote => return,
+            _ => {}
+        }
+    }
+}
+
+/// How deep an expression is nested at one place, and was at its deepest.
+#[derive(Default)]
+struct Nesting {
+    deepest: usize,
+    now: usize,
+    /// The prefixes within the innermost bracket, and those before and around it.
+    prefixes: Prefixes,
+    outer: Vec<Prefixes>,
+}
+
+/// Prefix operators that wait for the end of what they hold for.
+#[derive(Clone, Copy, Default)]
+struct Prefixes {
+    /// These end with the next operator between two values.
+    negations: usize,
+    /// These, `&` and what precedes it, end with the bracket, or with the argument.
+    references: usize,
+}
+
+impl Nesting {
+    fn deeper(&mut self) {
+        self.now += 1;
+        self.deepest = self.deepest.max(self.now);
+    }
+
+    fn open(&mut self) {
+        self.outer.push(std::mem::take(&mut self.prefixes));
+        self.deeper();
+    }
+
+    /// What is closed without having been opened is malformed, and not read any further.
+    fn close(&mut self) {
+        let Some(outer) = self.outer.pop() else { return };
+        self.next_part();
+        self.prefixes = outer;
+        self.now -= 1;
+    }
+
+    fn next_part(&mut self) {
+        self.operator();
+        self.now -= std::mem::take(&mut self.prefixes.references);
+    }
+
+    fn operator(&mut self) {
+        self.now -= std::mem::take(&mut self.prefixes.negations);
+    }
+
+    fn negation(&mut self) {
+        self.prefixes.negations += 1;
+        self.deeper();
+    }
+
+    fn reference(&mut self) {
+        self.prefixes.references += 1 + std::mem::take(&mut self.prefixes.negations);
+        self.deeper();
+    }
 }
 
 /// How many times larger than what it is asked about the answer of an expression is at most.
@@ -150,9 +229,26 @@ fn growth(ast: &Ast) -> u64 {
         Ast::Condition { predicate: lhs, then: rhs, .. }
         | Ast::Projection { lhs, rhs, .. }
         | Ast::Subexpr { lhs, rhs, .. } => growth(lhs).saturating_mul(growth(rhs)),
-        Ast::Function { args, .. } => args.iter().map(growth).fold(1, u64::saturating_mul),
+        Ast::Function { name, args, .. } => {
+            let args_growth = args.iter().map(growth).fold(1, u64::saturating_mul);
+            args_growth.saturating_mul(function_growth(name, args))
+        }
         Ast::MultiList { elements, .. } => sum(&mut elements.iter().map(growth)),
         Ast::MultiHash { elements, .. } => sum(&mut elements.iter().map(|e| growth(&e.value))),
+    }
+}
+
+/// How many times larger than its arguments the result of a function is at most.
+fn function_growth(name: &str, args: &[Ast]) -> u64 {
+    match (name, args) {
+        ("to_string", _) => TEXT_GROWTH,
+        ("join", [Ast::Literal { value, .. }, ..]) => {
+            let glue = value.as_string().map_or(0, String::len);
+            1 + u64::try_from(glue).unwrap_or(u64::MAX) / GLUE
+        }
+        // Glue out of the mesh may be as long as the mesh, and comes between all members of it.
+        ("join", _) => u64::MAX,
+        _ => 1,
     }
 }
 
@@ -269,11 +365,57 @@ pub(crate) mod tests {
         assert!(refused("nosuch(@)").to_string().contains("nosuch"));
         assert!(refused("abs([0].name)").to_string().contains("abs"));
         assert_eq!(refused(&"a".repeat(1025)), QueryError::TooLong(1025));
-        for opening in ["(", "[", "{a:", "!", "abs("] {
+        for opening in ["(", "[", "{a:", "!", "& ", "!a==&", "abs("] {
             assert_eq!(refused(&opening.repeat(25)), QueryError::TooDeep, "{opening}");
         }
         assert_eq!(refused("[@,@][]|".repeat(7).trim_end_matches('|')), QueryError::TooLarge);
         assert_eq!(refused("[].{a:[@,@,@,@,@,@,@,@,@][].[@,@,@,@,@,@,@,@]}"), QueryError::TooLarge);
+    }
+
+    #[test]
+    fn texts_of_texts_and_long_glue_are_refused() {
+        let refused = |expression: &str| answer(&mesh(), expression).expect_err(expression);
+        let text = "to_string([@])|";
+        for expression in [
+            text.repeat(60).trim_end_matches('|'),
+            text.repeat(3).trim_end_matches('|'),
+            "to_string([to_string([to_string(@)])])",
+            "map(&to_string([to_string([@])]), @)|to_string(@)",
+            "join(to_string(@), [].name)",
+            "join([0].name, [].name)",
+            &format!("[].name|join('{}', @)", "-".repeat(900)),
+        ] {
+            assert_eq!(refused(expression), QueryError::TooLarge, "{expression}");
+        }
+        assert!(ask("to_string([to_string(@)])").is_string());
+        assert_eq!(ask("join(', ', [].name)"), json!("gw1, gw2, calm-otter-0001"));
+        assert_eq!(ask("[].{n: name, a: to_string(address), m: to_string(received)} | [0].m"), "0");
+    }
+
+    #[test]
+    fn depth_is_what_holds_others_within_it() {
+        for (expression, expected) in [
+            ("a && b && c || d == e", 0),
+            ("!a && !b && !!c", 2),
+            ("a != b != c", 0),
+            ("f(&a, &b, !c)", 2),
+            ("&!a && !b", 2),
+            ("!&a && !&b", 4),
+            ("(a) && [b] && {c: d}", 1),
+            ("[?!(a)] | [?!(b)]", 3),
+            ("')' == ']' && (\"}\" == `\")\"`)", 1),
+            (r"'\'((' == (a)", 1),
+            ("))))(a)", 1),
+        ] {
+            assert_eq!(depth(expression), expected, "{expression}");
+        }
+        let flat = "name && ".repeat(100) + "name";
+        assert_eq!(ask(&format!("[0].{{n: {flat}}}")), json!({"n": "gw1"}));
+        let flat = "!via && ".repeat(100) + "name";
+        assert_eq!(ask(&format!("[?{flat}].name")), json!(["gw1", "gw2"]));
+        // Brackets within texts close none.
+        let hidden = "(".repeat(20) + "'))))))))))))))))))))'==" + &"(".repeat(20);
+        assert_eq!(answer(&mesh(), &hidden), Err(QueryError::TooDeep));
     }
 
     /// The stack of a thread of the runtime is 2 MiB; this one has half of it.
@@ -281,7 +423,10 @@ pub(crate) mod tests {
     fn the_deepest_that_is_allowed_fits_a_small_stack() {
         let deepest = || {
             let fill = |unit: &str| unit.repeat(MAX_LENGTH / unit.len());
-            let chains = ["a.", "a|", "a||", "a&&", "[]", "[0]", "[*]", "*.", "a==", "@,", "-"];
+            let chains = [
+                "a.", "a|", "a||", "a&&", "!a&&", "!a==", "[]", "[0]", "[*]", "*.", "a==", "@,",
+                "-",
+            ];
             for chain in chains {
                 // Well-formed or not, it must come back.
                 let _ = answer(&mesh(), &fill(chain));

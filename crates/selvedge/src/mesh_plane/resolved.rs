@@ -2,6 +2,7 @@
 //! which vanish with it. No file of the host is written, `/etc/resolv.conf` and `/etc/hosts`
 //! least of all.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub(super) struct Resolved {
     /// Is there as long as it runs.
     socket: PathBuf,
+    /// This process's network namespace, and the one that systemd-resolved works in.
+    namespaces: [PathBuf; 2],
     program: String,
 }
 
@@ -33,14 +36,18 @@ pub(super) struct Link {
 impl Default for Resolved {
     fn default() -> Self {
         let socket = "/run/systemd/resolve/io.systemd.Resolve".into();
-        Self { socket, program: "resolvectl".to_owned() }
+        let namespaces = ["/proc/self/ns/net", "/proc/1/ns/net"].map(PathBuf::from);
+        Self { socket, namespaces, program: "resolvectl".to_owned() }
     }
 }
 
 impl Resolved {
-    /// Whether it runs.
+    /// Whether it runs, and knows the links that this process knows. In another network namespace
+    /// a link of the same name or number may be a very different one; whoever may not look at the
+    /// namespace of the first process is not known to share it.
     pub(super) fn runs(&self) -> bool {
-        self.socket.exists()
+        let [own, its] = self.namespaces.each_ref().map(fs::read_link);
+        self.socket.exists() && matches!((own, its), (Ok(own), Ok(its)) if own == its)
     }
 
     /// Has this host's programs ask our server for our names, and for nothing else.
@@ -101,8 +108,7 @@ pub(super) fn reverse_domain(prefix: Prefix) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -131,7 +137,12 @@ mod tests {
         fs::write(&program, script).expect("writes");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("ours");
         let socket = folder.path().join("socket");
-        let resolved = Resolved { socket: socket.clone(), program: program.display().to_string() };
+        let namespaces = ["own", "its"].map(|name| folder.path().join(name));
+        for namespace in &namespaces {
+            symlink("net:[1]", namespace).expect("links");
+        }
+        let program = program.display().to_string();
+        let resolved = Resolved { socket: socket.clone(), namespaces, program };
         assert!(!resolved.runs());
         fs::write(&socket, "").expect("writes");
         assert!(resolved.runs());
@@ -141,6 +152,22 @@ mod tests {
         assert_eq!(fs::read_to_string(&log).expect("written"), expected);
         let other = Link { server: "[fd00::1]:5353".parse().expect("an address"), ..link() };
         assert_eq!(commands(&other)[0][2], "[fd00::1]:5353");
+    }
+
+    #[test]
+    fn it_is_left_alone_in_another_network_namespace() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("socket"), "").expect("writes");
+        symlink("net:[1]", path("own")).expect("links");
+        symlink("net:[2]", path("other")).expect("links");
+        let runs = |its: &str| {
+            let namespaces = [path("own"), path(its)];
+            Resolved { socket: path("socket"), namespaces, ..Resolved::default() }.runs()
+        };
+        assert!(runs("own"));
+        assert!(!runs("other"));
+        assert!(!runs("missing"));
     }
 
     #[tokio::test]

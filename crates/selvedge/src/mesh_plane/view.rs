@@ -1,6 +1,6 @@
 //! Meshes as the API shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,8 @@ pub(super) struct Seen {
 pub(super) fn site(seat: &Seated) -> Seen {
     let host = |member: selvedge_mesh::Member| Host {
         claim: claim(&member),
-        addresses: addresses(&member),
+        // What a member says of its IPv4 address is nobody's to check yet, so it gets no name.
+        addresses: vec![member.address.into()],
         live: !seat.core.is_down(member.node),
         services: member.profile.services,
     };
@@ -66,11 +67,6 @@ fn claim(member: &selvedge_mesh::Member) -> Claim {
         alias: member.profile.alias.clone(),
         shared: member.profile.shared,
     }
-}
-
-fn addresses(member: &selvedge_mesh::Member) -> Vec<IpAddr> {
-    let ipv4 = member.profile.overlay_ipv4.map(IpAddr::V4);
-    std::iter::once(member.address.into()).chain(ipv4).collect()
 }
 
 /// A mesh without what WireGuard knows; see [`complete`].
@@ -155,13 +151,16 @@ struct Paths {
     own: NodeId,
     desired: Peers,
     nodes: BTreeMap<WgKey, NodeId>,
+    carriers: Carriers,
 }
 
 impl Paths {
     fn new(seat: &Seated) -> Self {
+        let desired = seat.wire.applier.desired();
         Self {
             own: seat.core.node(),
-            desired: seat.wire.applier.desired(),
+            carriers: Carriers::new(&desired),
+            desired,
             nodes: seat.core.members().map(|member| (member.wg, member.node)).collect(),
         }
     }
@@ -169,14 +168,36 @@ impl Paths {
     /// Who carries packets for a member: whose allowed addresses cover its address best. `None` if
     /// it does so itself, or nobody does.
     fn via(&self, member: &selvedge_mesh::Member) -> Option<NodeId> {
-        let address = IpAddr::from(member.address);
-        let covering = |spec: &PeerSpec| {
-            let covers = spec.allowed.iter().filter(|prefix| prefix.contains(address));
-            covers.map(Prefix::len).max()
-        };
-        let best = self.desired.iter().filter_map(|(key, spec)| Some((covering(spec)?, key))).max();
-        let carrier = *self.nodes.get(best?.1)?;
+        let carrier = self.carriers.best(member.address.into())?;
+        let carrier = *self.nodes.get(&carrier)?;
         (carrier != member.node && member.node != self.own).then_some(carrier)
+    }
+}
+
+/// Who carries packets for which addresses, found without a look at each peer.
+struct Carriers {
+    /// Of several with one prefix, the one with the highest key.
+    by_prefix: BTreeMap<Prefix, WgKey>,
+    lengths: BTreeSet<u8>,
+}
+
+impl Carriers {
+    fn new(peers: &Peers) -> Self {
+        let allowed = |(key, spec): (&WgKey, &PeerSpec)| {
+            let key = *key;
+            spec.allowed.iter().map(move |prefix| (prefix.network(), key)).collect::<Vec<_>>()
+        };
+        // Peers come in the order of their keys: later ones replace those before.
+        let by_prefix: BTreeMap<_, _> = peers.iter().flat_map(allowed).collect();
+        let lengths = by_prefix.keys().map(Prefix::len).collect();
+        Self { by_prefix, lengths }
+    }
+
+    /// Who has the longest prefix that covers the address.
+    fn best(&self, address: IpAddr) -> Option<WgKey> {
+        let covering = |len: &u8| Some(Prefix::new(address, *len)?.network());
+        let carrier = |prefix| self.by_prefix.get(&prefix).copied();
+        self.lengths.iter().rev().filter_map(covering).find_map(carrier)
     }
 }
 
@@ -210,5 +231,51 @@ fn state(seat: &Seated, node: NodeId, heard: &Heard) -> MemberState {
         Some(age) if age < FRESH => MemberState::Alive,
         Some(_) => MemberState::Suspect,
         None => MemberState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `Carriers` is to find, by a look at everything.
+    fn slowly(peers: &Peers, address: IpAddr) -> Option<WgKey> {
+        let covering = |spec: &PeerSpec| {
+            let covers = spec.allowed.iter().filter(|prefix| prefix.contains(address));
+            covers.map(Prefix::len).max()
+        };
+        let all = peers.iter().filter_map(|(key, spec)| Some((covering(spec)?, *key)));
+        all.max().map(|(_, key)| key)
+    }
+
+    fn peers(allowed: &[&[&str]]) -> Peers {
+        let peer = |(key, prefixes): (u8, &&[&str])| {
+            let allowed = prefixes.iter().map(|text| text.parse().expect("a prefix")).collect();
+            (WgKey([key; 32]), PeerSpec { allowed, ..PeerSpec::default() })
+        };
+        (1..).zip(allowed).map(peer).collect()
+    }
+
+    #[test]
+    fn carriers_are_those_that_a_look_at_all_peers_finds() {
+        let peers = peers(&[
+            &["fd00::1/128", "fd00::8/125", "10.0.0.0/8"],
+            &["fd00::2/128", "fd00::/126", "fd00::5/128"],
+            // The same prefix twice, once with the bits of a host in it.
+            &["fd00::3/128", "fd00::7/126", "fd00::b/128"],
+            &["fd00::4/126", "::/0"],
+            &[],
+        ]);
+        let carriers = Carriers::new(&peers);
+        let mut found = BTreeSet::new();
+        for host in 0..32_u16 {
+            let address = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host]);
+            assert_eq!(carriers.best(address), slowly(&peers, address), "{address}");
+            found.extend(carriers.best(address));
+        }
+        assert_eq!(found.len(), 4);
+        assert_eq!(carriers.best([10, 1, 2, 3].into()), Some(WgKey([1; 32])));
+        assert_eq!(carriers.best([11, 1, 2, 3].into()), None);
+        assert_eq!(Carriers::new(&Peers::new()).best([10, 1, 2, 3].into()), None);
     }
 }

@@ -11,6 +11,7 @@
 //! changes nothing before the sender has used the session that only it can compute. So a message
 //! is believed only if it was sealed after its receiver started.
 
+mod allowance;
 mod courier;
 pub mod frame;
 mod keys;

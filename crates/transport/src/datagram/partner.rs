@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::frame::Nonce;
 use super::keys::{Pair, Session};
 
@@ -32,6 +33,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How many addresses are knocked at.
 const MAX_ADDRS: usize = 8;
 
+/// How many sessions that a partner asked for await its first datagram: a knock that somebody
+/// recorded and repeats gets a place of its own, and does not take that of the genuine one.
+const MAX_PENDING: usize = 4;
+
+/// How many sessions a partner is granted in a second, and how often each is granted again: a
+/// knock goes to several addresses, and a second time.
+const GRANTS: u32 = 20;
+
 /// Datagrams to send, and to where.
 pub(super) type Outbox = VecDeque<(SocketAddr, Vec<u8>)>;
 
@@ -47,7 +56,9 @@ pub(super) struct Partner {
     pub(super) pair: Pair,
     current: Option<Session>,
     previous: Option<Session>,
-    pending: Option<Pending>,
+    /// In the order in which they were asked for.
+    pending: VecDeque<Pending>,
+    grants: Allowance,
     knock: Option<Knock>,
     knock_not_before: Option<Instant>,
     queue: VecDeque<(Instant, Vec<u8>)>,
@@ -65,6 +76,7 @@ struct Pending {
     challenge: Nonce,
     token: Nonce,
     session: Session,
+    answers: Allowance,
 }
 
 struct Knock {
@@ -87,7 +99,8 @@ impl Partner {
             pair,
             current: None,
             previous: None,
-            pending: None,
+            pending: VecDeque::new(),
+            grants: Allowance::new(GRANTS, now),
             knock: None,
             knock_not_before: None,
             queue: VecDeque::new(),
@@ -104,13 +117,19 @@ impl Partner {
         self.current.iter().chain(&self.previous).chain(pending).map(|session| session.id)
     }
 
-    /// Sends a message over the session that there is, or keeps it for the one that it asks for.
+    /// Whether messages can be sent at once.
+    pub(super) const fn has_session(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Sends a message over the session that there is, or keeps it for the one that it asks for,
+    /// if there is a `challenge` to ask with.
     pub(super) fn send(
         &mut self,
         addrs: &[SocketAddr],
         message: Vec<u8>,
         now: Instant,
-        challenge: impl FnOnce() -> Nonce,
+        challenge: impl FnOnce() -> Option<Nonce>,
         out: &mut Outbox,
     ) -> Tally {
         self.used = now;
@@ -146,11 +165,11 @@ impl Partner {
         used_up || self.unheard_since.is_some_and(|since| now - since >= SILENCE)
     }
 
-    fn begin_knock(&mut self, now: Instant, challenge: impl FnOnce() -> Nonce) {
+    fn begin_knock(&mut self, now: Instant, challenge: impl FnOnce() -> Option<Nonce>) {
         let waiting = self.knock_not_before.is_some_and(|at| now < at);
         let nowhere = self.addrs.is_empty() && self.remote.is_none();
         if self.knock.is_none() && !waiting && !nowhere {
-            self.knock = Some(Knock { challenge: challenge(), times: 0, due: now });
+            self.knock = challenge().map(|challenge| Knock { challenge, times: 0, due: now });
         }
     }
 
@@ -181,7 +200,7 @@ impl Partner {
         Tally::default()
     }
 
-    /// The partner, of whom this is an authentic knock, asks for a session.
+    /// The partner, of whom this is an authentic knock, asks for a session; whether it is answered.
     pub(super) fn knocked(
         &mut self,
         remote: SocketAddr,
@@ -189,16 +208,41 @@ impl Partner {
         now: Instant,
         token: impl FnOnce() -> Nonce,
         out: &mut Outbox,
-    ) {
+    ) -> bool {
         self.used = now;
         // A knock that is repeated gets the same answer, whichever of the two was lost.
-        let again = self.pending.take().filter(|pending| pending.challenge == challenge);
-        let pending = again.unwrap_or_else(|| {
-            let token = token();
-            Pending { challenge, token, session: self.pair.session(false, challenge, token) }
-        });
-        out.push_back((remote, self.pair.answer(challenge, pending.token)));
-        self.pending = Some(pending);
+        let asked = |pending: &Pending| pending.challenge == challenge;
+        if !self.pending.iter().any(asked) && self.grants.take(now) {
+            self.begin_pending(challenge, token(), now);
+        }
+        let Some(pending) = self.pending.iter_mut().find(|pending| asked(pending)) else {
+            return false;
+        };
+        let answered = pending.answers.take(now);
+        if answered {
+            out.push_back((remote, self.pair.answer(challenge, pending.token)));
+        }
+        answered
+    }
+
+    fn begin_pending(&mut self, challenge: Nonce, token: Nonce, now: Instant) {
+        if self.pending.len() == MAX_PENDING {
+            self.pending.pop_front();
+        }
+        let session = self.pair.session(false, challenge, token);
+        let answers = Allowance::new(GRANTS, now);
+        self.pending.push_back(Pending { challenge, token, session, answers });
+    }
+
+    /// The partner uses a session that it asked for: it will use none that it asked for before.
+    fn confirm(&mut self, id: [u8; 8]) -> bool {
+        let found = self.pending.iter().position(|pending| pending.session.id == id);
+        let asked = self.pending.drain(..found.map_or(0, |at| at + 1)).next_back();
+        let confirmed = asked.is_some();
+        if let Some(Pending { session, .. }) = asked {
+            self.previous = self.current.replace(session);
+        }
+        confirmed
     }
 
     /// The partner, of whom this is an authentic answer, grants a session. What waited is sent; if
@@ -234,15 +278,14 @@ impl Partner {
         now: Instant,
         out: &mut Outbox,
     ) -> Option<(Opened, Tally)> {
-        let pending = self.pending.as_mut().map(|pending| &mut pending.session);
+        let pending = self.pending.iter_mut().map(|pending| &mut pending.session);
         let known = self.current.iter_mut().chain(&mut self.previous).chain(pending);
         let content =
             known.filter(|session| session.id == id).find_map(|s| s.open(counter, sealed));
         let content = content?;
         self.heard(remote, now);
         let mut tally = Tally::default();
-        if let Some(pending) = self.pending.take_if(|pending| pending.session.id == id) {
-            self.previous = self.current.replace(pending.session);
+        if self.confirm(id) {
             tally = self.flush(now, out);
         }
         let opened = if content.is_empty() { Opened::Empty } else { Opened::Message(content) };

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use selvedge_model::NodeId;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::frame::{Frame, Nonce};
 use super::keys::Pair;
 use super::partner::{Opened, Outbox, Partner, Tally};
@@ -25,6 +25,9 @@ const MAX_KNOCKING: usize = 1024;
 const STRANGERS_KNOCKS: u32 = 50;
 const STRANGERS_MESSAGES: u32 = 200;
 
+/// How many knocks of members who are not remembered are looked at in a second.
+const NEWCOMERS_KNOCKS: u32 = 1000;
+
 /// All partners.
 pub(super) struct Post {
     agreement: Agreement,
@@ -34,6 +37,7 @@ pub(super) struct Post {
     random: Random,
     strangers_knocks: Allowance,
     strangers_messages: Allowance,
+    newcomers_knocks: Allowance,
     out: Outbox,
     counters: Arc<Counters>,
 }
@@ -54,6 +58,7 @@ impl Post {
             random: Random { seed, drawn: 0 },
             strangers_knocks: Allowance::new(STRANGERS_KNOCKS, now),
             strangers_messages: Allowance::new(STRANGERS_MESSAGES, now),
+            newcomers_knocks: Allowance::new(NEWCOMERS_KNOCKS, now),
             out: Outbox::new(),
             counters,
         }
@@ -89,12 +94,15 @@ impl Post {
         now: Instant,
     ) {
         let knocks = self.knocking.len() < MAX_KNOCKING || self.knocking.contains(&to);
-        if !knocks || access.of_dialled(&to) == Access::Refused || !self.meet(to, access, now) {
+        // Whoever there is a session with needs no handshake.
+        let possible = knocks || self.partners.get(&to).is_some_and(Partner::has_session);
+        if !possible || access.of_dialled(&to) == Access::Refused || !self.meet(to, access, now) {
             return self.counters.datagrams_dropped.bump();
         }
         let Some(partner) = self.partners.get_mut(&to) else { return };
         let random = &mut self.random;
-        let tally = partner.send(addrs, message, now, || random.draw(), &mut self.out);
+        let challenge = || knocks.then(|| random.draw());
+        let tally = partner.send(addrs, message, now, challenge, &mut self.out);
         note(&self.counters, tally);
         if partner.due().is_some() {
             self.knocking.insert(to);
@@ -159,9 +167,9 @@ impl Post {
         let Some(partner) = self.partners.get_mut(&from) else { return false };
         let random = &mut self.random;
         let before: Vec<_> = partner.sessions().collect();
-        partner.knocked(remote, challenge, now, || random.draw(), &mut self.out);
+        let answered = partner.knocked(remote, challenge, now, || random.draw(), &mut self.out);
         self.index(from, &before);
-        true
+        answered
     }
 
     fn answered(
@@ -211,16 +219,23 @@ impl Post {
         }
     }
 
-    /// Whether a knock is that of `from`, who is known then. Nothing is kept of a forged one.
+    /// Whether a knock is that of `from`, who is known then. Of a forged one nothing is kept but
+    /// the keys that it shares with a member, so that the next one costs no agreement.
     fn admits(&mut self, from: NodeId, datagram: &[u8], access: &AccessList, now: Instant) -> bool {
         if let Some(partner) = self.partners.get(&from) {
             return partner.pair.verifies(datagram);
         }
-        match self.pair(from).filter(|pair| pair.verifies(datagram)) {
-            Some(pair) => self.remember(from, pair, access, now),
-            None => return false,
+        let member = access.of(&from) == Access::Member;
+        if member && !self.newcomers_knocks.take(now) {
+            return false;
         }
-        true
+        let Some(pair) = self.pair(from) else { return false };
+        let authentic = pair.verifies(datagram);
+        // Nobody is forgotten for the sake of a forgery.
+        if authentic || member && self.partners.len() < MAX_PARTNERS {
+            self.remember(from, pair, access, now);
+        }
+        authentic
     }
 
     /// Makes sure that a partner is known, if its identity is a key.
@@ -289,28 +304,6 @@ impl Random {
         self.drawn += 1;
         let hash = blake3::keyed_hash(&self.seed, &self.drawn.to_be_bytes());
         std::array::from_fn(|index| hash.as_bytes()[index])
-    }
-}
-
-/// So many a second, and no more than a second's at once.
-struct Allowance {
-    each_second: u32,
-    left: u32,
-    since: Instant,
-}
-
-impl Allowance {
-    const fn new(each_second: u32, now: Instant) -> Self {
-        Self { each_second, left: each_second, since: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        if now - self.since >= Duration::from_secs(1) {
-            (self.since, self.left) = (now, self.each_second);
-        }
-        let any = self.left > 0;
-        self.left -= u32::from(any);
-        any
     }
 }
 

@@ -244,13 +244,28 @@ impl Checker {
         if ring != self.ring {
             self.ring = ring;
             self.touch_all();
+            self.forget_homeless();
         }
+    }
+
+    /// What nobody has and nobody may have, since all are drained, is nobody's: whoever may have
+    /// it first takes it from no one.
+    fn forget_homeless(&mut self) {
+        let cache = &self.cache;
+        let vacant = |vni: &Vni| cache.networks.get(vni).and_then(Network::current).is_none();
+        let ring = &self.ring;
+        self.owners.retain(|vni, _| ring.owner(*vni).is_some() || !vacant(vni));
     }
 
     fn network_changed(&mut self, vni: Vni, planned: bool, hosts: &[Host], now: Time) {
         self.touched.insert(vni);
         let network = self.cache.networks.get(&vni);
-        let Some(owner) = network.and_then(Network::current).cloned() else { return };
+        let Some(owner) = network.and_then(Network::current).cloned() else {
+            if self.ring.owner(vni).is_none() {
+                self.owners.remove(&vni);
+            }
+            return;
+        };
         if self.owners.get(&vni) == Some(&owner) {
             return;
         }

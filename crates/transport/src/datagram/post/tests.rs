@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -316,6 +317,120 @@ fn forged_knocks_of_strangers_cost_little() {
     assert!(world.posts[0].partners.is_empty(), "nothing is kept of them");
     assert_eq!(world.refused(0), 200);
     assert_eq!(world.counters[0].read().strangers_limited, 200 - u64::from(STRANGERS_KNOCKS));
+}
+
+#[test]
+fn forged_knocks_of_members_cost_an_agreement_each_member() {
+    let mut world = World::new(30);
+    for round in 0..3 {
+        for from in 1..30 {
+            let from = node(from);
+            let forged = Frame::Knock { from, challenge: [round; 16], tag: [0; 16] }.encode();
+            world.deliver(1, 0, &forged);
+        }
+        assert!(world.wire.is_empty(), "none is answered");
+        assert_eq!(world.posts[0].partners.len(), 29, "their keys are known from now on");
+    }
+    assert_eq!(world.refused(0), 3 * 29);
+    world.send(7, 0, b"genuine");
+    world.settle();
+    assert_eq!(world.heard(0), [b"genuine"]);
+}
+
+#[test]
+fn knocks_of_members_who_are_not_remembered_are_limited() {
+    let mut world = World::new(9);
+    world.posts[0].newcomers_knocks = Allowance::new(5, world.now);
+    (1..9).for_each(|from| world.send(from, 0, b"message"));
+    world.settle();
+    assert_eq!((world.heard(0).len(), world.posts[0].partners.len()), (5, 5));
+    world.now += Duration::from_secs(1);
+    world.tick();
+    world.settle();
+    assert_eq!(world.heard(0).len(), 8, "the others' second knocks");
+}
+
+#[test]
+fn an_old_knock_repeated_within_a_handshake_changes_nothing() {
+    let mut world = World::new(2);
+    world.send(0, 1, b"old");
+    let old = world.settle().remove(0).2;
+    world.restart(0, 1);
+    world.restart(1, 2);
+    world.send(0, 1, b"new");
+    let (_, _, knock) = world.wire.pop_front().expect("a knock");
+    world.deliver(0, 1, &knock);
+    world.deliver(0, 1, &old);
+    world.settle();
+    assert_eq!(world.heard(1), [b"old", b"new"]);
+    // The answer to the old knock was asked for by nobody.
+    assert_eq!(world.refused(1), 0);
+}
+
+#[test]
+fn sessions_are_granted_so_often_and_no_more() {
+    let mut world = World::new(2);
+    world.send(0, 1, b"message");
+    let (_, _, knock) = world.wire.pop_front().expect("a knock");
+    for _ in 0..100 {
+        world.deliver(0, 1, &knock);
+    }
+    assert_eq!(world.wire.len(), 20, "the same one");
+    let pair = Pair::new(&agreement(0), node(1)).expect("a key");
+    for number in 0..100 {
+        world.deliver(0, 1, &pair.knock([number; 16]));
+    }
+    assert_eq!(world.wire.len(), 20 + 19, "others: one was granted before");
+    assert_eq!(world.posts[1].sessions.len(), 4, "the last ones");
+    assert_eq!(world.refused(1), 80 + 81);
+    world.wire.clear();
+    world.now += Duration::from_secs(1);
+    world.tick();
+    world.settle();
+    assert_eq!(world.heard(1), [b"message"]);
+}
+
+#[test]
+fn a_session_asked_for_later_outlives_the_first_datagram_of_an_earlier_one() {
+    let mut world = World::new(2);
+    world.send(0, 1, b"first");
+    let (_, _, knock) = world.wire.pop_front().expect("a knock");
+    world.deliver(0, 1, &knock);
+    let (_, _, answer) = world.wire.pop_front().expect("an answer");
+    world.deliver(1, 0, &answer);
+    let (_, _, first) = world.wire.pop_front().expect("the message");
+    world.now += Duration::from_secs(1);
+    world.send(0, 1, b"second");
+    let (_, _, lost) = world.wire.pop_front().expect("over the session that is silent");
+    assert_eq!(kind(&lost), "data");
+    let (_, _, knock) = world.wire.pop_front().expect("another knock");
+    world.deliver(0, 1, &knock);
+    world.deliver(0, 1, &first);
+    world.settle();
+    assert_eq!(world.heard(1), [b"first" as &[u8], b"second"]);
+    assert_eq!(world.refused(1), 0);
+}
+
+#[test]
+fn many_handshakes_hold_up_no_session() {
+    let mut world = World::new(3);
+    world.send(0, 1, b"before");
+    world.settle();
+    let silent =
+        (0..MAX_KNOCKING).map(|n| NodeId([n.to_be_bytes(); 4].concat().try_into().expect("32")));
+    world.posts[0].knocking.extend(silent);
+    world.send(0, 1, b"meanwhile");
+    world.send(0, 2, b"not possible");
+    world.settle();
+    assert_eq!(world.heard(1), [b"before" as &[u8], b"meanwhile"]);
+    assert_eq!((world.heard(2).len(), world.counters[0].read().datagrams_dropped), (0, 1));
+    // A session that is silent needs a handshake, which has to wait.
+    world.send(0, 1, b"unheard");
+    world.now += Duration::from_secs(1);
+    world.wire.clear();
+    world.send(0, 1, b"silent");
+    assert_eq!(world.posts[0].knocking.len(), MAX_KNOCKING);
+    assert_eq!(world.wire.len(), 1, "the message and no knock");
 }
 
 #[test]
