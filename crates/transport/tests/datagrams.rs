@@ -1,21 +1,15 @@
 //! Sealed datagrams on the loopback interface, beside QUIC on the same ports.
 
+mod common;
+
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use selvedge_model::NodeId;
-use selvedge_transport::{
-    AccessList, Config, CounterValues, MAX_DATAGRAM, Received, SendError, Transport,
-};
-use tokio::sync::{mpsc, watch};
+use selvedge_transport::{AccessList, CounterValues, MAX_DATAGRAM, Received, SendError};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use zeroize::Zeroizing;
 
-struct Agent {
-    transport: Transport,
-    inbox: mpsc::Receiver<Received>,
-    access: watch::Sender<AccessList>,
-}
+use common::Agent;
 
 impl Agent {
     fn start(seed: u8) -> Self {
@@ -23,18 +17,7 @@ impl Agent {
     }
 
     fn start_at(seed: u8, listen: SocketAddr) -> Self {
-        let (access, follow) = watch::channel(AccessList::default());
-        let config = Config { listen, secret: Zeroizing::new([seed; 32]), access: follow };
-        let (transport, inbox) = Transport::bind(config).expect("loopback can be bound");
-        Self { transport, inbox, access }
-    }
-
-    fn node(&self) -> NodeId {
-        self.transport.node()
-    }
-
-    fn addr(&self) -> SocketAddr {
-        SocketAddr::new([127, 0, 0, 1].into(), self.transport.local_addr().port())
+        Self::bind(seed, listen, AccessList::default())
     }
 
     fn admit(&self, other: &Self) {

@@ -1,25 +1,20 @@
 //! Transports on the loopback interface.
 
+mod common;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_model::NodeId;
 use selvedge_transport::{
-    AccessList, Config, ConnectError, DialError, MAX_MESSAGE, MAX_STRANGER_MESSAGE, Received,
-    SendError, Transport,
+    AccessList, ConnectError, DialError, MAX_MESSAGE, MAX_STRANGER_MESSAGE, Received, SendError,
 };
 use tokio::net::UdpSocket;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use zeroize::Zeroizing;
 
-struct Agent {
-    transport: Transport,
-    inbox: mpsc::Receiver<Received>,
-    access: watch::Sender<AccessList>,
-}
+use common::Agent;
 
 impl Agent {
     fn start(seed: u8) -> Self {
@@ -28,19 +23,7 @@ impl Agent {
 
     fn start_at(seed: u8, listen: SocketAddr) -> Self {
         let list = AccessList { strangers: true, ..AccessList::default() };
-        let (access, follow) = watch::channel(list);
-        let secret = Zeroizing::new([seed; 32]);
-        let config = Config { listen, secret, access: follow };
-        let (transport, inbox) = Transport::bind(config).expect("loopback can be bound");
-        Self { transport, inbox, access }
-    }
-
-    fn node(&self) -> NodeId {
-        self.transport.node()
-    }
-
-    fn addr(&self) -> SocketAddr {
-        SocketAddr::new([127, 0, 0, 1].into(), self.transport.local_addr().port())
+        Self::bind(seed, listen, list)
     }
 
     fn admit(&self, others: &[&Self]) {

@@ -19,12 +19,24 @@ fn ms(count: u64) -> Duration {
 /// The detector of the first member on the ring, and what it knows.
 struct Bench {
     detector: Detector,
+    known: Known,
+    rng: ChaCha8Rng,
+    now: Time,
+}
+
+/// What a member knows of its mesh.
+struct Known {
     roster: Roster,
     lives: Lives,
     wards: BTreeSet<NodeId>,
     own: NodeId,
-    rng: ChaCha8Rng,
-    now: Time,
+}
+
+impl Known {
+    fn view(&self) -> View<'_> {
+        let Self { roster, lives, wards, own } = self;
+        View { roster, lives, own: *own, wall: WALL, wards }
+    }
 }
 
 impl Bench {
@@ -35,17 +47,14 @@ impl Bench {
         let config = Probing { random_every: 1_000_000, ..Probing::default() };
         Self {
             detector: Detector::new(config, own, &mut rng, Time::ZERO),
-            roster,
-            lives: Lives::default(),
-            wards: BTreeSet::new(),
-            own,
+            known: Known { roster, lives: Lives::default(), wards: BTreeSet::new(), own },
             rng,
             now: Time::ZERO,
         }
     }
 
     fn others(&self) -> Vec<NodeId> {
-        self.roster.nodes(WALL).filter(|node| *node != self.own).collect()
+        self.known.roster.nodes(WALL).filter(|node| *node != self.known.own).collect()
     }
 
     /// What the detector wants done in this time, and when.
@@ -55,19 +64,13 @@ impl Bench {
         while self.detector.poll_timeout() <= end {
             self.now = self.detector.poll_timeout().max(self.now);
             self.detector.note_time(self.now);
-            let view = View {
-                roster: &self.roster,
-                lives: &self.lives,
-                own: self.own,
-                wall: WALL,
-                wards: &self.wards,
-            };
+            let view = self.known.view();
             let now = self.now;
             for wish in self.detector.handle_timeout(&view, &mut self.rng, now) {
                 if let Wish::Accuse { asker, target } = &wish
-                    && *asker == self.own
+                    && *asker == self.known.own
                 {
-                    let accusation = self.accusation(self.own, *target, 0);
+                    let accusation = self.accusation(self.known.own, *target, 0);
                     self.detector.handle_accusation(accusation, now);
                 }
                 wishes.push((now, wish));
@@ -99,14 +102,7 @@ impl Bench {
     }
 
     fn note_change(&mut self, node: NodeId) {
-        let view = View {
-            roster: &self.roster,
-            lives: &self.lives,
-            own: self.own,
-            wall: WALL,
-            wards: &self.wards,
-        };
-        self.detector.note_change(node, &view, self.now);
+        self.detector.note_change(node, &self.known.view(), self.now);
     }
 }
 
@@ -155,7 +151,7 @@ fn the_next_on_the_ring_is_probed_at_every_interval() {
 fn clients_are_probed_by_their_peer_too() {
     let mut bench = Bench::new(9);
     let ward = bench.others()[4];
-    bench.wards.insert(ward);
+    bench.known.wards.insert(ward);
     let wishes = bench.pass(ms(5000));
     assert!(pings(&wishes, ward) >= 4, "{wishes:?}");
 }
@@ -185,7 +181,7 @@ fn helpers_are_asked_when_there_is_no_answer_and_others_later() {
     let wishes = bench.pass(ms(4));
     let first: BTreeSet<NodeId> = helpers(&wishes).into_iter().collect();
     assert_eq!(first.len(), config.helpers);
-    assert!(!first.contains(&target) && !first.contains(&bench.own));
+    assert!(!first.contains(&target) && !first.contains(&bench.known.own));
     let later: BTreeSet<NodeId> = helpers(&bench.pass(config.patience)).into_iter().collect();
     assert_eq!(later.len(), config.helpers);
     assert!(first.is_disjoint(&later));
@@ -230,7 +226,7 @@ fn a_helper_vouches_for_who_answers_and_accuses_who_does_not() {
 #[test]
 fn a_node_does_not_help_against_itself_nor_too_many_at_once() {
     let mut bench = Bench::new(9);
-    let (asker, own, now) = (bench.others()[0], bench.own, bench.now);
+    let (asker, own, now) = (bench.others()[0], bench.known.own, bench.now);
     bench.detector.handle_ask(asker, own, 1, now);
     assert!(bench.detector.helps.is_empty());
     for number in 0..1000_u32 {
@@ -341,7 +337,7 @@ fn who_is_down_is_not_probed_but_tried_again_and_sooner_when_something_changes()
     let (dead, other) = (bench.others()[0], bench.others()[1]);
     let accuse = |by| Accusation::sign(MESH, dead, 0, &identity(by));
     let verdict = Verdict::of(&[accuse(50), accuse(51)], &Verifier::default()).expect("two");
-    bench.lives.hear_verdict(verdict);
+    bench.known.lives.hear_verdict(verdict);
     bench.note_change(dead);
     let wishes = bench.pass(ms(60_000));
     let (tried, probed) = (pings(&wishes, dead), pings(&wishes, other));
@@ -360,11 +356,11 @@ fn contradiction_outdoes_the_verdict_and_ends_the_attempts() {
     let number = (0..100).find(|number| identity(*number).node_id() == dead).expect("a member");
     let accuse = |by| Accusation::sign(MESH, dead, 0, &identity(by));
     let verdict = Verdict::of(&[accuse(50), accuse(51)], &Verifier::default()).expect("two");
-    assert!(bench.lives.hear_verdict(verdict.clone()));
+    assert!(bench.known.lives.hear_verdict(verdict.clone()));
     bench.note_change(dead);
-    assert!(!bench.lives.hear_alive(Alive::sign(MESH, 0, &identity(number))), "not higher");
-    assert!(bench.lives.hear_alive(Alive::sign(MESH, 1, &identity(number))));
-    assert!(!bench.lives.hear_verdict(verdict), "that is of the past");
+    assert!(!bench.known.lives.hear_alive(Alive::sign(MESH, 0, &identity(number))), "not higher");
+    assert!(bench.known.lives.hear_alive(Alive::sign(MESH, 1, &identity(number))));
+    assert!(!bench.known.lives.hear_verdict(verdict), "that is of the past");
     bench.note_change(dead);
     assert_eq!(bench.first_question().0, dead, "it is watched again");
 }

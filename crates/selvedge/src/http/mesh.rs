@@ -10,11 +10,21 @@ use selvedge_api::mesh::{
     CreateRequest, Dns, EditRequest, Event, Invite, InviteRequest, JoinRequest, Left, Mesh,
     QueryRequest, Summary,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
+use utoipa::IntoParams;
 
 use super::{Answer, Body, Failure, Shared, lines};
 use crate::mesh_plane::{graph, query};
+
+/// The mesh that a path names.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct Which {
+    /// its name, its id, or the unique beginning of its id
+    mesh: String,
+}
 
 /// All meshes of this node.
 #[utoipa::path(
@@ -56,10 +66,10 @@ pub(super) async fn join(State(app): Shared, body: Body<JoinRequest>) -> Answer<
     get,
     path = "/meshes/{mesh}",
     tag = "mesh",
-    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    params(Which),
     responses((status = 200, body = Mesh))
 )]
-pub(super) async fn show(State(app): Shared, Path(mesh): Path<String>) -> Answer<Mesh> {
+pub(super) async fn show(State(app): Shared, Path(Which { mesh }): Path<Which>) -> Answer<Mesh> {
     Ok(Json(app.mesh()?.show(&mesh).await?))
 }
 
@@ -68,10 +78,10 @@ pub(super) async fn show(State(app): Shared, Path(mesh): Path<String>) -> Answer
     delete,
     path = "/meshes/{mesh}",
     tag = "mesh",
-    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    params(Which),
     responses((status = 200, body = Left))
 )]
-pub(super) async fn leave(State(app): Shared, Path(mesh): Path<String>) -> Answer<Left> {
+pub(super) async fn leave(State(app): Shared, Path(Which { mesh }): Path<Which>) -> Answer<Left> {
     Ok(Json(app.mesh()?.leave(&mesh).await?))
 }
 
@@ -80,13 +90,13 @@ pub(super) async fn leave(State(app): Shared, Path(mesh): Path<String>) -> Answe
     post,
     path = "/meshes/{mesh}/invites",
     tag = "mesh",
-    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    params(Which),
     request_body = InviteRequest,
     responses((status = 200, body = Invite))
 )]
 pub(super) async fn invite(
     State(app): Shared,
-    Path(mesh): Path<String>,
+    Path(Which { mesh }): Path<Which>,
     body: Body<InviteRequest>,
 ) -> Answer<Invite> {
     Ok(Json(app.mesh()?.invite(&mesh, body?.0).await?))
@@ -97,13 +107,13 @@ pub(super) async fn invite(
     patch,
     path = "/meshes/{mesh}/node",
     tag = "mesh",
-    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    params(Which),
     request_body = EditRequest,
     responses((status = 200, body = Mesh))
 )]
 pub(super) async fn edit(
     State(app): Shared,
-    Path(mesh): Path<String>,
+    Path(Which { mesh }): Path<Which>,
     body: Body<EditRequest>,
 ) -> Answer<Mesh> {
     Ok(Json(app.mesh()?.edit(&mesh, body?.0).await?))
@@ -114,13 +124,13 @@ pub(super) async fn edit(
     post,
     path = "/meshes/{mesh}/query",
     tag = "mesh",
-    params(("mesh" = String, Path, description = "its name, its id, or the unique beginning of its id")),
+    params(Which),
     request_body = QueryRequest,
     responses((status = 200, body = Value))
 )]
 pub(super) async fn ask(
     State(app): Shared,
-    Path(mesh): Path<String>,
+    Path(Which { mesh }): Path<Which>,
     body: Body<QueryRequest>,
 ) -> Answer<Value> {
     let Json(QueryRequest { expression }) = body?;
