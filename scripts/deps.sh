@@ -52,6 +52,7 @@ test_deps() {
     need iproute2 has_command ip
     need nftables has_command nft
     need iputils-ping has_command ping
+    need graphviz has_command dot
     provide "the tests with real components" && return
     [ "${CI:-}" != true ] || exit 1
     say "The tests that need it are going to be skipped, by name."

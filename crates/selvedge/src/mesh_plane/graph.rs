@@ -210,17 +210,20 @@ mod tests {
         assert_eq!(parse(&dot(&[])).clusters, 0);
     }
 
-    /// Graphviz itself agrees, where it is installed; the grammar is checked in any case.
+    /// Graphviz itself agrees, where it is installed; with `CI=true` it has to be.
     #[test]
-    #[allow(clippy::print_stdout, reason = "says what was not checked")]
+    #[allow(clippy::print_stderr, reason = "whoever runs the tests shall see what was skipped")]
     fn graphviz_draws_it() {
         parse(&dot(&two()));
         let mut command = Command::new("dot");
         command.arg("-Tsvg").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = match command.spawn() {
             Ok(child) => child,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return println!("graphviz is not installed: its grammar was checked alone");
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && std::env::var("CI").as_deref() != Ok("true") =>
+            {
+                return eprintln!("skipped: graphviz_draws_it: Graphviz is not installed");
             }
             Err(error) => panic!("cannot start dot: {error}"),
         };
