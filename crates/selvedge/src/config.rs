@@ -123,6 +123,8 @@ pub struct GatewayConfig {
     pub announce: Duration,
     /// How long after a gateway's return no planned move goes to it.
     pub hold_down: Duration,
+    /// How long a host that was unfit again and again has to be fit until it gets networks.
+    pub damping: Duration,
     /// How long a stopping agent waits for its networks to be taken over.
     pub drain_timeout: Duration,
     /// Where probes are sent and received.

@@ -28,6 +28,10 @@ pub struct Config {
     pub budget: usize,
     /// How long a node must have been back before planned moves bring networks to it.
     pub hold_down: Duration,
+    /// For how long a host that served and became unfit twice within ten minutes has to be fit
+    /// before networks are placed on it again; twice as long after each further time, sixteen
+    /// times as long at most. Zero: it does not count.
+    pub damping: Duration,
     /// Unix time in milliseconds at [`selvedge_model::Time::ZERO`], for the history.
     pub wall_at_zero_ms: u64,
     /// Whether it serves networks, or only votes.

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use selvedge_model::Time;
 
+use super::network::Local;
 use super::{Event, Gateway};
 
 /// For how long a time of unfitness counts against a host.
 const MEMORY: Duration = Duration::from_secs(600);
-/// How long a host that became unfit again and again has to be fit before networks are placed on
-/// it: the first of these after the second time, and twice as long after each further one.
-const FIRST_PENANCE: Duration = Duration::from_secs(20);
-const LONGEST_PENANCE: Duration = Duration::from_secs(300);
+/// How many times the damping a host is made to wait at most.
+const LONGEST: u32 = 16;
 
 /// The last times at which this host became unfit, and since when it is fit.
 #[derive(Debug, Default)]
@@ -32,14 +31,14 @@ impl Fitness {
         }
     }
 
-    /// Until when the host is not to be given networks, although it is fit.
-    fn penance_until(&self) -> Time {
+    /// Until when the host is not to be given networks, although it is fit: `damping` after the
+    /// second fall, and twice as long after each further one.
+    fn penance_until(&self, damping: Duration) -> Time {
         let repeated = u32::try_from(self.falls.len()).unwrap_or(u32::MAX).saturating_sub(1);
         if repeated == 0 {
             return Time::ZERO;
         }
-        let factor = 2_u32.saturating_pow((repeated - 1).min(8));
-        self.fit_since + (FIRST_PENANCE * factor).min(LONGEST_PENANCE)
+        self.fit_since + damping * 2_u32.saturating_pow(repeated - 1).min(LONGEST)
     }
 }
 
@@ -49,7 +48,9 @@ impl Gateway {
             return;
         }
         let was_fit = self.unfit.is_empty();
-        if was_fit {
+        // Who serves nothing moves nothing: what a host suffers that was cut off, and has lost its
+        // networks for that, is no flapping.
+        if was_fit && self.answers() {
             self.fitness.note_fall(now);
         } else if problems.is_empty() {
             self.fitness.fit_since = now;
@@ -62,10 +63,16 @@ impl Gateway {
         }
     }
 
+    /// Whether this host is to answer for any network.
+    fn answers(&self) -> bool {
+        let answers = |local: &Local| local.desired().is_some_and(|desired| desired.duty.answering);
+        self.may_serve() && self.locals.values().any(answers)
+    }
+
     /// Whether networks may be placed here, as far as this host's condition goes; `None` if that
     /// is to stay as it is. The last one there serves as well as it can.
     pub(super) fn is_placeable(&mut self, now: Time) -> Option<bool> {
-        let until = self.fitness.penance_until();
+        let until = self.fitness.penance_until(self.config.damping);
         let repents = now < until && self.unfit.is_empty();
         if repents {
             self.alarms.insert((until, None));
@@ -81,6 +88,8 @@ impl Gateway {
 mod tests {
     use super::*;
 
+    const DAMPING: Duration = Duration::from_secs(20);
+
     #[test]
     fn the_first_time_is_free_and_repetition_costs_twice_as_much() {
         let mut fitness = Fitness::default();
@@ -89,12 +98,13 @@ mod tests {
             let now = Time::ZERO + Duration::from_secs(fall * 10);
             fitness.note_fall(now);
             fitness.fit_since = now;
-            waits.push(fitness.penance_until().since(now).as_secs());
+            waits.push(fitness.penance_until(DAMPING).since(now).as_secs());
         }
-        assert_eq!(waits, [0, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(waits, [0, 20, 40, 80, 160, 320, 320]);
+        assert!(fitness.penance_until(Duration::ZERO) <= fitness.fit_since, "it is switched off");
         let later = Time::ZERO + Duration::from_secs(1000);
         fitness.note_fall(later);
         fitness.fit_since = later;
-        assert_eq!(fitness.penance_until().since(later), Duration::ZERO, "it is forgotten");
+        assert_eq!(fitness.penance_until(DAMPING).since(later), Duration::ZERO, "it is forgotten");
     }
 }

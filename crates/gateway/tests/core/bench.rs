@@ -78,6 +78,7 @@ pub(crate) fn config(text: &str, ids: Vec<u64>, networks: u32) -> Config {
         announce: Duration::from_secs(10),
         budget: BUDGET,
         hold_down: HOLD_DOWN,
+        damping: Duration::from_secs(20),
         wall_at_zero_ms: 0,
         role: NodeRole::Gateway,
         probe: Vec::new(),

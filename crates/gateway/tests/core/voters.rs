@@ -7,7 +7,7 @@ use selvedge_gateway::kv::Health;
 use selvedge_gateway::status::Right;
 use selvedge_gateway::{Config, Event, Isolated, NodeRole, OperatorError};
 
-use crate::bench::{Bench, MS, SECOND, WHOLE, config, ids_for, name};
+use crate::bench::{Bench, HOLD_DOWN, MS, SECOND, WHOLE, config, ids_for, name};
 
 const LEADERLESS: Health = Health { members: 3, answering: 2, led: false };
 const AWAY: Health = Health { members: 3, answering: 1, led: false };
@@ -258,6 +258,27 @@ fn a_host_that_cannot_do_its_job_is_relieved_at_once_and_comes_back() {
     bench.agents[0].core.handle_problems(vec![], now);
     bench.pass(SECOND * 30);
     assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+}
+
+/// The gateway's sessions end a second after it was cut off, and are up two seconds after its
+/// return.
+#[test]
+fn what_a_gateway_suffers_while_it_serves_nothing_is_no_flapping() {
+    let mut bench = three();
+    for _ in 0..5 {
+        cut(&mut bench, 0);
+        bench.pass(SECOND);
+        let now = bench.now;
+        bench.agents[0].core.handle_problems(vec!["ospfd has no neighbour".to_owned()], now);
+        bench.pass(SECOND);
+        mend(&mut bench, 0);
+        bench.renew(0);
+        bench.pass(SECOND * 2);
+        let now = bench.now;
+        bench.agents[0].core.handle_problems(vec![], now);
+        bench.pass(HOLD_DOWN + SECOND * 15);
+        assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+    }
 }
 
 #[test]

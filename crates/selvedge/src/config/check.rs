@@ -125,6 +125,7 @@ fn gateway_config(file: GatewayFile, name: &NodeName, state: &Path) -> Result<Ga
         settle: times.settle,
         announce: times.announce,
         hold_down: times.hold_down,
+        damping: health::damping(&health)?,
         drain_timeout: times.drain,
         probe: detection::probe(&probe, file.dry == Some(true))?,
         timing: detection::timing(&probe, times.lease)?,

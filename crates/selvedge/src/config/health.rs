@@ -21,6 +21,7 @@ pub struct HealthFile {
     pub routes: Option<bool>,
     pub adverts: Option<bool>,
     pub start_s: Option<u64>,
+    pub damping_s: Option<u64>,
     pub carrier_grace_ms: Option<u64>,
     pub session_grace_ms: Option<u64>,
     pub bridge_grace_ms: Option<u64>,
@@ -84,6 +85,11 @@ fn interfaces(key: &str, names: Option<&[String]>) -> Result<Interfaces> {
             Ok(Interfaces::These(names.to_vec()))
         }
     }
+}
+
+/// How long a host that was unfit again and again has to be fit until it gets networks.
+pub(super) fn damping(file: &HealthFile) -> Result<Duration> {
+    within("gateway.health.damping_s", file.damping_s, 20, (0, 3600)).map(Duration::from_secs)
 }
 
 fn sessions(file: &HealthFile, fabric: &FabricConfig) -> Result<Option<FrrChecks>> {

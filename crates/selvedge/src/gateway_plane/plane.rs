@@ -517,6 +517,7 @@ fn core_config(
         announce: config.announce,
         budget: config.budget,
         hold_down: config.hold_down,
+        damping: config.damping,
         wall_at_zero_ms: wall,
         role: config.role,
         probe,

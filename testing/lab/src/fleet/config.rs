@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use selvedge::config::{
-    EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, NetworkFile, ProbeFile,
+    EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, HealthFile, NetworkFile, ProbeFile,
 };
 use selvedge_gateway::NodeRole;
 use selvedge_model::{Vni, VniRanges};
@@ -24,6 +24,8 @@ impl Fleet {
             network: self.campus.networks().map(network).collect(),
             networks: Some(self.ranges()?),
             budget: self.options.budget,
+            // What breaks again and again is what is measured.
+            health: Some(HealthFile { damping_s: Some(0), ..HealthFile::default() }),
             // Where no route follows, nothing has to be waited for.
             settle_ms: self.options.dry.then_some(0),
             ..self.common(gateway.address)?

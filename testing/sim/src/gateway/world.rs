@@ -231,6 +231,7 @@ impl World {
             announce: Duration::from_secs(10),
             budget: self.setup.budget,
             hold_down: self.setup.hold_down,
+            damping: Duration::from_secs(20),
             wall_at_zero_ms: 1_800_000_000_000,
             role: part.role,
             probe: paths.map(|path| links::address(host, path)).collect(),
