@@ -91,7 +91,12 @@ pub(crate) fn provoke(fleet: &mut Fleet, victim: &str, fault: Fault) -> anyhow::
         lost_after: lost_between(ended, settled),
         return_lost: lost_between(seen, settled),
         sender_late: report.sender_late.max(back.sender_late),
-        course: Course::new((struck, ended, settled), changes, &report, &networks),
+        course: Course::new(
+            (struck, ended, settled),
+            changes,
+            (&report, &networks),
+            &streams.report_between(ended, settled),
+        ),
     })
 }
 

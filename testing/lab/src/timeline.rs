@@ -9,6 +9,8 @@ use selvedge_model::{Time, Vni};
 use selvedge_netlab::etcd::Seen;
 use selvedge_netlab::stream::{Direction, FlowReport, Report};
 
+use crate::statistics::millis;
+
 /// What happened from a fault until the fleet was whole again.
 #[derive(Clone, Debug)]
 pub(crate) struct Course {
@@ -18,22 +20,26 @@ pub(crate) struct Course {
     /// What was written to the store.
     changes: Vec<Seen>,
     /// For each network of the victim, each direction of each family: the end of the longest gap.
-    back: Vec<(Time, String)>,
+    /// For any network that lost packets after the fault: the end of the longest gap then.
+    packets: Vec<(Time, String)>,
 }
 
 impl Course {
     /// Of a fault that struck, ended, and after which the fleet was whole at these moments; with
-    /// what the streams of the victim's `networks` say.
+    /// what the streams of the victim's `networks` say about the fault, and all of them about the
+    /// time after it.
     pub(crate) fn new(
         (struck, ended, settled): (Time, Time, Time),
         changes: Vec<Seen>,
-        report: &Report,
-        networks: &[Vni],
+        (report, networks): (&Report, &[Vni]),
+        after: &Report,
     ) -> Self {
         let wanted: BTreeSet<u32> = networks.iter().map(|vni| vni.get()).collect();
         let its = report.flows.iter().filter(|flow| wanted.contains(&flow.label));
-        let back = its.map(|flow| (gap_end(flow), first_packet(flow))).collect();
-        Self { struck, ended, settled, changes, back }
+        let back = its.map(|flow| (gap_end(flow), first_packet(flow)));
+        let losing = after.flows.iter().filter(|flow| flow.lost > 0);
+        let lost = losing.map(|flow| (gap_end(flow), format!("lost     {}", loss(flow))));
+        Self { struck, ended, settled, changes, packets: back.chain(lost).collect() }
     }
 
     /// Writes it to `folder` as `<name>.txt`.
@@ -56,7 +62,7 @@ impl Course {
         for change in self.changes.iter().filter(during) {
             lines.push((change.at, format!("store    {}", words(change))));
         }
-        lines.extend(self.back.iter().map(|(at, line)| (*at, format!("packets  {line}"))));
+        lines.extend(self.packets.iter().cloned());
         lines.sort();
         let mut text = String::new();
         for (at, line) in lines {
@@ -72,13 +78,21 @@ fn gap_end(flow: &FlowReport) -> Time {
 }
 
 fn first_packet(flow: &FlowReport) -> String {
+    format!("packets  {} again, after {:.1} ms", way(flow), millis(flow.longest_gap))
+}
+
+fn loss(flow: &FlowReport) -> String {
+    let FlowReport { lost, longest_gap, .. } = flow;
+    format!("{lost} {}, until now for {:.1} ms", way(flow), millis(*longest_gap))
+}
+
+fn way(flow: &FlowReport) -> String {
     let family = if flow.ipv6 { "IPv6" } else { "IPv4" };
     let way = match flow.direction {
         Direction::Out => "out of",
         Direction::Back => "into",
     };
-    let gap = flow.longest_gap.as_secs_f64() * 1000.0;
-    format!("{family} {way} network {} again, after {gap:.1} ms", flow.label)
+    format!("{family} {way} network {}", flow.label)
 }
 
 /// Long values are cut, lest the list be unreadable.
@@ -111,31 +125,30 @@ mod tests {
             key: key.to_owned(),
             value: value.map(str::to_owned),
         };
-        let flow = |ipv6, gap| FlowReport {
+        let flow = |ipv6, lost, gap| FlowReport {
             label: 7,
             ipv6,
             direction: Direction::Out,
             sent: 9,
             received: 5,
-            lost: 4,
+            lost,
             duplicates: 0,
             reordered: 0,
             longest_gap: Duration::from_millis(gap),
             gap_began_us: 1_001_000,
             longest_delay: Duration::ZERO,
         };
-        let report = Report {
-            flows: vec![flow(false, 300), flow(true, 350)],
-            sender_late: Duration::ZERO,
-            realtime: true,
-        };
+        let report = |flows| Report { flows, sender_late: Duration::ZERO, realtime: true };
+        let during = report(vec![flow(false, 4, 300), flow(true, 5, 350)]);
+        let after = report(vec![flow(false, 0, 5), flow(true, 2, 1200)]);
         let changes = vec![
             change(900, "/before", Some("x")),
             change(1250, "/selvedge/verdict/gw1/5", Some("{}")),
             change(1400, "/selvedge/live/gw1", None),
         ];
         let vni = Vni::try_from(7).expect("valid");
-        let course = Course::new((ms(1000), ms(2000), ms(3000)), changes, &report, &[vni]);
+        let course =
+            Course::new((ms(1000), ms(2000), ms(3000)), changes, (&during, &[vni]), &after);
         let expected = [
             "       0.0 ms  fault    cut gw1",
             "     250.0 ms  store    /selvedge/verdict/gw1/5 = {} (revision 1250)",
@@ -143,6 +156,7 @@ mod tests {
             "     351.0 ms  packets  IPv6 out of network 7 again, after 350.0 ms",
             "     400.0 ms  store    /selvedge/live/gw1 is gone (revision 1400)",
             "    1000.0 ms  fault    ends",
+            "    1201.0 ms  lost     2 IPv6 out of network 7, until now for 1200.0 ms",
             "    2000.0 ms  fleet    whole again\n",
         ];
         assert_eq!(course.text("cut gw1"), expected.join("\n"));

@@ -1,11 +1,16 @@
 //! From single looks to a report: what is wrong, since when, and whether that counts already. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use selvedge_model::Vni;
 
 use super::{Check, Checks, Problem, Report};
+
+/// How long a session has to be up again before its daemon is relied on. OSPF that was restarted
+/// first withdraws what it had said before, and says the same again 5 s later at the earliest
+/// (`MinLSInterval`, RFC 2328, appendix B): a network that came in between would not be attracted.
+const SETTLE: Duration = Duration::from_secs(6);
 
 /// What one look at everything of a check has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub(super) struct Judge {
     awaited: BTreeSet<Part>,
     /// The parts that were seen to work once.
     proven: BTreeSet<Part>,
+    /// The sessions that came up, and since when.
+    settling: BTreeMap<Part, (Instant, u64)>,
     wrong: BTreeMap<(Part, Subject), Sighting>,
 }
 
@@ -62,8 +69,8 @@ struct Sighting {
 
 impl Judge {
     pub(super) fn new(checks: Checks, awaited: BTreeSet<Part>, started: Instant) -> Self {
-        let (proven, wrong) = Default::default();
-        Self { checks, started, awaited, proven, wrong }
+        let (proven, settling, wrong) = Default::default();
+        Self { checks, started, awaited, proven, settling, wrong }
     }
 
     /// Notes a look at `now`, which is `wall` in milliseconds since 1970.
@@ -73,10 +80,23 @@ impl Judge {
         if look.works {
             self.proven.insert(part);
         }
+        if part.0 == Check::Session {
+            self.note_session(part, &look, (now, wall));
+        }
         self.wrong.retain(|(of, subject), _| *of != part || look.wrong.contains_key(subject));
         for (subject, text) in look.wrong {
             let fresh = || Sighting { first: now, since: wall, text: String::new() };
             self.wrong.entry((part, subject)).or_insert_with(fresh).text = text;
+        }
+    }
+
+    /// A session that was down and is up has to settle.
+    fn note_session(&mut self, part: Part, look: &Look, at: (Instant, u64)) {
+        let was_down = self.wrong.keys().any(|(of, _)| *of == part);
+        if !look.works {
+            self.settling.remove(&part);
+        } else if was_down {
+            self.settling.insert(part, at);
         }
     }
 
@@ -90,13 +110,16 @@ impl Judge {
             };
             list.push(problem(part.0, subject, sighting));
         }
+        let settling = self.settling.iter().filter(|(_, (at, _))| now < *at + SETTLE);
+        report.pending.extend(settling.map(|(part, (_, since))| settles(part, *since)));
         report
     }
 
     /// When the report changes next without a further look.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let all = self.wrong.iter().map(|((part, _), sighting)| self.counts_at(part, sighting));
-        all.filter(|at| *at > now).min()
+        let settled = self.settling.values().map(|(at, _)| *at + SETTLE);
+        all.chain(settled).filter(|at| *at > now).min()
     }
 
     fn counts_at(&self, part: &Part, sighting: &Sighting) -> Instant {
@@ -113,6 +136,12 @@ impl Judge {
     }
 }
 
+fn settles((check, daemon): &Part, since: u64) -> Problem {
+    let (subject, network) = ((*daemon).to_owned(), None);
+    let text = format!("{daemon} has just found its neighbours");
+    Problem { check: *check, subject, network, text, since }
+}
+
 fn problem(check: Check, subject: &Subject, sighting: &Sighting) -> Problem {
     let (subject, network) = match subject {
         Subject::Host(name) => ((*name).to_owned(), None),
@@ -123,8 +152,6 @@ fn problem(check: Check, subject: &Subject, sighting: &Sighting) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::health::Fitness;
 
@@ -185,6 +212,21 @@ mod tests {
         let report = judge.report(now + 3 * SECOND);
         assert_eq!((report.fitness(), report.problems[0].since), (Fitness::Unfit, 1000));
         assert_eq!(judge.deadline(now + 3 * SECOND), None);
+    }
+
+    #[test]
+    fn a_session_that_came_up_settles_first() {
+        let (mut judge, now) = judge(&[]);
+        judge.note(session(down()), now, 0);
+        judge.note(session(Ok(true)), now + SECOND, 1000);
+        judge.note(session(Ok(true)), now + 2 * SECOND, 2000);
+        let report = judge.report(now + 6 * SECOND);
+        assert_eq!((report.fitness(), report.pending[0].since), (Fitness::Starting, 1000));
+        assert_eq!(judge.deadline(now + 6 * SECOND), Some(now + 7 * SECOND));
+        assert_eq!(judge.report(now + 7 * SECOND), Report { complete: true, ..Report::default() });
+        // Who has been up before the first look need not.
+        judge.note(Look::at(Check::Session, "ospfd", Ok(true)), now + 7 * SECOND, 0);
+        assert_eq!(judge.report(now + 7 * SECOND).fitness(), Fitness::Fit);
     }
 
     #[test]
