@@ -70,7 +70,8 @@ impl Gateway {
     }
 
     /// Whether networks may be placed here, as far as this host's condition goes; `None` if that
-    /// is to stay as it is. The last one there serves as well as it can.
+    /// is to stay as it is: who is starting keeps what it has. The last one there serves as well
+    /// as it can.
     pub(super) fn is_placeable(&mut self, now: Time) -> Option<bool> {
         let until = self.fitness.penance_until(self.config.damping);
         let repents = now < until && self.unfit.is_empty();
@@ -80,7 +81,10 @@ impl Gateway {
         if !self.unfit.is_empty() || repents {
             return Some(!self.is_replaceable(now));
         }
-        (!self.fitness.starting || !self.is_replaceable(now)).then_some(true)
+        match self.fitness.starting && self.is_replaceable(now) {
+            true if self.answers() => None,
+            starting => Some(!starting),
+        }
     }
 }
 

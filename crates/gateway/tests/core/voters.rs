@@ -281,6 +281,31 @@ fn what_a_gateway_suffers_while_it_serves_nothing_is_no_flapping() {
     }
 }
 
+/// It looked fit for a moment, until its routing had come up and had to settle.
+#[test]
+fn a_gateway_that_is_starting_gets_nothing_though_it_was_fit_before() {
+    let mut bench = three();
+    cut(&mut bench, 0);
+    bench.pass(SECOND * 2);
+    mend(&mut bench, 0);
+    bench.renew(0);
+    bench.pass(SECOND);
+    assert!(bench.cache().nodes.contains_key(&name("gw1")));
+    let now = bench.now;
+    bench.agents[0].core.handle_starting(true, now);
+    bench.pass(HOLD_DOWN + SECOND * 15);
+    assert!(owners(&bench, 1..=2).iter().all(|owner| owner != "gw1"));
+    let now = bench.now;
+    bench.agents[0].core.handle_starting(false, now);
+    bench.pass(HOLD_DOWN + SECOND * 15);
+    assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+    // It keeps what it has.
+    let now = bench.now;
+    bench.agents[0].core.handle_starting(true, now);
+    bench.pass(SECOND * 20);
+    assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+}
+
 #[test]
 fn a_host_that_reaches_only_the_voters_is_relieved_too() {
     let mut bench = three();

@@ -16,13 +16,19 @@ use crate::nft::{Scope, Silencer};
 use crate::packet::{Advert, Announcement, Announcer, Beacon, router_advertisement};
 use crate::sysctl::{self, Family};
 
-/// The protocol number of the local route of a network: `kernel`, which FRR's zebra does not
-/// even look at. So it is neither redistributed nor does it displace what FRR has learned.
+/// The protocol number of the local routes of a network: `kernel`, which FRR's zebra does not
+/// even look at. So they are neither redistributed nor do they displace what FRR has learned.
 pub const LOCAL_PROTOCOL: u8 = 2;
 
 /// The metric of the local route. All routes of a routing daemon are better; the route counts
 /// only where there is none. With [`LOCAL_PROTOCOL`] it tells which routes are ours.
 pub const LOCAL_METRIC: u32 = 0xffff_5e1d;
+
+/// The metric of the local routes of a network's two halves: better than the 20 of all that zebra
+/// puts into the kernel. Halves are what a gateway announces that has taken the network over;
+/// where a routing daemon holds on to them after it has moved on, they would lead all packets away
+/// from the gateway that serves it now, and back to that one in a circle.
+pub const LOCAL_HALVES_METRIC: u32 = 6;
 
 /// The gateway's address is not checked for duplicates: all gateways have it.
 const UNCHECKED: AddressOptions = AddressOptions { no_prefix_route: true, no_dad: true };
@@ -244,7 +250,7 @@ impl Reading {
         self.addresses.contains(&(index, Prefix::host(addr)))
     }
 
-    /// For each prefix of the network, whether its local route is there.
+    /// For each local route of the network, whether it is there.
     pub(super) fn local_routes(&self, network: &Network) -> Vec<bool> {
         present(&self.routes, &local_routes(network))
     }
@@ -341,11 +347,16 @@ pub(super) async fn change_routes(
 }
 
 fn local_routes(network: &Network) -> Vec<Route> {
-    let to_bridge = |gateway: &Prefix| Route {
-        metric: LOCAL_METRIC,
-        ..Route::on_link(gateway.network(), network.bridge.index, LOCAL_PROTOCOL)
+    let to_bridge = |dst: Prefix, metric| Route {
+        metric,
+        ..Route::on_link(dst, network.bridge.index, LOCAL_PROTOCOL)
     };
-    network.gateways.iter().map(to_bridge).collect()
+    let of_one = |whole: Prefix| {
+        let halves = whole.halves().into_iter().flatten();
+        let halves = halves.map(move |half| to_bridge(half, LOCAL_HALVES_METRIC));
+        halves.chain([to_bridge(whole, LOCAL_METRIC)])
+    };
+    network.gateways.iter().map(Prefix::network).flat_map(of_one).collect()
 }
 
 /// What is to be announced. What packets are sent to comes first, for all networks: the IPv4

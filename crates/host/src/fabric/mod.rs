@@ -23,7 +23,7 @@ use selvedge_model::Vni;
 
 use crate::{inventory, netlink, nft, packet, sysctl};
 
-pub use base::{LOCAL_METRIC, LOCAL_PROTOCOL};
+pub use base::{LOCAL_HALVES_METRIC, LOCAL_METRIC, LOCAL_PROTOCOL};
 pub use dry::Dry;
 pub use flood::{Flood, FloodConfig};
 pub use frr::{Frr, FrrConfig, ROUTE_METRIC, ROUTE_PROTOCOL};

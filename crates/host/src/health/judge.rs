@@ -55,7 +55,9 @@ pub(super) struct Judge {
     awaited: BTreeSet<Part>,
     /// The parts that were seen to work once.
     proven: BTreeSet<Part>,
-    /// The sessions that came up, and since when.
+    /// The sessions that were not up when last looked at.
+    down: BTreeSet<Part>,
+    /// Those that came up since, and when.
     settling: BTreeMap<Part, (Instant, u64)>,
     wrong: BTreeMap<(Part, Subject), Sighting>,
 }
@@ -69,8 +71,8 @@ struct Sighting {
 
 impl Judge {
     pub(super) fn new(checks: Checks, awaited: BTreeSet<Part>, started: Instant) -> Self {
-        let (proven, settling, wrong) = Default::default();
-        Self { checks, started, awaited, proven, settling, wrong }
+        let (proven, down, settling, wrong) = Default::default();
+        Self { checks, started, awaited, proven, down, settling, wrong }
     }
 
     /// Notes a look at `now`, which is `wall` in milliseconds since 1970.
@@ -81,7 +83,7 @@ impl Judge {
             self.proven.insert(part);
         }
         if part.0 == Check::Session {
-            self.note_session(part, &look, (now, wall));
+            self.note_session(part, look.works, (now, wall));
         }
         self.wrong.retain(|(of, subject), _| *of != part || look.wrong.contains_key(subject));
         for (subject, text) in look.wrong {
@@ -90,12 +92,12 @@ impl Judge {
         }
     }
 
-    /// A session that was down and is up has to settle.
-    fn note_session(&mut self, part: Part, look: &Look, at: (Instant, u64)) {
-        let was_down = self.wrong.keys().any(|(of, _)| *of == part);
-        if !look.works {
+    /// A session that was not up and is up now has to settle.
+    fn note_session(&mut self, part: Part, up: bool, at: (Instant, u64)) {
+        if !up {
             self.settling.remove(&part);
-        } else if was_down {
+            self.down.insert(part);
+        } else if self.down.remove(&part) {
             self.settling.insert(part, at);
         }
     }
@@ -224,9 +226,13 @@ mod tests {
         assert_eq!((report.fitness(), report.pending[0].since), (Fitness::Starting, 1000));
         assert_eq!(judge.deadline(now + 6 * SECOND), Some(now + 7 * SECOND));
         assert_eq!(judge.report(now + 7 * SECOND), Report { complete: true, ..Report::default() });
-        // Who has been up before the first look need not.
-        judge.note(Look::at(Check::Session, "ospfd", Ok(true)), now + 7 * SECOND, 0);
-        assert_eq!(judge.report(now + 7 * SECOND).fitness(), Fitness::Fit);
+        // So does one that nobody waited for; one that was up at the first look need not.
+        judge.note(Look::at(Check::Session, "ospf6d", Ok(false)), now + 7 * SECOND, 0);
+        judge.note(Look::at(Check::Session, "ospf6d", Ok(true)), now + 8 * SECOND, 0);
+        assert_eq!(judge.report(now + 9 * SECOND).fitness(), Fitness::Starting);
+        assert_eq!(judge.report(now + 14 * SECOND).fitness(), Fitness::Fit);
+        judge.note(Look::at(Check::Session, "ospfd", Ok(true)), now + 14 * SECOND, 0);
+        assert_eq!(judge.report(now + 14 * SECOND).fitness(), Fitness::Fit);
     }
 
     #[test]

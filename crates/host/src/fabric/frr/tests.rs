@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::*;
-use crate::fabric::LOCAL_METRIC;
 use crate::fabric::scale::{self, timed};
 use crate::fabric::testing::{self, Wire};
+use crate::fabric::{LOCAL_HALVES_METRIC, LOCAL_METRIC};
 use crate::inventory::Names;
 use crate::netlink::{AddressOptions, NewLink, RouteFilter};
 use crate::netns::Namespace;
@@ -314,14 +314,15 @@ async fn upstream_is_attracted(scene: &Scene, driver: &mut Frr) {
     done(driver.upstream(&[vni(1)], Upstream::Off).await);
     scene.upstream_becomes(&[]).await;
     assert_eq!(observed(driver).await, Duty { fabric: true, ..Duty::NONE });
-    assert_eq!(local_routes(scene).await, 2, "what is on its way is still forwarded");
+    assert_eq!(local_routes(scene).await, 6, "what is on its way is still forwarded");
     done(driver.fabric(&[vni(1)], false).await);
     assert_eq!(local_routes(scene).await, 0);
 }
 
 async fn local_routes(scene: &Scene) -> usize {
     let routes = scene.here.routes(RouteFilter::default()).await.expect("readable");
-    routes.iter().filter(|route| route.metric == LOCAL_METRIC).count()
+    let ours = |route: &&Route| [LOCAL_METRIC, LOCAL_HALVES_METRIC].contains(&route.metric);
+    routes.iter().filter(ours).count()
 }
 
 async fn answering_is_heard(scene: &Scene, driver: &mut Frr) {
@@ -379,7 +380,7 @@ async fn all_at_once(scene: &Scene, driver: &mut Frr) {
         done(driver.take_over(&[vni(1)], Upstream::Halves).await);
     }
     until("taken over", async || observed(driver).await == Duty::TAKEOVER).await;
-    assert_eq!(local_routes(scene).await, 2);
+    assert_eq!(local_routes(scene).await, 6);
     let failures = driver.take_over(&[vni(9)], Upstream::Halves).await;
     assert_eq!(failures.keys().copied().collect::<Vec<_>>(), [vni(9)]);
 }
