@@ -148,18 +148,35 @@ fn build_gateway(lab: &Lab, segments: &Segments, plan: Plan, number: u8) -> Resu
     let uplink = segments.uplink.plug(&host, "up0")?;
     let management = segments.management.plug(&host, "mgmt0")?;
     host.ip(&underlay_lines(address))?;
+    build_overlays(&host, address, plan)?;
+    let mut frr = None;
+    if plan.flavour == Flavour::Frr {
+        frr = Some(Frr::start(&host, &routing::gateway(plan, address))?);
+    }
+    Ok(Gateway { host, address, frr, fabric, uplink, management })
+}
+
+/// The bridges of all networks, as a gateway has them when it has booted.
+fn build_overlays(host: &Host, address: Address, plan: Plan) -> Result<(), Error> {
     host.ip(&bridge_lines(address, plan))?;
     host.sysctl(&without_ipv6(true))?;
     host.ip(&overlay_lines(address, plan))?;
     host.sysctl(&without_ipv6(false))?;
     host.sysctl(&silent_bridges(plan))?;
     host.ip(&bridge_addresses(plan))?;
-    let mut frr = None;
-    if plan.flavour == Flavour::Frr {
-        host.bridge(&no_learning(plan))?;
-        frr = Some(Frr::start(&host, &routing::gateway(plan, address))?);
+    match plan.flavour {
+        Flavour::Frr => host.bridge(&no_learning(plan)),
+        Flavour::Flood => Ok(()),
     }
-    Ok(Gateway { host, address, frr, fabric, uplink, management })
+}
+
+/// What a gateway's kernel knew of its networks is lost, and made anew as at its boot.
+pub(super) fn rebuild_overlays(gateway: &Gateway, plan: Plan) -> Result<(), Error> {
+    let host = &gateway.host;
+    host.sh("nft", &["flush", "ruleset"])?;
+    let lines = |it: Network| format!("link del {}\nlink del {}\n", it.bridge(), it.vxlan());
+    host.ip(&networks(plan).map(lines).collect::<String>())?;
+    build_overlays(host, gateway.address, plan)
 }
 
 fn underlay_lines(address: Address) -> String {

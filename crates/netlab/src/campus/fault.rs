@@ -6,6 +6,7 @@ use std::str::FromStr;
 use nix::sys::signal::Signal;
 
 use super::Campus;
+use super::build::rebuild_overlays;
 use crate::link::Port;
 use crate::{Error, Process};
 
@@ -16,7 +17,8 @@ pub enum Fault {
     Cut,
     /// Its links drop everything while the carrier stays.
     Silent,
-    /// As [`Fault::Cut`], and all its processes are killed.
+    /// As [`Fault::Cut`], and all its processes are killed. When it comes back, its kernel has its
+    /// networks as at the boot.
     Power,
     /// The agent alone is killed, and started again later; kernel and routing go on.
     Kill,
@@ -128,7 +130,9 @@ impl Campus {
     }
 
     fn power_on(&mut self, name: &str, agent: &mut Process) -> Result<(), Error> {
-        self.gateway(name)?.plug_in()?;
+        let gateway = self.gateway(name)?;
+        rebuild_overlays(gateway, self.plan)?;
+        gateway.plug_in()?;
         if let Some(etcd) = &mut self.etcd {
             etcd.restart_members_on(name)?;
         }
