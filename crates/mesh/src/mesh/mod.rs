@@ -619,15 +619,22 @@ impl Mesh {
     fn send_all(&mut self, to: &[NodeId], messages: &[Message]) {
         for message in messages.iter().filter(|_| !to.is_empty()) {
             let stranger = matches!(message, Message::Welcome(_) | Message::Refused(_));
-            let envelope = Envelope { mesh: self.state.mesh(), message: message.clone() };
-            let bytes: Arc<[u8]> = envelope.encode().into();
-            let datagram = bytes.len() <= MAX_DATAGRAM && !stranger;
-            let transmits =
-                to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
-            // What is not sent is as if it were lost on the way.
-            self.transmits.extend(transmits);
-            self.transmits.truncate(MAX_TRANSMITS);
+            self.enqueue(to, message.clone(), !stranger);
         }
+    }
+
+    /// Sends over a stream, however short it is: what is lost of it is repeated at once.
+    fn send_surely(&mut self, to: NodeId, message: Message) {
+        self.enqueue(&[to], message, false);
+    }
+
+    fn enqueue(&mut self, to: &[NodeId], message: Message, may_be_lost: bool) {
+        let bytes: Arc<[u8]> = Envelope { mesh: self.state.mesh(), message }.encode().into();
+        let datagram = may_be_lost && bytes.len() <= MAX_DATAGRAM;
+        let transmits = to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
+        // What is not sent is as if it were lost on the way.
+        self.transmits.extend(transmits);
+        self.transmits.truncate(MAX_TRANSMITS);
     }
 
     /// Reports what a changed entry of `node` means.

@@ -44,6 +44,11 @@ impl Syncing {
     pub(super) const fn new() -> Self {
         Self { due: None, busy: Time::ZERO, asked: BTreeSet::new(), source: None, settled: false }
     }
+
+    /// Whether this node has just started, and this is the one that it takes everything from.
+    fn is_source(&self, node: NodeId) -> bool {
+        !self.settled && self.source.is_some_and(|(source, _)| source == node)
+    }
 }
 
 impl Mesh {
@@ -148,11 +153,16 @@ impl Mesh {
         self.answer(from, ranges);
     }
 
+    /// Answers what is asked of ranges. Where a great deal is under way one lost packet would cost
+    /// the other side seconds, so there everything goes over the stream that it needs anyway.
     fn answer(&mut self, to: NodeId, asked: &Ranges) {
         let Answer { ranges, entries } = reconcile::answer(&self.state.roster.map, asked);
         self.send_entries(to, entries.iter().map(|(_, entry)| entry));
-        if let Some(ranges) = ranges {
-            self.send(to, Message::Ranges(ranges));
+        let Some(ranges) = ranges else { return };
+        let streams = self.transmits.back().is_some_and(|last| last.to == to && !last.datagram);
+        match streams || self.syncing.is_source(to) {
+            true => self.send_surely(to, Message::Ranges(ranges)),
+            false => self.send(to, Message::Ranges(ranges)),
         }
     }
 
