@@ -60,6 +60,7 @@ impl Mesh {
         self.knock(now);
         self.tell_whom_it_avoids();
         self.doubts.forget(now);
+        self.evicting.forget(now);
         self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
     }

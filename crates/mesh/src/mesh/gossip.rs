@@ -124,7 +124,8 @@ impl Mesh {
     }
 
     /// Takes in news, and passes it on.
-    pub(super) fn receive_news(&mut self, from: NodeId, news: News, now: Time) {
+    pub(super) fn receive_news(&mut self, from: NodeId, mut news: News, now: Time) {
+        self.take_evictions(from, std::mem::take(&mut news.entries.evictions));
         let Sorted { known, records, rumors } = self.sort(news);
         if self.broadcast.count(&known, from) {
             self.send(from, Message::Prune);

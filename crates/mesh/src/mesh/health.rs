@@ -55,8 +55,10 @@ impl Mesh {
         if !self.is_member(from) {
             return self.send(from, Message::WhoAreYou);
         }
-        let answer = self.probe(from, probe.number);
+        // That one of two compares evictions is enough.
+        let answer = Probe { evictions: None, ..self.probe(from, probe.number) };
         self.send(from, Message::Ack(answer));
+        self.compare_evictions(from, probe.evictions, now);
         self.note_probe(from, probe, now);
     }
 
@@ -173,7 +175,9 @@ impl Mesh {
     pub(super) fn probe(&mut self, to: NodeId, number: u32) -> Probe {
         let mut hash = [0; 8];
         hash.copy_from_slice(&self.digest().hash[..8]);
-        Probe { number, hash, down: self.lives.held_down(to), lives: self.lives.summary() }
+        let evictions = self.state.roster.evictions.summary();
+        let (down, lives) = (self.lives.held_down(to), self.lives.summary());
+        Probe { number, hash, down, lives, evictions }
     }
 
     fn note_probe(&mut self, from: NodeId, probe: Probe, now: Time) {

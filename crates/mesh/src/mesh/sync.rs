@@ -60,12 +60,17 @@ impl Mesh {
             return;
         }
         if self.syncing.due.is_none() && now >= self.syncing.busy {
-            // Who comes back from afar has had no news.
-            let wait = match self.lives.is_down(partner) {
-                true => Duration::ZERO,
-                false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
-            };
+            let wait = self.patience(partner);
             self.syncing.due = Some((now + wait, partner));
+        }
+    }
+
+    /// How long to wait for news that would make up for a difference.
+    pub(super) fn patience(&mut self, partner: NodeId) -> Duration {
+        match self.lives.is_down(partner) {
+            // Who comes back from afar has had none.
+            true => Duration::ZERO,
+            false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
         }
     }
 
@@ -168,6 +173,7 @@ impl Mesh {
 
     /// Takes over what reconciliation brought, and passes it on if it is little.
     pub(super) fn receive_records(&mut self, from: NodeId, mut records: Records, now: Time) {
+        self.take_evictions(from, std::mem::take(&mut records.evictions));
         // What is held already need not be verified again.
         records.records.retain(|raw| !self.state.roster.holds_record(raw));
         records.removals.retain(|raw| !self.state.roster.holds_removal(raw));
