@@ -245,6 +245,12 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
         slots.map(|(key, slot)| (key, slot.versions()))
     }
 
+    /// Whether one is a copy of the other, and neither was changed since.
+    #[cfg(test)]
+    pub(crate) fn is_copy_of(&self, other: &Self) -> bool {
+        self.slots.is_copy_of(&other.slots)
+    }
+
     /// In short what the map holds.
     #[must_use]
     pub fn digest(&self) -> Digest {

@@ -63,6 +63,14 @@ impl Mesh {
         self.evicting.forget(now);
         self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
+        self.share();
+    }
+
+    /// Keeps what equals another replica's in one copy with it, if both use one verifier.
+    fn share(&mut self) {
+        let roster = &mut self.state.roster;
+        roster.verifier.share_roster(&mut roster.map);
+        self.lives.share(&roster.verifier);
     }
 
     /// The time for which others are to hold what this node says now.

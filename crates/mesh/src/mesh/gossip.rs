@@ -157,7 +157,7 @@ impl Mesh {
         let (mesh, roster, wall) = (self.id(), &self.state.roster, self.wall);
         let is_member = |node| roster.is_member(node, wall);
         if let Some(raw) = &rumor.alive {
-            let alive = Alive::verify(raw.clone(), mesh, is_member, &roster.verifier)?;
+            let alive = Alive::verify(raw, mesh, is_member, &roster.verifier)?;
             let node = alive.value().node;
             let news = self.lives.hear_alive(alive);
             if news {
@@ -169,8 +169,7 @@ impl Mesh {
         if rumor.accusations.is_empty() {
             return Ok(false);
         }
-        let accusations = rumor.accusations.clone();
-        let verdict = Verdict::verify(accusations, mesh, is_member, &roster.verifier)?;
+        let verdict = Verdict::verify(&rumor.accusations, mesh, is_member, &roster.verifier)?;
         let (node, incarnation) = (verdict.target(), verdict.incarnation());
         if node == self.node() {
             self.refute(from, incarnation, now);

@@ -160,7 +160,8 @@ impl Mesh {
                 self.events.push_back(Event::MemberUp(node));
             }
         }
-        self.links_changed = true;
+        // Who is linked to nobody here leaves no gap.
+        self.links_changed |= !is_down || self.neighbours.contains(&node);
         self.wards.note_life();
         let view = View {
             roster: &self.state.roster,

@@ -386,7 +386,7 @@ impl Mesh {
 
     /// The number of members that do not answer.
     #[must_use]
-    pub const fn count_down(&self) -> usize {
+    pub fn count_down(&self) -> usize {
         self.lives.count_down()
     }
 
@@ -501,10 +501,9 @@ impl Mesh {
         // No copy of what it buries lives as long.
         let life = Life::new(self.wall, self.config.record_life * 2);
         let removal = self.state.publish_removal(life, &self.identity)?;
+        // The links are those that it had as a member.
         self.refresh_neighbours();
         self.changed();
-        // The links are those that it had as a member.
-        self.links_changed = false;
         self.push(&[removal], None, self.now);
         self.has_left = true;
         Ok(())
@@ -526,6 +525,7 @@ impl Mesh {
         let entry = self.state.publish(own.certificate, own.profile, life, &self.identity)?;
         self.outdone = None;
         self.changed();
+        self.links_changed = true;
         self.push(&[entry], None, now);
         Ok(())
     }
@@ -570,6 +570,7 @@ impl Mesh {
         if self.state.roster.map.merge_entry(self.node(), entry) {
             self.outdone.get_or_insert(own);
             self.changed();
+            self.links_changed = true;
         }
     }
 
@@ -595,7 +596,6 @@ impl Mesh {
     fn changed(&mut self) {
         self.digest = None;
         self.has_changed = true;
-        self.links_changed = true;
     }
 
     /// Finds out anew who the neighbours are, if that may have changed.
@@ -672,8 +672,11 @@ impl Mesh {
     /// Reports what a changed entry of `node` means.
     fn report_member(&mut self, node: NodeId) {
         let is_member = self.is_member(node);
-        self.wards.note(node, self.state.roster.is_client(node, self.wall));
-        let event = match (self.reported.contains(&node), is_member) {
+        let was_member = self.reported.contains(&node);
+        let has_turned = self.wards.note(node, self.state.roster.is_client(node, self.wall));
+        // What else a member says of itself changes no links.
+        self.links_changed |= has_turned || was_member != is_member;
+        let event = match (was_member, is_member) {
             (false, true) => Event::MemberJoined(node),
             (true, true) => Event::MemberUpdated(node),
             (true, false) => Event::MemberLeft(node),
