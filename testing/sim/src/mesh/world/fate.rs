@@ -63,6 +63,26 @@ impl World {
         self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
     }
 
+    /// Lets the founder evict a node, which goes on until it hears of it.
+    pub fn evict(&mut self, place: usize) {
+        let id = self.nodes[place].id;
+        let Some(founder) = &mut self.nodes[0].mesh else { return };
+        founder.evict(id).expect("the founder may");
+        self.nodes[place].left = true;
+        self.settle(0);
+        self.note_history(format!("node {place} is evicted"));
+        self.tracked.retain(|tracked| tracked.node != id);
+        self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
+    }
+
+    /// A node that hears that it is out takes part no more.
+    pub(super) fn quit(&mut self, place: usize) {
+        self.note_told();
+        self.note_history(format!("node {place} hears that it was evicted"));
+        self.watch.forget(place);
+        self.nodes[place].mesh = None;
+    }
+
     /// Tears the mesh apart: the nodes for which `side` says so are on their own.
     pub fn tear(&mut self, side: impl Fn(usize) -> u8) {
         self.sides(side);

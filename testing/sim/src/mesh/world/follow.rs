@@ -93,8 +93,9 @@ impl World {
 
     /// Whether all running nodes hold the same.
     pub fn agreed(&mut self) -> bool {
-        let mut digests =
-            self.nodes.iter_mut().filter_map(|node| node.mesh.as_mut()).map(Mesh::digest);
+        let digests =
+            self.nodes.iter_mut().filter(|node| !node.left).filter_map(|node| node.mesh.as_mut());
+        let mut digests = digests.map(Mesh::digest);
         let first = digests.next();
         digests.all(|digest| Some(digest) == first)
     }
@@ -108,8 +109,8 @@ impl World {
             .filter(|node| node.mesh.is_none() && !node.left && !node.port.nat)
             .map(|node| node.id)
             .collect();
-        let running = self.nodes.iter().filter_map(|node| node.mesh.as_ref());
-        running.into_iter().all(|mesh| {
+        let running = self.nodes.iter().filter(|node| !node.left);
+        running.filter_map(|node| node.mesh.as_ref()).all(|mesh| {
             mesh.down().all(|node| dead.contains(&node))
                 && dead.iter().all(|node| mesh.is_down(*node) || !mesh.is_member(*node))
         })
@@ -168,7 +169,9 @@ impl World {
                 "not_a_member" | "rumor" | "expired" => {}
                 kind => self.violation(format!("M1: {place} rejected: {kind}: {reason}")),
             },
-            Event::MemberJoined(_)
+            Event::Evicted { node, .. } if *node == self.nodes[place].id => self.quit(place),
+            Event::Evicted { .. }
+            | Event::MemberJoined(_)
             | Event::MemberUpdated(_)
             | Event::MemberLeft(_)
             | Event::StateChanged => {}

@@ -208,7 +208,7 @@ impl World {
         self.nodes
             .iter()
             .enumerate()
-            .filter(|(_, node)| node.mesh.is_some())
+            .filter(|(_, node)| node.mesh.is_some() && !node.left)
             .map(|(place, _)| place)
     }
 
@@ -216,7 +216,7 @@ impl World {
     pub fn draw(&mut self) -> usize {
         loop {
             let place = self.rng.random_range(1.min(self.nodes.len() - 1)..self.nodes.len());
-            if self.nodes[place].mesh.is_some() {
+            if self.nodes[place].mesh.is_some() && !self.nodes[place].left {
                 return place;
             }
         }
