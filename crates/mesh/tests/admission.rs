@@ -203,7 +203,7 @@ fn an_eviction_costs_little_once_it_is_known() {
     net.node(0).evict(id(4)).expect("the founder may");
     net.run(Duration::from_secs(15));
     let after = traffic(&mut net);
-    // Seven bytes in every other probe, and nothing else, and one node less.
+    // A few bytes in every probe, none in its answer, and one node less.
     assert!(after * 100 < before * 103, "{before} bytes before, {after} after");
 }
 
