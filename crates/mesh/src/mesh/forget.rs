@@ -20,7 +20,7 @@ const TRY: Duration = Duration::from_secs(30);
 /// A node that nobody has answered yet introduces itself again after this.
 const INTRODUCE: Duration = Duration::from_secs(1);
 /// So many are asked at once, so that one of them is near.
-const ASKED: usize = 10;
+const ASKED: usize = 16;
 /// So long after its start a node counts as one of the others, whatever it holds.
 const SETTLED: Duration = Duration::from_secs(10);
 

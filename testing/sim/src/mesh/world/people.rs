@@ -83,6 +83,9 @@ impl World {
         node.first_disk.get_or_insert(kept);
         node.mesh = Some(mesh);
         node.armed = None;
+        if self.now > Time::ZERO {
+            self.net.start(place);
+        }
         self.convicted.remove(&node.id);
         if self.nodes[place].stalls {
             self.push(self.now, Happening::Stall(place));
