@@ -24,4 +24,5 @@ fuzz_target!(|data: &[u8]| {
     let framed = [&[0x84, 0x02, 0x54][..], mesh.as_bytes(), data].concat();
     mesh_core.handle_message(NodeId([4; 32]), &framed, Time::ZERO, WALL);
     assert_eq!(mesh_core.members().count(), 1);
+    assert_eq!(mesh_core.evictions().count(), 0);
 });

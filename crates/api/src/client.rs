@@ -197,6 +197,15 @@ impl Client {
         self.call(Request::new(Method::DELETE, &["meshes", mesh]), None::<&()>).await
     }
 
+    /// Puts a member, by name or id, out of a mesh, by name or id.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also if this node may not.
+    pub async fn evict(&self, mesh: &str, member: &str) -> Result<mesh::Evicted, ClientError> {
+        let path = ["meshes", mesh, "members", member];
+        self.call(Request::new(Method::DELETE, &path), None::<&()>).await
+    }
+
     /// Says something else about this node in a mesh, by name or id.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub struct CreateRequest {
 }
 
 /// Make a token that lets others join a mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InviteRequest {
     /// How many nodes may join with it.
     pub uses: u32,
@@ -32,6 +32,14 @@ pub struct InviteRequest {
     /// What those who join will be.
     #[serde(default)]
     pub role: Role,
+    /// The prefixes behind them that they may announce, those of other meshes included; an invite
+    /// of a member that did not found the mesh passes on no more than that member may announce.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allow: Vec<Prefix>,
+    /// Whether they may invite others, and evict those again. The founder alone grants this.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub may_invite: bool,
 }
 
 /// A token that lets others join a mesh.
@@ -97,6 +105,33 @@ pub struct Left {
     pub name: String,
 }
 
+/// A node that was put out of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Evicted {
+    /// The mesh.
+    #[schema(value_type = String)]
+    pub mesh: MeshId,
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// Who is a member no more because of that: the node, and those whom it admitted.
+    #[schema(value_type = Vec<String>)]
+    pub gone: Vec<NodeId>,
+}
+
+/// That a node was put out of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Eviction {
+    /// Who was put out.
+    #[schema(value_type = String)]
+    pub node: NodeId,
+    /// By whom.
+    #[schema(value_type = String)]
+    pub by: NodeId,
+    /// When, in seconds since 1970 (UTC) by the clock of who did it.
+    pub at: u64,
+}
+
 /// A mesh in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Summary {
@@ -112,6 +147,9 @@ pub struct Summary {
     pub address: Ipv6Addr,
     /// How many members it has, this node included.
     pub members: usize,
+    /// Whether this node was evicted from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub evicted: bool,
 }
 
 /// A mesh as one of its members sees it.
@@ -137,6 +175,13 @@ pub struct Mesh {
     pub listen_port: u16,
     /// The members, this node included, in the order of their ids.
     pub members: Vec<Member>,
+    /// The eviction by which this node is a member no more, if there is one: of itself, or of who
+    /// had admitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<Eviction>,
+    /// All evictions from it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evictions: Vec<Eviction>,
 }
 
 /// A member of a mesh.
@@ -176,6 +221,9 @@ pub struct Member {
     /// Its role.
     #[serde(default)]
     pub role: Role,
+    /// By whom it was admitted, and to what.
+    #[serde(default)]
+    pub admission: Admission,
     /// Its overlay address.
     #[schema(value_type = String)]
     pub address: Ipv6Addr,
@@ -224,6 +272,23 @@ pub struct Member {
     /// Bytes sent to it.
     #[serde(default)]
     pub tx_bytes: u64,
+}
+
+/// By whom a member was admitted, and to what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Admission {
+    /// The member that admitted it; none for the founder of the mesh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub by: Option<NodeId>,
+    /// The prefixes that it may announce; the founder may announce any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub allowed: Vec<Prefix>,
+    /// Whether it may invite others, and evict them again.
+    #[serde(skip_serializing_if = "is_false")]
+    pub may_invite: bool,
 }
 
 /// What is reached by a member beside itself.
@@ -275,6 +340,8 @@ pub enum What {
     MemberUpdated(Who),
     /// A node is a member no more.
     MemberLeft(Who),
+    /// A node was evicted; it may be this one.
+    MemberEvicted(Who),
     /// A member does not answer any more.
     MemberDown(Who),
     /// A member that was down is heard again.

@@ -130,7 +130,7 @@ fn merging(criterion: &mut Criterion) {
 }
 
 fn message(state: &State, records: &[Raw]) -> Vec<u8> {
-    let message = Message::Records(Records { records: records.to_vec(), removals: Vec::new() });
+    let message = Message::Records(Records { records: records.to_vec(), ..Records::default() });
     Envelope { mesh: state.mesh(), message }.encode()
 }
 
@@ -151,7 +151,8 @@ fn probes(criterion: &mut Criterion) {
     let mut mesh = mesh(peopled(MEMBERS));
     let mut hash = [0; 8];
     hash.copy_from_slice(&mesh.digest().hash[..8]);
-    let probe = selvedge_mesh::wire::Probe { number: 1, hash, down: None, lives: None };
+    let probe =
+        selvedge_mesh::wire::Probe { number: 1, hash, down: None, lives: None, evictions: None };
     let bytes = Envelope { mesh: mesh.id(), message: Message::Ping(probe) }.encode();
     let mut now = Time::ZERO;
     criterion.bench_function("answer a probe", |it| {

@@ -63,8 +63,10 @@ pub enum Role {
     Client,
 }
 
-/// Admits one node, with one WireGuard key, to one mesh. Field 9 is kept for the chain of
-/// issuers between the signer and the founder.
+/// Admits one node, with one WireGuard key, to one mesh.
+///
+/// The founder signs it, or a member whose own certificate, signed by the founder, says that it may
+/// invite. There is no third link: whom a member admitted admits nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Certificate {
@@ -96,6 +98,14 @@ pub struct Certificate {
     /// The node that signs.
     #[cbor(n(8), with = "fixed")]
     pub issuer: NodeId,
+    /// The signed certificate of the issuer, unless that is the founder.
+    #[n(9)]
+    pub sponsor: Option<Raw>,
+    /// The number of the issuer's last eviction of the subject, which the issuer takes back; 0 if
+    /// there is none. See [`crate::Eviction`].
+    #[n(10)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub pardons: u32,
 }
 
 /// Why a certificate is not accepted. Nothing was changed.
@@ -114,9 +124,17 @@ pub enum CertificateError {
     },
     /// Issued by a node that may not.
     #[error("the certificate was issued by node {issuer}, which may not admit nodes")]
-    NotByFounder {
+    MayNotAdmit {
         /// The issuer.
         issuer: NodeId,
+    },
+    /// It grants what its issuer was not granted.
+    #[error("the certificate was issued by node {issuer}, but {excess}")]
+    Exceeds {
+        /// The issuer.
+        issuer: NodeId,
+        /// What is too much.
+        excess: &'static str,
     },
 }
 
@@ -140,6 +158,8 @@ impl Certificate {
             not_after: UnixTime::NEVER.0,
             serial: 0,
             issuer: genesis.founder,
+            sponsor: None,
+            pardons: 0,
         };
         Signed::sign(certificate, identity)
     }
@@ -158,10 +178,70 @@ impl Certificate {
         if certificate.mesh != expected {
             return Err(CertificateError::WrongMesh { found: certificate.mesh, expected });
         }
-        if certificate.issuer != genesis.founder {
-            return Err(CertificateError::NotByFounder { issuer: certificate.issuer });
+        let issuer = certificate.issuer;
+        if let Some(sponsor) = Self::sponsor_of(issuer, certificate.sponsor.as_ref(), genesis)? {
+            let exceeds = |excess| CertificateError::Exceeds { issuer, excess };
+            sponsor.check_passed_on(certificate).map_err(exceeds)?;
         }
         Ok(signed)
+    }
+
+    /// The certificate by which `issuer` may admit others; `None` if it is the founder.
+    ///
+    /// # Errors
+    /// If `shown` is not such a certificate, signed by the founder.
+    pub(crate) fn sponsor_of(
+        issuer: NodeId,
+        shown: Option<&Raw>,
+        genesis: &Genesis,
+    ) -> Result<Option<Self>, CertificateError> {
+        if issuer == genesis.founder {
+            return Ok(None);
+        }
+        let shown = shown.ok_or(CertificateError::MayNotAdmit { issuer })?;
+        let sponsor = Signed::<Self>::verify(shown.clone())?.into_value();
+        let by_founder = sponsor.mesh == genesis.mesh() && sponsor.issuer == genesis.founder;
+        match by_founder && sponsor.subject == issuer && sponsor.may_invite {
+            true => Ok(Some(sponsor)),
+            false => Err(CertificateError::MayNotAdmit { issuer }),
+        }
+    }
+
+    /// Whether the subject may give all of this to another.
+    ///
+    /// # Errors
+    /// What is too much.
+    pub(crate) fn check_grant(&self, grant: &Grant) -> Result<(), &'static str> {
+        if !self.may_invite {
+            return Err("this node may not invite");
+        }
+        if self.subject == self.issuer {
+            return Ok(());
+        }
+        if grant.may_invite {
+            return Err("only the founder lets others invite");
+        }
+        if grant.role < self.role {
+            return Err("a client admits clients only");
+        }
+        match grant.prefixes.iter().all(|prefix| covers(&self.prefixes, *prefix)) {
+            true => Ok(()),
+            false => Err("a prefix is not within those that the issuer may announce itself"),
+        }
+    }
+
+    /// Whether the subject may have issued `other`.
+    fn check_passed_on(&self, other: &Self) -> Result<(), &'static str> {
+        self.check_grant(&other.grant())?;
+        match other.not_after <= self.not_after {
+            true => Ok(()),
+            false => Err("it is valid for longer than the issuer's own"),
+        }
+    }
+
+    fn grant(&self) -> Grant {
+        let Self { role, ref prefixes, may_invite, .. } = *self;
+        Grant { role, prefixes: prefixes.clone(), may_invite }
     }
 
     /// Whether it is no longer valid.
@@ -169,6 +249,29 @@ impl Certificate {
     pub const fn has_expired(&self, wall: UnixTime) -> bool {
         self.not_after < wall.0
     }
+}
+
+/// What a member is let do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// What it is to the mesh.
+    pub role: Role,
+    /// The prefixes that it may announce besides its own overlay address: networks behind it, and
+    /// those of other meshes to which it is a bridge.
+    pub prefixes: Vec<Prefix>,
+    /// Whether it may invite others. The founder alone grants this.
+    pub may_invite: bool,
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self { role: Role::Peer, prefixes: Vec::new(), may_invite: false }
+    }
+}
+
+/// Whether one of `prefixes` has all of `prefix` in it.
+pub(crate) fn covers(prefixes: &[Prefix], prefix: Prefix) -> bool {
+    prefixes.iter().any(|wide| wide.len() <= prefix.len() && wide.contains(prefix.addr()))
 }
 
 impl Statement for Certificate {
@@ -213,6 +316,8 @@ mod tests {
             not_after: 1000,
             serial: 7,
             issuer: issuer.node_id(),
+            sponsor: None,
+            pardons: 0,
         };
         Signed::sign(certificate, issuer).expect("in bounds")
     }
@@ -247,7 +352,7 @@ mod tests {
         let stranger = Identity::from_secret(&[2; 32]);
         let error = Certificate::verify(certificate(&stranger).raw().clone(), &genesis(1));
         let issuer = stranger.node_id();
-        assert_eq!(error, Err(CertificateError::NotByFounder { issuer }));
+        assert_eq!(error, Err(CertificateError::MayNotAdmit { issuer }));
     }
 
     #[test]

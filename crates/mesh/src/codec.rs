@@ -26,6 +26,11 @@ pub(crate) fn from_slice<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, Er
     }
 }
 
+/// Whether `value` may be left out.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A list of at most `MAX` items.
 pub(crate) fn list<'b, const MAX: usize, Ctx, T: Decode<'b, Ctx>>(
     d: &mut Decoder<'b>,

@@ -119,18 +119,36 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
             let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
             let added = take_expired(&mut slot.added, now).map(Entry::Add);
             let removed = take_expired(&mut slot.removed, now).map(Entry::Remove);
-            match slot.added.is_some() || slot.removed.is_some() {
-                true => self.slots.insert(key.clone(), slot),
-                false => self.slots.remove(&key),
-            }
+            self.put(key.clone(), slot);
             dropped.extend(added.into_iter().chain(removed).map(|entry| (key.clone(), entry)));
         }
         dropped
     }
 
+    /// Drops those entries that are `void`, the ones of `keep` aside, here alone: they come back if
+    /// others still hold them.
+    pub fn drop_void(&mut self, keep: &K, void: impl Fn(Entry<&A, &R>) -> bool) {
+        let others = self.slots.iter().filter(|(key, _)| *key != keep);
+        let affected = others.filter(|(_, slot)| slot.entries().any(&void));
+        let keys: Vec<K> = affected.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
+            slot.added.take_if(|(_, content)| void(Entry::Add(content)));
+            slot.removed.take_if(|(_, content)| void(Entry::Remove(content)));
+            self.put(key, slot);
+        }
+    }
+
     /// Drops what is held of a key, here alone: it comes back if others still hold it.
     pub fn forget(&mut self, key: &K) {
         self.slots.remove(key);
+    }
+
+    fn put(&mut self, key: K, slot: Slot<A, R>) {
+        match slot.added.is_some() || slot.removed.is_some() {
+            true => self.slots.insert(key, slot),
+            false => self.slots.remove(&key),
+        }
     }
 
     /// The first second after which something has expired.
@@ -227,6 +245,12 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
         slots.map(|(key, slot)| (key, slot.versions()))
     }
 
+    /// Whether one is a copy of the other, and neither was changed since.
+    #[cfg(test)]
+    pub(crate) fn is_copy_of(&self, other: &Self) -> bool {
+        self.slots.is_copy_of(&other.slots)
+    }
+
     /// In short what the map holds.
     #[must_use]
     pub fn digest(&self) -> Digest {
@@ -300,6 +324,16 @@ impl<K: Eq, A: Eq, R: Eq> Eq for TwoPhaseMap<K, A, R> {}
 impl<K: Key, A: Content + Clone, R: Content + Clone> Default for TwoPhaseMap<K, A, R> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl<A, R> Entry<A, R> {
+    /// A view of the same entry.
+    pub const fn as_ref(&self) -> Entry<&A, &R> {
+        match self {
+            Self::Add(content) => Entry::Add(content),
+            Self::Remove(content) => Entry::Remove(content),
+        }
     }
 }
 

@@ -14,8 +14,16 @@ pub enum Event {
     MemberJoined(NodeId),
     /// A member says something new about itself.
     MemberUpdated(NodeId),
-    /// A node is a member no more: it left, or its certificate has expired.
+    /// A node is a member no more: it left, its certificate has expired, or it was evicted.
     MemberLeft(NodeId),
+    /// A node was evicted. Whoever is no member because of it is told of by
+    /// [`Event::MemberLeft`].
+    Evicted {
+        /// The node; it may be this one.
+        node: NodeId,
+        /// Who evicted it.
+        by: NodeId,
+    },
     /// A member does not answer any more, as several others found, or, if none of these can be
     /// reached, this node alone. It stays a member.
     MemberDown(NodeId),
@@ -75,6 +83,15 @@ pub enum Rejection {
         /// The node whose record it is.
         shown: NodeId,
     },
+    /// An entry in it rests on a certificate that was taken back. Counted, and not told of; the
+    /// sender is told of the eviction.
+    #[error("node {by} has evicted node {node}, on which the record rests")]
+    Evicted {
+        /// Who was evicted: the node itself, or who admitted it.
+        node: NodeId,
+        /// Who evicted it.
+        by: NodeId,
+    },
     /// There are more nodes than are held.
     #[error("node {node} is one more than the {max} that are held")]
     Full {
@@ -119,6 +136,7 @@ impl Rejection {
                 RumorError::WrongMesh { .. } | RumorError::NotAMember(_) | RumorError::TooFew,
             )
             | Self::Expired { .. }
+            | Self::Evicted { .. }
             | Self::Full { .. }
             | Self::TooMuch
             | Self::Silenced
@@ -145,6 +163,7 @@ impl Rejection {
             Self::NotItsAccusation => "accusation",
             Self::Expired { .. } => "expired",
             Self::NotItsIntroduction { .. } => "introduction",
+            Self::Evicted { .. } => "evicted",
             Self::Full { .. } => "full",
             Self::TooMuch => "too_much",
             Self::Silenced => "silenced",

@@ -2,11 +2,11 @@ use std::net::SocketAddr;
 
 use data_encoding::BASE64URL_NOPAD;
 use minicbor::{Decode, Encode};
-use selvedge_model::{MeshId, NodeId};
+use selvedge_model::{MeshId, NodeId, Prefix};
 
-use crate::admission::{Genesis, Role};
-use crate::codec::{self, fixed};
-use crate::signed::{Signed, SignedError, Statement};
+use crate::admission::{Certificate, Genesis, Grant, Role};
+use crate::codec::{self, fixed, prefixes};
+use crate::signed::{Raw, Signed, SignedError, Statement};
 use crate::time::UnixTime;
 
 /// What every token of this version begins with.
@@ -57,6 +57,23 @@ pub struct Invite {
     /// The node that signs.
     #[cbor(n(6), with = "fixed")]
     pub issuer: NodeId,
+    /// The prefixes that those who join with it may announce.
+    #[cbor(n(7), encode_with = "prefixes::encode")]
+    #[cbor(decode_with = "prefixes::decode::<{ Certificate::MAX_PREFIXES }, _>", default)]
+    #[cbor(skip_if = "Vec::is_empty")]
+    pub prefixes: Vec<Prefix>,
+    /// Whether those who join with it may invite others.
+    #[n(8)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub may_invite: bool,
+    /// The signed certificate of the issuer, unless that is the founder.
+    #[n(9)]
+    pub sponsor: Option<Raw>,
+    /// The second in which it was signed, by the issuer's clock (Unix time): who was evicted later
+    /// does not come back with it.
+    #[n(10)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub issued: u64,
 }
 
 /// Why a text is no invite. Nothing was changed.
@@ -100,7 +117,7 @@ pub enum InviteError {
     },
     /// Issued by a node that may not.
     #[error("the invite was issued by node {issuer}, which may not invite")]
-    NotByFounder {
+    MayNotInvite {
         /// The issuer.
         issuer: NodeId,
     },
@@ -116,6 +133,13 @@ impl Invite {
         self.genesis.mesh()
     }
 
+    /// What it lets those do who join with it.
+    #[must_use]
+    pub fn grant(&self) -> Grant {
+        let Self { role, ref prefixes, may_invite, .. } = *self;
+        Grant { role, prefixes: prefixes.clone(), may_invite }
+    }
+
     /// Whether it can be used now, by whom it was issued, and, if `mesh` is given, whether it is
     /// for that mesh.
     ///
@@ -127,9 +151,9 @@ impl Invite {
             let name = self.genesis.name.clone();
             return Err(InviteError::WrongMesh { found, name, expected });
         }
-        if self.issuer != self.genesis.founder {
-            return Err(InviteError::NotByFounder { issuer: self.issuer });
-        }
+        let issuer = self.issuer;
+        Certificate::sponsor_of(issuer, self.sponsor.as_ref(), &self.genesis)
+            .map_err(|_| InviteError::MayNotInvite { issuer })?;
         if self.not_after < wall.0 {
             return Err(InviteError::Expired { at: UnixTime(self.not_after) });
         }
@@ -198,7 +222,7 @@ impl Statement for Invite {
     const WHAT: &'static str = "invite";
     const CONTEXT: &'static [u8] = b"selvedge mesh invite\0";
     const VERSION: u8 = 1;
-    const MAX_LEN: usize = 2048;
+    const MAX_LEN: usize = 3 * 1024;
 
     fn signer(&self) -> NodeId {
         self.issuer
@@ -208,6 +232,9 @@ impl Statement for Invite {
         self.genesis.check()?;
         if self.bootstrap.is_empty() || self.bootstrap.len() > Self::MAX_BOOTSTRAP {
             return Err("it names no bootstrap address, or too many");
+        }
+        if self.prefixes.len() > Certificate::MAX_PREFIXES {
+            return Err("it allows too many prefixes");
         }
         if self.uses == 0 {
             return Err("it cannot be used even once");
@@ -245,6 +272,10 @@ mod tests {
             uses: 1,
             not_after: 1_795_003_201,
             issuer: founder.node_id(),
+            prefixes: vec![],
+            may_invite: false,
+            sponsor: None,
+            issued: 1_795_000_000,
         };
         Signed::sign(invite, &founder).expect("in bounds")
     }
@@ -315,7 +346,7 @@ mod tests {
         assert_eq!(error.to_string(), expected);
         let issuer = NodeId([8; 32]);
         let error = Invite { issuer, ..invite.clone() }.check_use(None, in_time);
-        assert_eq!(error, Err(InviteError::NotByFounder { issuer }));
+        assert_eq!(error, Err(InviteError::MayNotInvite { issuer }));
     }
 
     proptest! {

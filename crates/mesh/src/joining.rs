@@ -169,6 +169,7 @@ impl Joining {
             | Message::Doubt(_)
             | Message::WhoAreYou
             | Message::Join(_)
+            | Message::Evictions(_)
             | Message::Ping(_)
             | Message::Ack(_)
             | Message::Ask(_)
@@ -187,9 +188,16 @@ impl Joining {
         if subject != self.identity.node_id() || wg != self.wg || expired {
             return Err(JoinError::NotOurs { from });
         }
-        let (entries, _refused) = roster.verify_all(welcome.state);
+        let mut state = welcome.state;
+        let evictions = std::mem::take(&mut state.evictions);
+        let (entries, _refused) = roster.verify_all(state);
         for (node, entry) in entries {
             roster.map.merge_entry(node, entry);
+        }
+        for raw in evictions {
+            if let Ok(evicted) = roster.verify_eviction(raw) {
+                roster.evict(evicted, &subject);
+            }
         }
         let life = Life::new(wall, Config::default().record_life);
         let profile = self.profile.clone();

@@ -54,6 +54,8 @@ pub(crate) enum Input<'a> {
     Bootstrap(&'a [String]),
     /// The node leaves.
     Leave,
+    /// The node evicts another.
+    Evict(NodeId),
 }
 
 /// Why bytes are no log, or do not replay.
@@ -146,6 +148,7 @@ impl Replayed {
             (2, _, Some(profile)) => drop(mesh.set_profile(profile.clone())),
             (3, _, _) => mesh.set_bootstrap(frame.places.iter().map(|p| p.0.clone()).collect()),
             (4, _, _) => drop(mesh.leave()),
+            (5, Some(node), _) => drop(mesh.evict(node)),
             _ => return Err(format!("an input of kind {kind} is not known here")),
         }
         Ok(())
@@ -231,6 +234,10 @@ impl Journal {
                 3
             }
             Input::Leave => 4,
+            Input::Evict(node) => {
+                frame.from = Some(*node);
+                5
+            }
         });
         self.write(&frame);
     }

@@ -1,44 +1,40 @@
 //! Who is held to be down, and since which incarnation.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use selvedge_model::NodeId;
 
 use crate::crdt::{Content, Digest, Entry, TwoPhaseMap};
 use crate::rumor::{Alive, Rumor, Verdict};
 use crate::signed::Signed;
+use crate::verifier::Verifier;
 
 /// What is held of the members' lives. Who is not in it has done nothing of note: it lives.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lives {
-    of: BTreeMap<NodeId, Standing>,
-    down: usize,
-    /// The verdicts alone, to compare them with others'.
+    /// The last signs of life of those against whom no verdict stands.
+    alive: BTreeMap<NodeId, Arc<Signed<Alive>>>,
+    /// What several members found.
     verdicts: Verdicts,
+    /// Who this node found to be down by itself, with nobody in reach to bear it out.
+    own_eyes: BTreeSet<NodeId>,
 }
 
-/// The verdicts that a node holds, in a form that can be compared by ranges.
-pub(crate) type Verdicts = TwoPhaseMap<NodeId, Mark, Never>;
+/// The verdicts that a node holds, in a form that can be compared by ranges. Two verdicts of one
+/// incarnation say the same, whoever accused.
+pub(crate) type Verdicts = TwoPhaseMap<NodeId, Verdict, Never>;
 
-/// The incarnation that a verdict is of. Two verdicts of one incarnation say the same, whoever
-/// accused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark(u64);
-
-impl Mark {
-    pub(crate) const fn incarnation(self) -> u64 {
-        self.0
-    }
-}
+/// No identity is before it.
+const FIRST: NodeId = NodeId([0; 32]);
 
 /// A verdict is not buried but contradicted, and then dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Never {}
 
-impl Content for Mark {
+impl Content for Verdict {
     fn stamp(&self) -> u64 {
-        self.0
+        self.incarnation()
     }
 
     fn tie(&self) -> [u8; 16] {
@@ -64,60 +60,53 @@ impl Content for Never {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct Standing {
-    /// Of the last sign of life or verdict.
-    incarnation: u64,
-    alive: Option<Signed<Alive>>,
-    down: Option<Down>,
-}
-
-#[derive(Clone, Debug)]
-enum Down {
-    /// Several members found so.
-    Verdict(Verdict),
-    /// This node found so, with nobody in reach to bear it out.
-    OwnEyes,
-}
-
 impl Lives {
     pub(crate) fn is_down(&self, node: NodeId) -> bool {
-        self.of.get(&node).is_some_and(|standing| standing.down.is_some())
+        self.verdict(node).is_some() || self.own_eyes.contains(&node)
     }
 
     /// The incarnation of which a node is held to be down.
     pub(crate) fn held_down(&self, node: NodeId) -> Option<u64> {
-        let standing = self.of.get(&node)?;
-        standing.down.as_ref().map(|_| standing.incarnation)
+        self.is_down(node).then(|| self.incarnation(node))
     }
 
     /// Of the last sign of life or verdict.
     pub(crate) fn incarnation(&self, node: NodeId) -> u64 {
-        self.of.get(&node).map_or(0, |standing| standing.incarnation)
+        let of_verdict = self.verdict(node).map(Verdict::incarnation);
+        let of_life = || self.alive.get(&node).map(|alive| alive.value().incarnation);
+        of_verdict.or_else(of_life).unwrap_or(0)
     }
 
     /// The number of those that are down.
-    pub(crate) const fn count_down(&self) -> usize {
-        self.down
+    pub(crate) fn count_down(&self) -> usize {
+        self.verdicts.len() + self.own_eyes.len()
     }
 
     /// Those that are down, ascending.
     pub(crate) fn down(&self) -> impl Iterator<Item = NodeId> {
-        self.of.iter().filter(|(_, standing)| standing.down.is_some()).map(|(node, _)| *node)
+        self.down_from(FIRST)
+    }
+
+    fn down_from(&self, start: NodeId) -> impl Iterator<Item = NodeId> {
+        let convicted = self.verdicts.iter_from(start.as_bytes());
+        let mut convicted = convicted.map(|(node, _)| *node).peekable();
+        let mut seen = self.own_eyes.range(start..).copied().peekable();
+        std::iter::from_fn(move || match (convicted.peek(), seen.peek()) {
+            (Some(one), Some(other)) if other < one => seen.next(),
+            (Some(_), _) => convicted.next(),
+            (None, _) => seen.next(),
+        })
     }
 
     /// Those of whom this node alone found that they are down, ascending.
     pub(crate) fn own_eyes(&self) -> impl Iterator<Item = NodeId> {
-        let found = |standing: &Standing| matches!(standing.down, Some(Down::OwnEyes));
-        self.of.iter().filter(move |(_, standing)| found(standing)).map(|(node, _)| *node)
+        self.own_eyes.iter().copied()
     }
 
     /// The first that is down after `node`, in a circle.
     pub(crate) fn next_down(&self, node: NodeId) -> Option<NodeId> {
-        let after = self.of.range((Bound::Excluded(node), Bound::Unbounded));
-        let around = after.chain(self.of.range(..=node));
-        let mut down = around.filter(|(_, standing)| standing.down.is_some());
-        down.next().map(|(node, _)| *node)
+        let after = self.down_from(node).find(|other| *other != node);
+        after.or_else(|| self.down().next())
     }
 
     /// Whether a sign of life would be news.
@@ -127,70 +116,66 @@ impl Lives {
 
     /// Whether a verdict would be news.
     pub(crate) fn lacks_verdict(&self, node: NodeId, incarnation: u64) -> bool {
-        self.of.get(&node).is_none_or(|held| match held.down {
-            Some(Down::Verdict(_)) => incarnation > held.incarnation,
-            Some(Down::OwnEyes) | None => incarnation >= held.incarnation,
-        })
+        match self.verdict(node) {
+            Some(held) => incarnation > held.incarnation(),
+            None => incarnation >= self.incarnation(node),
+        }
     }
 
     /// Takes over a sign of life. Says whether it was news.
-    pub(crate) fn hear_alive(&mut self, alive: Signed<Alive>) -> bool {
+    pub(crate) fn hear_alive(&mut self, alive: impl Into<Arc<Signed<Alive>>>) -> bool {
+        let alive = alive.into();
         let Alive { node, incarnation, .. } = *alive.value();
         let news = self.lacks_alive(node, incarnation);
         if news {
-            let standing = Standing { incarnation, alive: Some(alive), down: None };
-            self.set(node, standing);
+            self.forget(node);
+            self.alive.insert(node, alive);
         }
         news
     }
 
     /// Takes over a verdict. Says whether it was news.
     pub(crate) fn hear_verdict(&mut self, verdict: Verdict) -> bool {
-        let (node, incarnation) = (verdict.target(), verdict.incarnation());
-        let news = self.lacks_verdict(node, incarnation);
+        let node = verdict.target();
+        let news = self.lacks_verdict(node, verdict.incarnation());
         if news {
-            let down = Some(Down::Verdict(verdict));
-            self.set(node, Standing { incarnation, alive: None, down });
+            self.alive.remove(&node);
+            self.own_eyes.remove(&node);
+            self.verdicts.merge_entry(node, Entry::Add(verdict));
         }
         news
     }
 
     /// Notes what this node found by itself.
     pub(crate) fn see_down(&mut self, node: NodeId) {
-        let standing = self.of.get(&node).cloned().unwrap_or_default();
-        if standing.down.is_none() {
-            self.set(node, Standing { down: Some(Down::OwnEyes), ..standing });
+        if self.verdict(node).is_none() {
+            self.own_eyes.insert(node);
         }
     }
 
     /// Notes that a node was heard: what this node found by itself, it was wrong about. Says
     /// whether it had found so.
     pub(crate) fn see_alive(&mut self, node: NodeId) -> bool {
-        let standing = self.of.get(&node).filter(|held| matches!(held.down, Some(Down::OwnEyes)));
-        let Some(standing) = standing.cloned() else { return false };
-        self.set(node, Standing { down: None, ..standing });
-        true
+        self.own_eyes.remove(&node)
     }
 
     /// What to tell those who have not heard of it.
     pub(crate) fn rumor(&self, node: NodeId) -> Option<Rumor> {
-        let standing = self.of.get(&node)?;
         let alive = || {
-            let raw = standing.alive.as_ref()?.raw().clone();
+            let raw = self.alive.get(&node)?.raw().clone();
             Some(Rumor { alive: Some(raw), accusations: Vec::new() })
         };
-        match &standing.down {
-            Some(Down::Verdict(verdict)) => Some(verdict.rumor()),
-            Some(Down::OwnEyes) | None => alive(),
-        }
+        self.verdict(node).map(Verdict::rumor).or_else(alive)
     }
 
-    /// Those of whom anything is held whose identity begins so.
+    /// Those of whom others have said anything whose identity begins so.
     pub(crate) fn beginning(&self, prefix: [u8; 8]) -> impl Iterator<Item = NodeId> {
         let mut start = [0; 32];
         start[..8].copy_from_slice(&prefix);
-        let from = self.of.range(NodeId(start)..).map(|(node, _)| *node);
-        from.take_while(move |node| node.as_bytes().starts_with(&prefix))
+        let convicted = self.verdicts.iter_from(&start).map(|(node, _)| *node);
+        let living = self.alive.range(NodeId(start)..).map(|(node, _)| *node);
+        let begins = move |node: &NodeId| node.as_bytes().starts_with(&prefix);
+        convicted.take_while(begins).chain(living.take_while(begins))
     }
 
     /// The verdicts that are held.
@@ -206,29 +191,30 @@ impl Lives {
 
     /// Whether a verdict, this one or a later one, is held.
     pub(crate) fn holds_verdict(&self, node: NodeId, incarnation: u64) -> bool {
-        self.verdicts.added(&node).is_some_and(|held| held.incarnation() >= incarnation)
+        self.verdict(node).is_some_and(|held| held.incarnation() >= incarnation)
     }
 
     /// Forgets all of whom `keep` does not hold.
     pub(crate) fn retain(&mut self, keep: impl Fn(NodeId) -> bool) {
-        let dropped: Vec<NodeId> = self.of.keys().copied().filter(|node| !keep(*node)).collect();
+        let held = self.down().chain(self.alive.keys().copied());
+        let dropped: Vec<NodeId> = held.filter(|node| !keep(*node)).collect();
         dropped.into_iter().for_each(|node| self.forget(node));
     }
 
     /// Forgets what is held of a node.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.verdicts.forget(&node);
-        let before = self.of.remove(&node);
-        self.down -= usize::from(before.is_some_and(|before| before.down.is_some()));
+        self.alive.remove(&node);
+        self.own_eyes.remove(&node);
     }
 
-    fn set(&mut self, node: NodeId, standing: Standing) {
-        self.forget(node);
-        self.down += usize::from(standing.down.is_some());
-        if let Some(Down::Verdict(_)) = standing.down {
-            self.verdicts.merge_entry(node, Entry::Add(Mark(standing.incarnation)));
-        }
-        self.of.insert(node, standing);
+    /// Keeps equal verdicts in one copy with all who use the verifier.
+    pub(crate) fn share(&mut self, verifier: &Verifier) {
+        verifier.share_verdicts(&mut self.verdicts);
+    }
+
+    fn verdict(&self, node: NodeId) -> Option<&Verdict> {
+        self.verdicts.added(&node)
     }
 }
 
@@ -237,7 +223,6 @@ mod tests {
     use super::*;
     use crate::identity::Identity;
     use crate::rumor::Accusation;
-    use crate::verifier::Verifier;
     use selvedge_model::MeshId;
 
     const MESH: MeshId = MeshId([1; 20]);
@@ -300,6 +285,25 @@ mod tests {
         assert_eq!(told.alive.as_ref(), Some(alive(1).raw()));
         lives.retain(|_| false);
         assert_eq!(lives.incarnation(node), 0);
+    }
+
+    #[test]
+    fn convicted_or_seen_they_are_named_in_order() {
+        let mut lives = Lives::default();
+        lives.hear_verdict(verdict(0));
+        let convicted = identity(9).node_id();
+        let around = [NodeId([0; 32]), convicted, NodeId([255; 32])];
+        lives.see_down(around[2]);
+        lives.see_down(around[0]);
+        assert!(lives.down().eq(around) && lives.count_down() == 3);
+        for (at, node) in around.iter().enumerate() {
+            assert_eq!(lives.next_down(*node), Some(around[(at + 1) % 3]));
+        }
+        let mut start = [0; 8];
+        start.copy_from_slice(&convicted.as_bytes()[..8]);
+        assert!(lives.beginning(start).eq([convicted]));
+        lives.retain(|node| node == around[0]);
+        assert!(lives.down().eq([around[0]]) && lives.own_eyes().eq([around[0]]));
     }
 
     /// What is compared with others is the verdicts that stand, and nothing else.

@@ -101,16 +101,16 @@ pub struct Profile {
     /// The UDP port at which sealed datagrams are taken, at the addresses of `control`; 0 if it
     /// is the port given there.
     #[n(5)]
-    #[cbor(default, skip_if = "is_default")]
+    #[cbor(default, skip_if = "codec::is_default")]
     pub datagram_port: u16,
     /// The node is behind a NAT or wants to be treated so: a client, though its certificate may
     /// allow it to be a peer.
     #[n(6)]
-    #[cbor(default, skip_if = "is_default")]
+    #[cbor(default, skip_if = "codec::is_default")]
     pub client: bool,
     /// The peer serves no clients, because it is about to go.
     #[n(7)]
-    #[cbor(default, skip_if = "is_default")]
+    #[cbor(default, skip_if = "codec::is_default")]
     pub drained: bool,
     /// Peers that this client cannot reach, though others can: it is not attached to them.
     #[cbor(n(8), encode_with = "fixed_list::encode")]
@@ -142,7 +142,7 @@ pub struct Profile {
     pub version: String,
     /// It shares its alias with other nodes on purpose: the name means all of them.
     #[n(14)]
-    #[cbor(default, skip_if = "is_default")]
+    #[cbor(default, skip_if = "codec::is_default")]
     pub shared: bool,
 }
 
@@ -239,10 +239,6 @@ impl Profile {
 /// Others print these texts on terminals.
 fn is_text(text: &str, max: usize) -> bool {
     text.len() <= max && !text.chars().any(char::is_control)
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 #[cfg(test)]

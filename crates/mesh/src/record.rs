@@ -7,6 +7,7 @@ use selvedge_model::{MeshId, NodeId};
 use crate::admission::{Certificate, CertificateError, Genesis};
 use crate::codec::fixed;
 use crate::crdt::Content;
+use crate::eviction::Claim;
 use crate::profile::Profile;
 use crate::signed::{Raw, Signed, SignedError, Statement};
 use crate::time::UnixTime;
@@ -80,7 +81,7 @@ impl Life {
 
 /// Takes a node out of the mesh, signed by that node: it left. It shows the certificate that had
 /// admitted the node, so that nobody can fill the mesh with removals of nodes that never were.
-/// Field 3 is kept for the signer of a removal that is not the node's own.
+/// Whom others put out has an [`crate::Eviction`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Removal {
@@ -114,10 +115,11 @@ pub struct Removed(Arc<Verified<Removal>>);
 struct Verified<T> {
     statement: Signed<T>,
     certificate: Signed<Certificate>,
+    claim: Claim,
     tie: [u8; 16],
 }
 
-/// Why a record or removal is not taken over. Nothing was changed.
+/// Why a record, a removal or an eviction is not taken over. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Malformed, out of bounds, of an unknown version, or not signed by its node.
@@ -149,6 +151,13 @@ pub enum RecordError {
     },
 }
 
+impl<T> Verified<T> {
+    fn of(certificate: Signed<Certificate>, statement: Signed<T>) -> Arc<Self> {
+        let (claim, tie) = (Claim::of(certificate.value()), tie(statement.raw()));
+        Arc::new(Self { statement, certificate, claim, tie })
+    }
+}
+
 impl Admitted {
     /// Reads a record; checks its bounds, its signature and its certificate.
     ///
@@ -160,8 +169,7 @@ impl Admitted {
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
-        let certificate = verify_certificate(node, certificate, genesis)?;
-        Ok(Self(Arc::new(Verified { tie: tie(record.raw()), statement: record, certificate })))
+        Ok(Self(Verified::of(verify_certificate(node, certificate, genesis)?, record)))
     }
 
     /// The record.
@@ -174,6 +182,11 @@ impl Admitted {
     #[must_use]
     pub fn certificate(&self) -> &Certificate {
         self.0.certificate.value()
+    }
+
+    /// What its certificate rests on.
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.0.claim
     }
 
     /// The record as it travels.
@@ -194,14 +207,18 @@ impl Removed {
         if mesh != genesis.mesh() {
             return Err(RecordError::WrongMesh { node, found: mesh });
         }
-        let certificate = verify_certificate(node, certificate, genesis)?;
-        Ok(Self(Arc::new(Verified { tie: tie(removal.raw()), statement: removal, certificate })))
+        Ok(Self(Verified::of(verify_certificate(node, certificate, genesis)?, removal)))
     }
 
     /// The removal.
     #[must_use]
     pub fn removal(&self) -> &Removal {
         self.0.statement.value()
+    }
+
+    /// What its certificate rests on.
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.0.claim
     }
 
     /// The removal as it travels.
@@ -229,7 +246,7 @@ fn verify_certificate(
 
 /// A hash of everything that travels, the signature included, so that replicas that hold equal
 /// versions hold equal bytes.
-fn tie(raw: &Raw) -> [u8; 16] {
+pub(crate) fn tie(raw: &Raw) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new_derive_key("selvedge 2026-11 record tie");
     hasher.update(&raw.signature).update(&raw.bytes);
     let mut tie = [0; 16];

@@ -4,8 +4,9 @@ use std::net::Ipv6Addr;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
 use crate::address::{mesh_prefix, node_address};
-use crate::admission::{Genesis, Role};
+use crate::admission::{Certificate, Genesis, Role, covers};
 use crate::crdt::{Entry, Key, TwoPhaseMap};
+use crate::eviction::{Claim, Evicted, Evictions};
 use crate::profile::Profile;
 use crate::record::{Admitted, Record, RecordError, Removal, Removed};
 use crate::signed::{Raw, Signed};
@@ -13,12 +14,14 @@ use crate::time::UnixTime;
 use crate::verifier::Verifier;
 use crate::wire::Records;
 
-/// The replicated entries of one mesh, each of them verified.
+/// The replicated entries of one mesh, each of them verified, and none of them void by an eviction
+/// but those of the node whose roster it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Roster {
     genesis: Genesis,
     pub(crate) verifier: Verifier,
     pub(crate) map: TwoPhaseMap<NodeId, Admitted, Removed>,
+    pub(crate) evictions: Evictions,
 }
 
 /// An entry of the roster.
@@ -45,16 +48,21 @@ pub struct Member {
     pub founder: bool,
     /// The prefixes that its certificate lets it announce; the founder may announce any.
     pub allowed: Vec<Prefix>,
+    /// The node that admitted it.
+    pub issuer: NodeId,
+    /// Whether it may invite others.
+    pub may_invite: bool,
     /// When its record was signed, by its own clock.
     pub issued: UnixTime,
-    /// The serial number of its certificate: of two members that one node admitted, the one that
-    /// came first has the lower one.
+    /// Its rank: of two members that one node admitted, the one that came first has the lower
+    /// one, and whom the founder admitted has a lower one than all others.
     pub serial: u64,
 }
 
 impl Roster {
     pub(crate) fn new(genesis: Genesis) -> Self {
-        Self { genesis, verifier: Verifier::default(), map: TwoPhaseMap::new() }
+        let (map, evictions) = (TwoPhaseMap::new(), Evictions::new(genesis.founder));
+        Self { genesis, verifier: Verifier::default(), map, evictions }
     }
 
     pub(crate) const fn genesis(&self) -> &Genesis {
@@ -69,8 +77,8 @@ impl Roster {
         mesh_prefix(self.mesh())
     }
 
-    /// The members at `wall`, by ascending node. Who has left or whose certificate has expired
-    /// is none.
+    /// The members at `wall`, by ascending node. Who has left, was evicted, or whose certificate
+    /// has expired is none.
     pub(crate) fn members(&self, wall: UnixTime) -> impl Iterator<Item = Member> {
         let mesh = self.mesh();
         let valid = move |entry: &&Admitted| !entry.certificate().has_expired(wall);
@@ -126,6 +134,26 @@ impl Roster {
         Ok((node_of(&entry), entry))
     }
 
+    pub(crate) fn verify_eviction(&self, raw: Raw) -> Result<Evicted, RecordError> {
+        Evicted::verify(raw, &self.genesis, &self.verifier)
+    }
+
+    /// The eviction by which an entry is void, if there is one.
+    pub(crate) fn barring(&self, entry: &RosterEntry) -> Option<&Evicted> {
+        self.evictions.barring(claim_of(entry.as_ref()))
+    }
+
+    /// Takes over an eviction and drops all entries that are void by it, those of `keep` aside.
+    /// Says whether it was new.
+    pub(crate) fn evict(&mut self, evicted: Evicted, keep: &NodeId) -> bool {
+        let news = self.evictions.merge(evicted);
+        if news {
+            let Self { evictions, map, .. } = self;
+            map.drop_void(keep, |entry| evictions.barring(claim_of(entry)).is_some());
+        }
+        news
+    }
+
     /// Whether just this record is held already.
     pub(crate) fn holds_record(&self, raw: &Raw) -> bool {
         let held = |record: Record| Some(self.map.added(&record.node)?.raw() == raw);
@@ -167,9 +195,18 @@ impl Roster {
             not_after: UnixTime(certificate.not_after),
             founder: record.node == self.genesis.founder,
             allowed: certificate.prefixes.clone(),
+            issuer: certificate.issuer,
+            may_invite: certificate.may_invite,
             issued: UnixTime(record.life.issued),
-            serial: certificate.serial,
+            serial: self.rank(certificate),
         }
+    }
+
+    /// See [`Member::serial`]. A member chooses the numbers of the certificates that it issues, so
+    /// they must not compete with the founder's.
+    fn rank(&self, certificate: &Certificate) -> u64 {
+        let delegated = certificate.issuer != self.genesis.founder;
+        u64::from(delegated) << 63 | certificate.serial & !(1 << 63)
     }
 }
 
@@ -177,8 +214,7 @@ impl Member {
     /// Whether it may announce that `prefix` is behind it.
     #[must_use]
     pub fn may_announce(&self, prefix: Prefix) -> bool {
-        let covers = |a: &Prefix| a.len() <= prefix.len() && a.contains(prefix.addr());
-        self.founder || self.allowed.iter().any(covers)
+        self.founder || covers(&self.allowed, prefix)
     }
 
     /// The prefixes behind it that it announces and may announce.
@@ -192,6 +228,14 @@ pub(crate) fn role_of(entry: &Admitted) -> Role {
     match entry.record().profile.client {
         true => Role::Client,
         false => entry.certificate().role,
+    }
+}
+
+/// What the certificate in an entry rests on.
+fn claim_of<'a>(entry: Entry<&'a Admitted, &'a Removed>) -> &'a Claim {
+    match entry {
+        Entry::Add(admitted) => admitted.claim(),
+        Entry::Remove(removed) => removed.claim(),
     }
 }
 

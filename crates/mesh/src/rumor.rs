@@ -65,12 +65,17 @@ pub struct Rumor {
     pub accusations: Vec<Raw>,
 }
 
-/// That a node has failed, as several members found.
+/// That a node has failed, as several members found. Copies are cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Verdict(Arc<Finding>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    mesh: MeshId,
     target: NodeId,
     incarnation: u64,
-    accusations: Arc<[Raw]>,
+    accusers: BTreeSet<NodeId>,
+    accusations: Vec<Raw>,
 }
 
 /// Why a rumor is not believed. Nothing was changed.
@@ -102,14 +107,15 @@ impl Alive {
 
     /// Reads a sign of life of a member.
     pub(crate) fn verify(
-        raw: Raw,
+        raw: &Raw,
         mesh: MeshId,
         is_member: impl Fn(NodeId) -> bool,
         verifier: &Verifier,
-    ) -> Result<Signed<Self>, RumorError> {
-        let signed = verifier.statement::<Self>(raw)?;
+    ) -> Result<Arc<Signed<Self>>, RumorError> {
+        let signed = verifier.alive(raw)?;
         let Self { mesh: found, node, .. } = *signed.value();
-        check(found, mesh, &[node], is_member)?;
+        check_mesh(found, mesh)?;
+        check_members([node], is_member)?;
         Ok(signed)
     }
 }
@@ -139,22 +145,25 @@ impl Accusation {
     ) -> Result<Signed<Self>, RumorError> {
         let signed = verifier.statement::<Self>(raw)?;
         let Self { mesh: found, accuser, target, .. } = *signed.value();
-        check(found, mesh, &[accuser, target], is_member)?;
+        check_mesh(found, mesh)?;
+        check_members([accuser, target], is_member)?;
         Ok(signed)
     }
 }
 
-fn check(
-    found: MeshId,
-    mesh: MeshId,
-    nodes: &[NodeId],
+fn check_mesh(found: MeshId, mesh: MeshId) -> Result<(), RumorError> {
+    match found == mesh {
+        true => Ok(()),
+        false => Err(RumorError::WrongMesh { found }),
+    }
+}
+
+fn check_members(
+    nodes: impl IntoIterator<Item = NodeId>,
     is_member: impl Fn(NodeId) -> bool,
 ) -> Result<(), RumorError> {
-    if found != mesh {
-        return Err(RumorError::WrongMesh { found });
-    }
-    match nodes.iter().find(|node| !is_member(**node)) {
-        Some(node) => Err(RumorError::NotAMember(*node)),
+    match nodes.into_iter().find(|node| !is_member(*node)) {
+        Some(node) => Err(RumorError::NotAMember(node)),
         None => Ok(()),
     }
 }
@@ -166,27 +175,42 @@ impl Verdict {
         verifier: &Verifier,
     ) -> Result<Self, RumorError> {
         let first = accusations.first().ok_or(RumorError::TooFew)?.value();
-        let of_one = accusations.iter().all(|a| a.value().target == first.target);
+        let (mesh, target) = (first.mesh, first.target);
+        let of_one = accusations.iter().all(|a| a.value().target == target);
         let accusers: BTreeSet<NodeId> = accusations.iter().map(|a| a.value().accuser).collect();
-        if !of_one || accusers.len() < MIN_ACCUSATIONS || accusers.contains(&first.target) {
+        if !of_one || accusers.len() < MIN_ACCUSATIONS || accusers.contains(&target) {
             return Err(RumorError::TooFew);
         }
         // An accuser that knows of a later sign of life accuses of the earlier ones too.
         let incarnation = accusations.iter().map(|a| a.value().incarnation).min().unwrap_or(0);
         let accusations = accusations.iter().map(|a| a.raw().clone()).collect();
-        let accusations = verifier.accusations(accusations);
-        Ok(Self { target: first.target, incarnation, accusations })
+        let finding = Finding { mesh, target, incarnation, accusers, accusations };
+        Ok(verifier.one_verdict(Self(Arc::new(finding))))
     }
 
     /// Reads a verdict.
     pub(crate) fn verify(
-        accusations: Vec<Raw>,
+        accusations: &[Raw],
         mesh: MeshId,
         is_member: impl Fn(NodeId) -> bool,
         verifier: &Verifier,
     ) -> Result<Self, RumorError> {
-        let verify = |raw| Accusation::verify(raw, mesh, &is_member, verifier);
-        let accusations: Vec<_> = accusations.into_iter().map(verify).collect::<Result<_, _>>()?;
+        let verdict = match verifier.verdict(accusations) {
+            Some(verdict) => verdict,
+            None => Self::read(accusations, mesh, verifier)?,
+        };
+        check_mesh(verdict.0.mesh, mesh)?;
+        check_members(verdict.0.accusers.iter().copied().chain([verdict.target()]), is_member)?;
+        Ok(verdict)
+    }
+
+    fn read(accusations: &[Raw], mesh: MeshId, verifier: &Verifier) -> Result<Self, RumorError> {
+        let read = |raw: &Raw| {
+            let accusation = verifier.statement::<Accusation>(raw.clone())?;
+            check_mesh(accusation.value().mesh, mesh)?;
+            Ok(accusation)
+        };
+        let accusations = accusations.iter().map(read).collect::<Result<Vec<_>, RumorError>>()?;
         Self::of(&accusations, verifier)
     }
 
@@ -200,20 +224,26 @@ impl Verdict {
 
     /// Who has failed.
     #[must_use]
-    pub const fn target(&self) -> NodeId {
-        self.target
+    pub fn target(&self) -> NodeId {
+        self.0.target
     }
 
     /// The last sign of life that all accusers had heard of.
     #[must_use]
-    pub const fn incarnation(&self) -> u64 {
-        self.incarnation
+    pub fn incarnation(&self) -> u64 {
+        self.0.incarnation
+    }
+
+    /// What it consists of.
+    #[must_use]
+    pub fn accusations(&self) -> &[Raw] {
+        &self.0.accusations
     }
 
     /// As it travels.
     #[must_use]
     pub fn rumor(&self) -> Rumor {
-        Rumor { alive: None, accusations: self.accusations.to_vec() }
+        Rumor { alive: None, accusations: self.accusations().to_vec() }
     }
 }
 
@@ -269,7 +299,7 @@ mod tests {
 
     fn verify(accusations: Vec<Raw>) -> Result<Verdict, RumorError> {
         let stranger = identity(99).node_id();
-        Verdict::verify(accusations, MESH, |node| node != stranger, &Verifier::default())
+        Verdict::verify(&accusations, MESH, |node| node != stranger, &Verifier::default())
     }
 
     #[test]
@@ -319,10 +349,10 @@ mod tests {
         let forged = verify(vec![accuse(1, 9, 0), forged]);
         assert!(matches!(forged, Err(RumorError::Signed(_))), "{forged:?}");
         let other =
-            Verdict::verify(vec![accuse(1, 9, 0)], MeshId([2; 20]), |_| true, &Verifier::default());
+            Verdict::verify(&[accuse(1, 9, 0)], MeshId([2; 20]), |_| true, &Verifier::default());
         assert_eq!(other, Err(RumorError::WrongMesh { found: MESH }));
         let alive = Alive::sign(MESH, 7, &identity(99)).raw().clone();
-        let error = Alive::verify(alive, MESH, |node| node != stranger, &Verifier::default())
+        let error = Alive::verify(&alive, MESH, |node| node != stranger, &Verifier::default())
             .expect_err("a stranger");
         assert_eq!(error, RumorError::NotAMember(stranger));
     }

@@ -149,6 +149,11 @@ impl<T> Signed<T> {
         &self.value
     }
 
+    /// What was signed.
+    pub(crate) fn into_value(self) -> T {
+        self.value
+    }
+
     /// The statement as it travels.
     #[must_use]
     pub const fn raw(&self) -> &Raw {

@@ -164,6 +164,8 @@ impl State {
                 not_after: u64::MAX - 1,
                 serial,
                 issuer: founder.node_id(),
+                sponsor: None,
+                pardons: 0,
             };
             let certificate = Signed::sign(certificate, founder)?.raw().clone();
             let mut one = Self { node: identity.node_id(), ..self };
@@ -338,6 +340,9 @@ struct Snapshot {
     redeemed: Vec<Redeemed>,
     #[cbor(n(6), decode_with = "codec::list::<MAX_WAYS_BACK, _, _>", default)]
     ways_back: Vec<Way>,
+    #[cbor(n(7), decode_with = "codec::list::<MAX_ENTRIES, _, _>", default)]
+    #[cbor(skip_if = "Vec::is_empty")]
+    evictions: Vec<Raw>,
 }
 
 /// Where a node was reached last.
@@ -392,6 +397,7 @@ impl From<&State> for Snapshot {
             last_serial: state.ledger.last_serial,
             redeemed: redeemed.collect(),
             ways_back: ways_back.collect(),
+            evictions: state.roster.evictions.iter().map(|held| held.raw().clone()).collect(),
         }
     }
 }
@@ -401,6 +407,10 @@ impl Snapshot {
         let malformed = |what: &str| SnapshotError::Malformed(what.into());
         self.genesis.check().map_err(malformed)?;
         let mut roster = Roster::new(self.genesis);
+        for raw in self.evictions {
+            let evicted = roster.verify_eviction(raw)?;
+            roster.evictions.merge(evicted);
+        }
         for raw in self.records {
             let (node, entry) = roster.verify_record(raw)?;
             roster.map.merge_entry(node, entry);

@@ -35,6 +35,8 @@ pub(crate) fn roster(count: u32) -> Roster {
             not_after: if number % 10 == 9 { 999 } else { 2000 },
             serial: 0,
             issuer: founder.node_id(),
+            sponsor: None,
+            pardons: 0,
         };
         let record = Record {
             mesh: genesis.mesh(),

@@ -100,6 +100,15 @@ impl<K, V> Tree<K, V> {
         Self { root: None }
     }
 
+    /// Whether one is a copy of the other, and neither was changed since.
+    #[cfg(test)]
+    pub(crate) fn is_copy_of(&self, other: &Self) -> bool {
+        match (&self.root, &other.root) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
+
     /// The sum of all.
     pub(crate) fn sum(&self) -> Sum {
         sum(&self.root)
@@ -194,12 +203,14 @@ impl<K: Ord + Clone, V: Summed<K> + Clone> Tree<K, V> {
     pub(crate) fn insert(&mut self, key: K, value: V) {
         let own = Sum::of(value.hash(&key));
         let expiry = value.expiry();
-        self.root = Some(insert(self.root.take(), Item { key, value, own, expiry }));
+        insert(&mut self.root, Item { key, value, own, expiry });
     }
 
     /// Takes a key out.
     pub(crate) fn remove(&mut self, key: &K) {
-        self.root = remove(self.root.take(), key);
+        if self.get(key).is_some() {
+            remove(&mut self.root, key);
+        }
     }
 }
 
@@ -234,96 +245,106 @@ fn weight<K, V>(link: &Link<K, V>) -> u64 {
     sum(link).count + 1
 }
 
-fn node<K, V>(item: Item<K, V>, left: Link<K, V>, right: Link<K, V>) -> Arc<Node<K, V>> {
-    let total = sum(&left).plus(item.own).plus(sum(&right));
-    let first = item.expiry.min(expiry(&left)).min(expiry(&right));
-    Arc::new(Node { item, left, right, sum: total, expiry: first })
-}
+impl<K, V> Node<K, V> {
+    fn leaf(item: Item<K, V>) -> Self {
+        let (sum, expiry) = (item.own, item.expiry);
+        Self { item, left: None, right: None, sum, expiry }
+    }
 
-/// The parts of a node: moved if nobody else holds it, else copied.
-fn parts<K: Clone, V: Clone>(node: Arc<Node<K, V>>) -> Node<K, V> {
-    Arc::try_unwrap(node).unwrap_or_else(|shared| Node::clone(&shared))
-}
-
-fn insert<K: Ord + Clone, V: Clone>(link: Link<K, V>, new: Item<K, V>) -> Arc<Node<K, V>> {
-    let Some(old) = link else { return node(new, None, None) };
-    let Node { item, left, right, .. } = parts(old);
-    match new.key.cmp(&item.key) {
-        Ordering::Less => balanced(item, Some(insert(left, new)), right),
-        Ordering::Equal => node(new, left, right),
-        Ordering::Greater => balanced(item, left, Some(insert(right, new))),
+    fn add_up(&mut self) {
+        self.sum = sum(&self.left).plus(self.item.own).plus(sum(&self.right));
+        self.expiry = self.item.expiry.min(expiry(&self.left)).min(expiry(&self.right));
     }
 }
 
-fn remove<K: Ord + Clone, V: Clone>(link: Link<K, V>, key: &K) -> Link<K, V> {
-    let Node { item, left, right, .. } = parts(link?);
-    match key.cmp(&item.key) {
-        Ordering::Less => Some(balanced(item, remove(left, key), right)),
-        Ordering::Greater => Some(balanced(item, left, remove(right, key))),
-        Ordering::Equal => match right {
-            None => left,
-            Some(right) => {
-                let (least, right) = take_least(right);
-                Some(balanced(least, left, right))
+/// Changes what is its own in place, and copies what it shares.
+impl<K: Clone, V: Clone> Node<K, V> {
+    /// Puts in order a node of which one subtree has changed, by one insertion or removal.
+    fn settle(&mut self) {
+        let (l, r) = (weight(&self.left), weight(&self.right));
+        if r > 3 * l {
+            if let Some(right) = &mut self.right
+                && weight(&right.left) >= 2 * weight(&right.right)
+            {
+                Arc::make_mut(right).rotate_right();
+            }
+            self.rotate_left();
+        } else if l > 3 * r {
+            if let Some(left) = &mut self.left
+                && weight(&left.right) >= 2 * weight(&left.left)
+            {
+                Arc::make_mut(left).rotate_left();
+            }
+            self.rotate_right();
+        } else {
+            self.add_up();
+        }
+    }
+
+    fn rotate_left(&mut self) {
+        let Some(mut right) = self.right.take() else { return self.add_up() };
+        let upper = Arc::make_mut(&mut right);
+        self.right = upper.left.take();
+        self.add_up();
+        std::mem::swap(self, upper);
+        self.left = Some(right);
+        self.add_up();
+    }
+
+    fn rotate_right(&mut self) {
+        let Some(mut left) = self.left.take() else { return self.add_up() };
+        let upper = Arc::make_mut(&mut left);
+        self.left = upper.right.take();
+        self.add_up();
+        std::mem::swap(self, upper);
+        self.right = Some(left);
+        self.add_up();
+    }
+}
+
+fn insert<K: Ord + Clone, V: Clone>(link: &mut Link<K, V>, new: Item<K, V>) {
+    let Some(node) = link else {
+        *link = Some(Arc::new(Node::leaf(new)));
+        return;
+    };
+    let node = Arc::make_mut(node);
+    match new.key.cmp(&node.item.key) {
+        Ordering::Less => insert(&mut node.left, new),
+        Ordering::Equal => node.item = new,
+        Ordering::Greater => insert(&mut node.right, new),
+    }
+    node.settle();
+}
+
+/// The key must be there, lest its path is copied for nothing.
+fn remove<K: Ord + Clone, V: Clone>(link: &mut Link<K, V>, key: &K) {
+    let Some(node) = link.as_mut().map(Arc::make_mut) else { return };
+    match key.cmp(&node.item.key) {
+        Ordering::Less => remove(&mut node.left, key),
+        Ordering::Greater => remove(&mut node.right, key),
+        Ordering::Equal => match take_least(&mut node.right) {
+            Some(least) => node.item = least,
+            None => {
+                let rest = node.left.take();
+                *link = rest;
+                return;
             }
         },
     }
+    node.settle();
 }
 
-/// The least item of a tree, and the rest.
-fn take_least<K: Clone, V: Clone>(root: Arc<Node<K, V>>) -> (Item<K, V>, Link<K, V>) {
-    let Node { item, left, right, .. } = parts(root);
-    match left {
-        None => (item, right),
-        Some(left) => {
-            let (least, left) = take_least(left);
-            (least, Some(balanced(item, left, right)))
-        }
+/// Takes the least item out of a tree.
+fn take_least<K: Clone, V: Clone>(link: &mut Link<K, V>) -> Option<Item<K, V>> {
+    if link.as_ref()?.left.is_none() {
+        let Node { item, right, .. } = Arc::unwrap_or_clone(link.take()?);
+        *link = right;
+        return Some(item);
     }
-}
-
-/// A node whose subtrees may differ in weight by one insertion or removal too many.
-fn balanced<K: Clone, V: Clone>(
-    item: Item<K, V>,
-    left: Link<K, V>,
-    right: Link<K, V>,
-) -> Arc<Node<K, V>> {
-    let (l, r) = (weight(&left), weight(&right));
-    match (left, right) {
-        (left, Some(right)) if r > 3 * l => rotate_left(item, left, right),
-        (Some(left), right) if l > 3 * r => rotate_right(item, left, right),
-        (left, right) => node(item, left, right),
-    }
-}
-
-fn rotate_left<K: Clone, V: Clone>(
-    item: Item<K, V>,
-    left: Link<K, V>,
-    right: Arc<Node<K, V>>,
-) -> Arc<Node<K, V>> {
-    let Node { item: upper, left: inner, right: outer, .. } = parts(right);
-    match inner {
-        Some(inner) if inner.sum.count + 1 >= 2 * weight(&outer) => {
-            let Node { item: middle, left: a, right: b, .. } = parts(inner);
-            node(middle, Some(node(item, left, a)), Some(node(upper, b, outer)))
-        }
-        inner => node(upper, Some(node(item, left, inner)), outer),
-    }
-}
-
-fn rotate_right<K: Clone, V: Clone>(
-    item: Item<K, V>,
-    left: Arc<Node<K, V>>,
-    right: Link<K, V>,
-) -> Arc<Node<K, V>> {
-    let Node { item: lower, left: outer, right: inner, .. } = parts(left);
-    match inner {
-        Some(inner) if inner.sum.count + 1 >= 2 * weight(&outer) => {
-            let Node { item: middle, left: a, right: b, .. } = parts(inner);
-            node(middle, Some(node(lower, outer, a)), Some(node(item, b, right)))
-        }
-        inner => node(lower, outer, Some(node(item, inner, right))),
-    }
+    let node = Arc::make_mut(link.as_mut()?);
+    let least = take_least(&mut node.left);
+    node.settle();
+    least
 }
 
 #[cfg(test)]

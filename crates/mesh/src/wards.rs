@@ -24,13 +24,14 @@ impl Wards {
         Self { clients, attached: BTreeSet::new(), stale: true }
     }
 
-    /// Takes note that a member, or who is none any more, may have changed.
-    pub(crate) fn note(&mut self, node: NodeId, is_client: bool) {
+    /// Takes note that a member, or who is none any more, may have changed. Says whether it has
+    /// become a client, or is one no more.
+    pub(crate) fn note(&mut self, node: NodeId, is_client: bool) -> bool {
+        self.stale = true;
         match is_client {
             true => self.clients.insert(node),
             false => self.clients.remove(&node),
-        };
-        self.stale = true;
+        }
     }
 
     /// Takes note that somebody was found to be down, or up.

@@ -20,14 +20,14 @@
 //! | 16 | [`Message::Join`] | redeems an invite |
 //! | 17 | [`Message::Welcome`] | the answer if it is accepted |
 //! | 18 | [`Message::Refused`] | the answer if it is not |
+//! | 19 | [`Message::Evictions`] | narrows down which evictions are different |
 //! | 24 | [`Message::Ping`] | asks whether a node lives |
 //! | 25 | [`Message::Ack`] | it does |
 //! | 26 | [`Message::Ask`] | asks to probe another node |
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
 //!
-//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 19 to 23 for eviction and
-//! renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
+//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
 //! A node reads its own version and the next one: whatever a version adds, the one before skips,
@@ -103,6 +103,8 @@ pub enum Message {
     Welcome(Welcome),
     /// You are not admitted.
     Refused(Refused),
+    /// Here is which evictions I hold of some ranges, and what I lack.
+    Evictions(Ranges),
     /// Do you live?
     Ping(Probe),
     /// I live.
@@ -168,6 +170,10 @@ pub struct Probe {
     /// How the hash of the verdicts that the sender holds begins; absent if it holds none.
     #[n(3)]
     pub lives: Option<u32>,
+    /// In a [`Message::Ping`], how the hash of the evictions that the sender holds begins; absent if
+    /// it holds none, or is of a version that knows of none.
+    #[n(4)]
+    pub evictions: Option<u32>,
 }
 
 /// The body of [`Message::Ask`].
@@ -216,6 +222,10 @@ pub struct Records {
     /// Signed removals.
     #[cbor(n(1), decode_with = "codec::list::<MAX_RECORDS, _, _>", default)]
     pub removals: Vec<Raw>,
+    /// Signed evictions.
+    #[cbor(n(2), decode_with = "codec::list::<MAX_RECORDS, _, _>", default)]
+    #[cbor(skip_if = "Vec::is_empty")]
+    pub evictions: Vec<Raw>,
 }
 
 /// The body of [`Message::Join`].
@@ -276,10 +286,12 @@ pub enum RefusedReason {
     KeyInUse = 5,
     /// The mesh is full.
     Full = 6,
+    /// The node was evicted, and the invite does not bring it back.
+    Evicted = 7,
 }
 
 impl RefusedReason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::BadInvite,
         Self::Expired,
         Self::UsedUp,
@@ -287,6 +299,7 @@ impl RefusedReason {
         Self::NotIssuer,
         Self::KeyInUse,
         Self::Full,
+        Self::Evicted,
     ];
 }
 
@@ -379,6 +392,7 @@ impl Message {
             Self::Join(_) => 16,
             Self::Welcome(_) => 17,
             Self::Refused(_) => 18,
+            Self::Evictions(_) => 19,
             Self::Ping(_) => 24,
             Self::Ack(_) => 25,
             Self::Ask(_) => 26,
@@ -391,7 +405,7 @@ impl Message {
         match self {
             Self::Digest(body) => codec::to_vec(body),
             Self::Records(body) => codec::to_vec(body),
-            Self::Ranges(body) | Self::Lives(body) => codec::to_vec(body),
+            Self::Ranges(body) | Self::Lives(body) | Self::Evictions(body) => codec::to_vec(body),
             Self::News(body) => codec::to_vec(body),
             Self::Announce(body) | Self::Graft(body) | Self::Doubt(body) => codec::to_vec(body),
             Self::Join(body) => codec::to_vec(body),
@@ -424,6 +438,7 @@ impl Message {
             16 => body(bytes).map(Self::Join),
             17 => body(bytes).map(Self::Welcome),
             18 => body(bytes).map(Self::Refused),
+            19 => body(bytes).map(Self::Evictions),
             24 => body(bytes).map(Self::Ping),
             25 => body(bytes).map(Self::Ack),
             26 => body(bytes).map(Self::Ask),
@@ -528,6 +543,10 @@ mod tests {
         Raw { bytes: vec![1, 2, 3], signature: [4; 64] }
     }
 
+    fn probe() -> Probe {
+        Probe { number: 0, hash: [6; 8], down: None, lives: None, evictions: None }
+    }
+
     fn messages() -> Vec<Message> {
         let version = Version { stamp: 3, tie: [1; 16] };
         let target = NodeId([2; 32]);
@@ -543,13 +562,15 @@ mod tests {
             Rumor { alive: Some(raw()), accusations: vec![] },
             Rumor { alive: None, accusations: vec![raw(), raw()] },
         ];
-        let records = Records { records: vec![raw()], removals: vec![raw(), raw()] };
+        let evictions = vec![raw()];
+        let records = Records { records: vec![raw()], removals: vec![raw(), raw()], evictions };
         vec![
             Message::Digest(Summary { hash: [5; 16], count: 9, introduction: Some(raw()) }),
             Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
             Message::Same,
             Message::WhoAreYou,
             Message::Lives(ranges.clone()),
+            Message::Evictions(ranges.clone()),
             Message::Ranges(ranges),
             Message::Ranges(Ranges::default()),
             Message::Doubt(Named { news: vec![news] }),
@@ -557,8 +578,8 @@ mod tests {
             Message::Announce(Named { news: vec![news, news] }),
             Message::Graft(Named { news: vec![news] }),
             Message::Prune,
-            Message::Ping(Probe { number: 70_000, hash: [6; 8], down: None, lives: None }),
-            Message::Ack(Probe { number: 0, hash: [6; 8], down: Some(3), lives: Some(5) }),
+            Message::Ping(Probe { number: 70_000, ..probe() }),
+            Message::Ack(Probe { down: Some(3), lives: Some(5), evictions: Some(6), ..probe() }),
             Message::Ask(Ask { target, number: 4, incarnation: 9 }),
             Message::Vouch(Vouch { target, number: 4 }),
             Message::Accuse(Accuse { accusation: raw() }),
@@ -675,9 +696,11 @@ mod tests {
     #[test]
     fn what_is_frequent_is_small() {
         let len = |message| encoded(message).len();
-        let probe = Probe { number: u32::MAX, hash: [1; 8], down: None, lives: None };
+        let probe = Probe { number: u32::MAX, ..probe() };
         assert!(len(Message::Ping(probe)) <= 48);
         assert!(len(Message::Ping(Probe { lives: Some(u32::MAX), ..probe })) <= 54);
+        let some = Some(u32::MAX);
+        assert!(len(Message::Ping(Probe { lives: some, evictions: some, ..probe })) <= 60);
         let part = Part { end: Some(End(vec![1, 2])), hash: Some([5; 12]), items: None };
         let ranges = Ranges { start: vec![], parts: vec![part; 16], want: vec![] };
         assert!(len(Message::Ranges(ranges)) <= 330);
@@ -706,7 +729,7 @@ mod tests {
         };
         assert!(!refused(rumors(MAX_RUMORS)));
         assert!(refused(rumors(MAX_RUMORS + 1)));
-        let records = |count| Records { records: vec![raw(); count], removals: vec![] };
+        let records = |count| Records { records: vec![raw(); count], ..Records::default() };
         assert!(!refused(Message::Records(records(MAX_RECORDS))));
         assert!(refused(Message::Records(records(MAX_RECORDS + 1))));
         let detail = |len| Message::Refused(Refused { reason: None, detail: "x".repeat(len) });

@@ -79,6 +79,8 @@ mod tests {
             not_after: UnixTime::NEVER,
             founder: false,
             allowed: Vec::new(),
+            issuer: NodeId([1; 32]),
+            may_invite: false,
             issued: UnixTime(0),
             serial,
         }

@@ -35,7 +35,7 @@ fn hear(mesh: &mut Mesh, from: NodeId, message: Message, now: Time) {
 }
 
 fn ping(mesh: &mut Mesh, from: NodeId, now: Time) -> bool {
-    let probe = Probe { number: 1, hash: [0; 8], down: None, lives: None };
+    let probe = Probe { number: 1, hash: [0; 8], down: None, lives: None, evictions: None };
     hear(mesh, from, Message::Ping(probe), now);
     transmits(mesh).iter().any(|(to, _)| *to == from)
 }
@@ -57,7 +57,7 @@ fn a_member_that_sends_nonsense_is_ignored_and_counted() {
     let (mut mesh, bad, good) = mesh();
     let forged = || Raw { bytes: vec![1, 0xa0], signature: [7; 64] };
     for _ in 0..100 {
-        let records = Records { records: vec![forged()], removals: vec![] };
+        let records = Records { records: vec![forged()], ..Records::default() };
         hear(&mut mesh, bad, Message::Records(records), Time::ZERO);
     }
     assert_eq!(mesh.silenced().collect::<Vec<_>>(), [bad]);
@@ -150,7 +150,7 @@ fn a_verdict_is_sent_once_however_often_it_is_asked_for() {
 
 /// What a node says of its incarnation when it is told, without a signature, that it is down.
 fn contradiction(mesh: &mut Mesh, from: NodeId, down: u64, now: Time) -> Option<u64> {
-    let probe = Probe { number: 1, hash: [0; 8], down: Some(down), lives: None };
+    let probe = Probe { number: 1, hash: [0; 8], down: Some(down), lives: None, evictions: None };
     hear(mesh, from, Message::Ping(probe), now);
     let rumors =
         transmits(mesh).into_iter().filter(|(to, _)| *to == from).flat_map(|(_, bytes)| {
@@ -185,7 +185,7 @@ fn nobody_uses_up_the_incarnations_of_another() {
 fn a_great_incarnation_is_believed_of_signatures() {
     let (mut mesh, other, _) = mesh();
     assert_eq!(contradiction(&mut mesh, other, 5000, Time::ZERO), None);
-    let probe = Probe { number: 1, hash: [0; 8], down: Some(5000), lives: None };
+    let probe = Probe { number: 1, hash: [0; 8], down: Some(5000), lives: None, evictions: None };
     hear(&mut mesh, other, Message::Ping(probe), Time::ZERO);
     let want = vec![reconcile::prefix(&mesh.node())];
     let asked = Message::Lives(Ranges { want, ..Ranges::default() });

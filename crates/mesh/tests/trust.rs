@@ -63,7 +63,7 @@ fn give(to: &mut Mesh, from: NodeId, message: Message) {
 }
 
 fn give_record(to: &mut Mesh, from: NodeId, raw: Raw) {
-    give(to, from, Message::Records(Records { records: vec![raw], removals: vec![] }));
+    give(to, from, Message::Records(Records { records: vec![raw], ..Records::default() }));
 }
 
 /// The record in `raw`, changed and signed anew.
@@ -173,7 +173,7 @@ fn removals_of_made_up_nodes_are_refused() {
 }
 
 fn give_removal(to: &mut Mesh, from: NodeId, raw: Raw) {
-    give(to, from, Message::Records(Records { records: vec![], removals: vec![raw] }));
+    give(to, from, Message::Records(Records { removals: vec![raw], ..Records::default() }));
 }
 
 /// The certificate in a record.
@@ -193,6 +193,8 @@ fn certificate_by(mesh: &Mesh, issuer: &Identity, subject: NodeId) -> Raw {
         not_after: u64::MAX,
         serial: 7,
         issuer: issuer.node_id(),
+        sponsor: None,
+        pardons: 0,
     };
     Signed::sign(certificate, issuer).expect("in bounds").raw().clone()
 }
@@ -281,13 +283,13 @@ fn who_shows_an_older_record_is_sent_the_newer_one() {
     give(
         &mut founder,
         member.node(),
-        Message::Records(Records { records: vec![first; 100], removals: vec![] }),
+        Message::Records(Records { records: vec![first; 100], ..Records::default() }),
     );
     let sent = transmits(&mut founder);
     let [(to, answer)] = sent.as_slice() else { panic!("one answer to many: {sent:?}") };
     assert_eq!(*to, member.node());
     let message = Envelope::decode(answer).expect("our own format").message;
-    assert_eq!(message, Message::Records(Records { records: vec![second], removals: vec![] }));
+    assert_eq!(message, Message::Records(Records { records: vec![second], ..Records::default() }));
 }
 
 /// What a joiner is told first fills one message. Its own removal must be in that.

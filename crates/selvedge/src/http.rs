@@ -113,6 +113,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(mesh::watch_meshes))
         .routes(routes!(mesh::show, mesh::leave))
         .routes(routes!(mesh::invite))
+        .routes(routes!(mesh::evict))
         .routes(routes!(mesh::edit))
         .routes(routes!(mesh::ask))
         .routes(routes!(mesh::dns))

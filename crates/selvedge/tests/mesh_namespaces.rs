@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use selvedge_api::Client;
-use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Mesh, Role};
+use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Mesh};
 use selvedge_host::netlink::{AddressOptions, Netlink, NewLink};
 use selvedge_host::netns::{self, Ephemeral};
 use selvedge_model::Prefix;
@@ -243,7 +243,7 @@ impl Lab {
     async fn form(&self, name: &str) -> Mesh {
         let request = CreateRequest { name: name.to_owned(), ..CreateRequest::default() };
         let mesh = self.client(0).create_mesh(&request).await.expect("founded");
-        let request = InviteRequest { uses: 10, expires_s: 600, role: Role::Peer };
+        let request = InviteRequest { uses: 10, expires_s: 600, ..InviteRequest::default() };
         let token = self.client(0).invite(name, &request).await.expect("invited").token;
         for host in 1..self.hosts.len() {
             let request = JoinRequest { token: token.clone(), ..JoinRequest::default() };

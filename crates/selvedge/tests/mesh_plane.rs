@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use selvedge::config::{MeshConfig, WireGuard};
 use selvedge::mesh_plane::{MeshHandle, spawn};
-use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Mesh, Role};
+use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Mesh};
 use selvedge_api::{Code, Error};
+use selvedge_model::Prefix;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -79,7 +80,7 @@ impl Node {
     }
 
     async fn token(&self, mesh: &str, uses: u32) -> String {
-        let request = InviteRequest { uses, expires_s: 3600, role: Role::Peer };
+        let request = InviteRequest { uses, expires_s: 3600, ..InviteRequest::default() };
         self.handle().invite(mesh, request).await.expect("invited").token
     }
 
@@ -167,6 +168,73 @@ async fn who_left_can_come_back() {
     b.join(&token).await.expect("joined again");
     a.sees("campus", 2).await;
     b.sees("campus", 2).await;
+}
+
+/// Waits until the node knows that it is out.
+async fn learns_of_its_eviction(node: &Node) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while node.show("campus").await.evicted.is_none() {
+        assert!(Instant::now() < deadline, "{} never heard of it", node.name);
+        sleep(Duration::from_millis(50)).await;
+    }
+    let listed = node.handle().list().await.expect("a list");
+    assert!(listed.iter().all(|mesh| mesh.evicted));
+}
+
+#[tokio::test]
+async fn members_admit_with_what_they_may_and_who_is_evicted_stays_out() {
+    let (a, b, c) = (Node::start("a").await, Node::start("b").await, Node::start("c").await);
+    let mut d = Node::start("d").await;
+    let founder = a.create("campus").await.node;
+    let wide: Vec<Prefix> = vec!["10.0.0.0/8".parse().expect("a prefix")];
+    let narrow: Vec<Prefix> = vec!["10.7.0.0/16".parse().expect("a prefix")];
+    let terms = |allow: &[Prefix], may_invite| InviteRequest {
+        uses: 5,
+        expires_s: 3600,
+        allow: allow.to_vec(),
+        may_invite,
+        ..InviteRequest::default()
+    };
+    let invite = a.handle().invite("campus", terms(&wide, true)).await.expect("the founder may");
+    let inviter = b.join(&invite.token).await.expect("admitted").node;
+    let error = b.handle().invite("campus", terms(&wide, true)).await.expect_err("too much");
+    assert_eq!(error.code, Code::Conflict);
+    let guest = b.handle().invite("campus", terms(&narrow, false)).await.expect("it may");
+    let node = c.join(&guest.token).await.expect("admitted").node;
+    a.sees("campus", 3).await;
+    let shown = a.show("campus").await;
+    let member = shown.members.iter().find(|member| member.node == node).expect("shown");
+    assert_eq!((member.admission.by, &member.admission.allowed), (Some(inviter), &narrow));
+    // One that hears of it at once, and one that is away.
+    d.join(&a.token("campus", 1).await).await.expect("admitted");
+    for other in [&a, &b, &c] {
+        other.sees("campus", 4).await;
+    }
+    let away = d.show("campus").await.node;
+    d.stop().await;
+    let error = c.handle().evict("campus", &founder.to_string()).await.expect_err("it may not");
+    assert_eq!(error.code, Code::Conflict);
+    let error = b.handle().evict("campus", "d").await.expect_err("it did not admit it");
+    assert!(error.message.contains("admitted by another"), "{error}");
+    let unknown = a.handle().evict("campus", "nobody").await.expect_err("unknown");
+    assert_eq!(unknown.code, Code::NotFound);
+    let evicted = b.handle().evict("campus", "c").await.expect("it admitted it");
+    assert_eq!((evicted.node, evicted.gone), (node, vec![node]));
+    a.handle().evict("campus", "d").await.expect("the founder may");
+    for other in [&a, &b] {
+        other.sees("campus", 2).await;
+    }
+    learns_of_its_eviction(&c).await;
+    d.run().await.expect("it starts again");
+    learns_of_its_eviction(&d).await;
+    // Back with a new invite, after it has left what it is no member of.
+    d.handle().leave("campus").await.expect("left");
+    // Invites are told from evictions by the second in which they were made.
+    sleep(Duration::from_millis(1100)).await;
+    let back = d.join(&a.token("campus", 1).await).await.expect("admitted again");
+    assert_eq!(back.node, away);
+    a.sees("campus", 3).await;
+    assert!(d.show("campus").await.evicted.is_none());
 }
 
 #[tokio::test]
@@ -299,13 +367,13 @@ async fn a_token_whose_issuer_left_says_so() {
 async fn an_expired_token_says_when() {
     let (a, b) = (Node::start("a").await, Node::start("b").await);
     a.create("campus").await;
-    let request = InviteRequest { uses: 1, expires_s: 0, role: Role::Peer };
+    let request = InviteRequest { uses: 1, expires_s: 0, ..InviteRequest::default() };
     let invite = a.handle().invite("campus", request).await.expect("invited");
     sleep(Duration::from_millis(2100)).await;
     let error = b.join(&invite.token).await.expect_err("expired");
     assert!(error.message.contains("the invite expired at 20"), "{error}");
     assert!(error.hint.is_some_and(|hint| hint.contains("clock")));
-    let none = InviteRequest { uses: 0, expires_s: 60, role: Role::Peer };
+    let none = InviteRequest { uses: 0, expires_s: 60, ..InviteRequest::default() };
     let error = a.handle().invite("campus", none).await.expect_err("useless");
     assert_eq!(error.code, Code::Invalid);
 }

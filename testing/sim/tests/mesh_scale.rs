@@ -61,6 +61,16 @@ fn crashes_and_newcomers_are_known_soon() {
     assert!(report.repair_round_trips <= 4.0, "{report:?}");
 }
 
+/// One lost packet costs a newcomer a round trip, and not the seconds after which it would begin
+/// anew.
+#[test]
+fn newcomers_are_in_as_soon_over_a_bad_network() {
+    let report = run(&Options { joins: 40, loss: 0.03, ..options(60, 3) });
+    assert_eq!(report.details, Vec::<String>::new());
+    assert!(report.join_ms.state <= 2000.0 && report.join_ms.known <= 3000.0, "{report:?}");
+    assert!(report.join_ms.received_over_state <= 1.3, "{report:?}");
+}
+
 #[test]
 fn partitions_heal_whatever_their_size() {
     for (nodes, changes) in [(2, 1), (20, 10), (60, 20)] {

@@ -3,16 +3,18 @@
 use selvedge_model::{NodeId, WgKey};
 
 use super::Mesh;
-use crate::admission::{Certificate, Role};
+use crate::admission::{Certificate, Grant};
 use crate::event::Rejection;
 use crate::invite::{Invite, InviteError, InviteId};
 use crate::roster::RosterEntry;
-use crate::signed::Signed;
+use crate::signed::{Raw, Signed};
 use crate::wire::{Join, Message, Records, Refused, RefusedReason, Welcome};
 
 /// So many bytes of records a joiner is told at once: what a new connection may send before it
 /// hears that something arrived (RFC 9002, section 7.2), less the rest of the message.
 const WELCOME: usize = 12 << 10;
+/// So many evictions a joiner is told at once; it hears of the others when it is probed.
+const EVICTIONS: usize = 4;
 
 /// Why an invite is not redeemed: for the joiner's program and for its user.
 type Refusal = (RefusedReason, String);
@@ -40,10 +42,13 @@ impl Mesh {
     /// asking again with another key gives a new one and counts no further use either.
     fn redeem(&mut self, from: NodeId, join: Join) -> Result<Signed<Certificate>, Refusal> {
         let invite = self.check_invite(join.invite)?;
-        let Invite { id, role, uses, not_after, .. } = *invite.value();
+        let pardons = self.pardons(from, invite.value())?;
+        let Invite { id, uses, not_after, .. } = *invite.value();
         let redeemed = self.state.ledger.redeemed.get(&id);
         let earlier = redeemed.and_then(|nodes| nodes.get(&from));
-        if let Some(certificate) = earlier.filter(|c| self.is_still_good(c.value(), join.wg)) {
+        if let Some(certificate) =
+            earlier.filter(|c| self.is_still_good(c.value(), join.wg, pardons))
+        {
             return Ok(certificate.clone());
         }
         let used = redeemed.map_or(0, |nodes| nodes.len());
@@ -53,19 +58,19 @@ impl Mesh {
         }
         self.check_key(from, join.wg)?;
         self.check_room(from)?;
-        let issued = self.issue(id, from, join.wg, role)?;
+        let issued = self.issue(id, (from, join.wg), invite.value().grant(), pardons)?;
         self.state.ledger.expires.insert(id, not_after);
         Ok(issued)
     }
 
-    fn check_invite(&self, raw: crate::signed::Raw) -> Result<Signed<Invite>, Refusal> {
+    fn check_invite(&self, raw: Raw) -> Result<Signed<Invite>, Refusal> {
         let invite = Signed::<Invite>::verify(raw)
             .map_err(|error| (RefusedReason::BadInvite, error.to_string()))?;
         invite.value().check_use(Some(self.id()), self.wall).map_err(|error| {
             let reason = match &error {
                 InviteError::Expired { .. } => RefusedReason::Expired,
                 InviteError::WrongMesh { .. } => RefusedReason::WrongMesh,
-                InviteError::NotByFounder { .. } => RefusedReason::BadInvite,
+                InviteError::MayNotInvite { .. } => RefusedReason::BadInvite,
             };
             (reason, error.to_string())
         })?;
@@ -77,8 +82,39 @@ impl Mesh {
         Ok(invite)
     }
 
-    fn is_still_good(&self, certificate: &Certificate, wg: WgKey) -> bool {
-        certificate.wg == wg && !certificate.has_expired(self.wall)
+    /// The number of the eviction that a certificate for a node is to take back. Who was evicted
+    /// comes back with an invite that was signed later, and if the founder evicted it, with one of
+    /// the founder's.
+    fn pardons(&self, node: NodeId, invite: &Invite) -> Result<u32, Refusal> {
+        let evictions = &self.state.roster.evictions;
+        let founder = self.genesis().founder;
+        let refuse = |text: &str| Err((RefusedReason::Evicted, text.to_owned()));
+        if invite.issuer != founder && evictions.of(node, founder).is_some() {
+            return refuse("the founder of the mesh evicted this node: ask it for an invite");
+        }
+        match evictions.of(node, invite.issuer) {
+            Some(held) if held.eviction().issued >= invite.issued => {
+                refuse("this node was evicted after the invite was made: ask for a new one")
+            }
+            held => Ok(held.map_or(0, |held| held.eviction().number)),
+        }
+    }
+
+    fn is_still_good(&self, certificate: &Certificate, wg: WgKey, pardons: u32) -> bool {
+        let current = certificate.pardons >= pardons && certificate.sponsor == self.sponsor();
+        certificate.wg == wg && !certificate.has_expired(self.wall) && current
+    }
+
+    /// The certificate by which this node admits others; `None` if it is the founder.
+    pub(super) fn sponsor(&self) -> Option<Raw> {
+        (self.node() != self.genesis().founder).then(|| self.own().certificate)
+    }
+
+    /// The last second in which whom this node admits may be a member.
+    fn horizon(&self) -> u64 {
+        let not_after = self.wall.after(self.config.certificate_lifetime).0;
+        let own = self.state.roster.map.added(&self.node());
+        own.map_or(not_after, |own| own.certificate().not_after.min(not_after))
     }
 
     /// A WireGuard key is given to one node only, or the packets of one could go to another.
@@ -107,9 +143,9 @@ impl Mesh {
     fn issue(
         &mut self,
         invite: InviteId,
-        subject: NodeId,
-        wg: WgKey,
-        role: Role,
+        (subject, wg): (NodeId, WgKey),
+        Grant { role, prefixes, may_invite }: Grant,
+        pardons: u32,
     ) -> Result<Signed<Certificate>, Refusal> {
         let serial = self.state.ledger.last_serial.saturating_add(1);
         let certificate = Certificate {
@@ -117,11 +153,13 @@ impl Mesh {
             subject,
             wg,
             role,
-            prefixes: Vec::new(),
-            may_invite: false,
-            not_after: self.wall.after(self.config.certificate_lifetime).0,
+            prefixes,
+            may_invite,
+            not_after: self.horizon(),
             serial,
             issuer: self.node(),
+            sponsor: self.sponsor(),
+            pardons,
         };
         let signed = Signed::sign(certificate, &self.identity)
             .map_err(|error| (RefusedReason::BadInvite, error.to_string()))?;
@@ -141,6 +179,10 @@ impl Mesh {
         let first = map.entries_of(&joiner).chain(map.entries_of(&own));
         let entries = first.chain(others.map(|(_, entry)| entry)).map(|entry| entry.cloned());
         let entries: Vec<RosterEntry> = entries.collect();
-        super::sync::chunks(entries.iter(), WELCOME).into_iter().next().unwrap_or_default()
+        let held = self.state.roster.evictions.iter().take(EVICTIONS);
+        let evictions: Vec<Raw> = held.map(|evicted| evicted.raw().clone()).collect();
+        let taken: usize = evictions.iter().map(|raw| raw.bytes.len() + 74).sum();
+        let first = super::sync::chunks(entries.iter(), WELCOME - taken).into_iter().next();
+        Records { evictions, ..first.unwrap_or_default() }
     }
 }

@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use selvedge_model::{NodeId, Time};
 
@@ -61,11 +60,7 @@ impl Mesh {
             return;
         }
         if self.doubts.due.is_none() {
-            // With who comes back from afar nothing is under way.
-            let wait = match self.lives.is_down(partner) {
-                true => Duration::ZERO,
-                false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
-            };
+            let wait = self.patience(partner);
             self.doubts.due = Some((now + wait, partner));
         }
     }

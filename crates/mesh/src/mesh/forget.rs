@@ -20,7 +20,7 @@ const TRY: Duration = Duration::from_secs(30);
 /// A node that nobody has answered yet introduces itself again after this.
 const INTRODUCE: Duration = Duration::from_secs(1);
 /// So many are asked at once, so that one of them is near.
-const ASKED: usize = 10;
+const ASKED: usize = 16;
 /// So long after its start a node counts as one of the others, whatever it holds.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -60,8 +60,17 @@ impl Mesh {
         self.knock(now);
         self.tell_whom_it_avoids();
         self.doubts.forget(now);
+        self.evicting.forget(now);
         self.rates.forget(now);
         self.syncing.settled |= now >= self.house.settles;
+        self.share();
+    }
+
+    /// Keeps what equals another replica's in one copy with it, if both use one verifier.
+    fn share(&mut self) {
+        let roster = &mut self.state.roster;
+        roster.verifier.share_roster(&mut roster.map);
+        self.lives.share(&roster.verifier);
     }
 
     /// The time for which others are to hold what this node says now.

@@ -124,7 +124,8 @@ impl Mesh {
     }
 
     /// Takes in news, and passes it on.
-    pub(super) fn receive_news(&mut self, from: NodeId, news: News, now: Time) {
+    pub(super) fn receive_news(&mut self, from: NodeId, mut news: News, now: Time) {
+        self.take_evictions(from, std::mem::take(&mut news.entries.evictions));
         let Sorted { known, records, rumors } = self.sort(news);
         if self.broadcast.count(&known, from) {
             self.send(from, Message::Prune);
@@ -156,7 +157,7 @@ impl Mesh {
         let (mesh, roster, wall) = (self.id(), &self.state.roster, self.wall);
         let is_member = |node| roster.is_member(node, wall);
         if let Some(raw) = &rumor.alive {
-            let alive = Alive::verify(raw.clone(), mesh, is_member, &roster.verifier)?;
+            let alive = Alive::verify(raw, mesh, is_member, &roster.verifier)?;
             let node = alive.value().node;
             let news = self.lives.hear_alive(alive);
             if news {
@@ -168,8 +169,7 @@ impl Mesh {
         if rumor.accusations.is_empty() {
             return Ok(false);
         }
-        let accusations = rumor.accusations.clone();
-        let verdict = Verdict::verify(accusations, mesh, is_member, &roster.verifier)?;
+        let verdict = Verdict::verify(&rumor.accusations, mesh, is_member, &roster.verifier)?;
         let (node, incarnation) = (verdict.target(), verdict.incarnation());
         if node == self.node() {
             self.refute(from, incarnation, now);

@@ -55,8 +55,10 @@ impl Mesh {
         if !self.is_member(from) {
             return self.send(from, Message::WhoAreYou);
         }
-        let answer = self.probe(from, probe.number);
+        // That one of two compares evictions is enough.
+        let answer = Probe { evictions: None, ..self.probe(from, probe.number) };
         self.send(from, Message::Ack(answer));
+        self.compare_evictions(from, probe.evictions, now);
         self.note_probe(from, probe, now);
     }
 
@@ -158,7 +160,8 @@ impl Mesh {
                 self.events.push_back(Event::MemberUp(node));
             }
         }
-        self.links_changed = true;
+        // Who is linked to nobody here leaves no gap.
+        self.links_changed |= !is_down || self.neighbours.contains(&node);
         self.wards.note_life();
         let view = View {
             roster: &self.state.roster,
@@ -173,7 +176,9 @@ impl Mesh {
     pub(super) fn probe(&mut self, to: NodeId, number: u32) -> Probe {
         let mut hash = [0; 8];
         hash.copy_from_slice(&self.digest().hash[..8]);
-        Probe { number, hash, down: self.lives.held_down(to), lives: self.lives.summary() }
+        let evictions = self.state.roster.evictions.summary();
+        let (down, lives) = (self.lives.held_down(to), self.lives.summary());
+        Probe { number, hash, down, lives, evictions }
     }
 
     fn note_probe(&mut self, from: NodeId, probe: Probe, now: Time) {

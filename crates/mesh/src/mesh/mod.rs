@@ -1,5 +1,6 @@
 mod admit;
 mod doubts;
+mod evict;
 mod forget;
 mod gossip;
 mod health;
@@ -17,12 +18,13 @@ use rand_chacha::ChaCha8Rng;
 use selvedge_model::{MeshId, NodeId, Prefix, Time, WgKey};
 
 use crate::address::node_address;
-use crate::admission::{Genesis, Role};
+use crate::admission::{Genesis, Grant};
 use crate::broadcast::Broadcast;
 use crate::config::Config;
 use crate::crdt::{Content as _, Digest, Entry};
 use crate::detector::Detector;
 use crate::event::{Event, Rejection, Rejections};
+use crate::eviction::Eviction;
 use crate::identity::Identity;
 use crate::invite::{Bootstrap, Invite, InviteId};
 use crate::journal::{Input, Journal, SignatureLog};
@@ -39,6 +41,7 @@ use crate::wards::Wards;
 use crate::wire::{self, Envelope, MAX_DATAGRAM, Message};
 use crate::wireguard::{self, PeerSpec};
 use doubts::Doubts;
+use evict::Evicting;
 use forget::House;
 use gossip::Crowd;
 use health::Pulse;
@@ -81,6 +84,7 @@ pub struct Mesh {
     crowd: Crowd,
     syncing: Syncing,
     doubts: Doubts,
+    evicting: Evicting,
     door: Door,
     wards: Wards,
     house: House,
@@ -124,12 +128,12 @@ struct Own {
 }
 
 /// What an invite is to allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InviteTerms {
     /// Names the invite: 16 bytes from a random source.
     pub id: InviteId,
-    /// The role of those who join with it.
-    pub role: Role,
+    /// What those who join with it may do; no more than this node may itself.
+    pub grant: Grant,
     /// How many nodes may join with it; at least one.
     pub uses: u32,
     /// The last second in which it can be redeemed.
@@ -152,11 +156,21 @@ pub enum MeshError {
     /// The own record could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// The node may not invite.
-    #[error("inviting: only the founder of the mesh, node {founder}, may invite")]
+    /// The node may not invite, or not grant that much.
+    #[error("inviting: {reason}; the founder of the mesh is node {founder}")]
     MayNotInvite {
+        /// Why.
+        reason: &'static str,
         /// The founder.
         founder: NodeId,
+    },
+    /// The node may not evict that one.
+    #[error("evicting node {node}: {reason}")]
+    MayNotEvict {
+        /// Whom.
+        node: NodeId,
+        /// Why.
+        reason: &'static str,
     },
     /// Nobody could reach this node to redeem the invite.
     #[error("inviting: this node announces no address at which its agent can be reached")]
@@ -202,6 +216,7 @@ impl Mesh {
             crowd: Crowd::default(),
             syncing: Syncing::new(),
             doubts: Doubts::default(),
+            evicting: Evicting::default(),
             door: Door::new(now),
             wards: Wards::new(state.roster.clients(wall)),
             house: House::new(expected, now),
@@ -258,7 +273,7 @@ impl Mesh {
     pub fn handle_message(&mut self, from: NodeId, bytes: &[u8], now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
         self.note_input(&Input::Message(from, bytes));
-        if self.has_left {
+        if self.is_out() {
             return;
         }
         self.detector.note_time(now);
@@ -276,7 +291,7 @@ impl Mesh {
     pub fn handle_timeout(&mut self, now: Time, wall: UnixTime) {
         (self.now, self.wall) = (now, wall);
         self.note_input(&Input::Timeout);
-        if self.has_left {
+        if self.is_out() {
             return;
         }
         self.detector.note_time(now);
@@ -290,16 +305,20 @@ impl Mesh {
         self.begin_due_grafts(now);
         self.begin_due_sync(now);
         self.begin_due_comparison(now);
+        self.begin_due_evictions(now);
     }
 
-    /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`].
+    /// When [`Mesh::handle_timeout`] is to be called; `None` after [`Mesh::leave`], and for a node
+    /// that was evicted.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         let due = self.house.tick.min(self.detector.poll_timeout());
         let sync = self.syncing.due.map(|(due, _)| due);
         let doubts = self.doubts.due.map(|(due, _)| due);
-        let others = [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync, doubts];
-        (!self.has_left).then(|| others.into_iter().flatten().fold(due, Time::min))
+        let evictions = self.evicting.poll_timeout();
+        let others =
+            [self.broadcast.poll_timeout(), self.crowd.poll_timeout(), sync, doubts, evictions];
+        (!self.is_out()).then(|| others.into_iter().flatten().fold(due, Time::min))
     }
 
     /// The next message to send, and to whom. It may be lost.
@@ -367,7 +386,7 @@ impl Mesh {
 
     /// The number of members that do not answer.
     #[must_use]
-    pub const fn count_down(&self) -> usize {
+    pub fn count_down(&self) -> usize {
         self.lives.count_down()
     }
 
@@ -389,9 +408,13 @@ impl Mesh {
         }
     }
 
-    /// The peers that WireGuard is to have, by their keys: all other members.
+    /// The peers that WireGuard is to have, by their keys: all other members; none if this node is
+    /// no member itself.
     #[must_use]
     pub fn desired_wireguard(&self) -> BTreeMap<WgKey, PeerSpec> {
+        if self.is_out() {
+            return BTreeMap::new();
+        }
         wireguard::desired(self.node(), &self.profile(), self.members(), self.config.keepalive)
     }
 
@@ -436,15 +459,16 @@ impl Mesh {
     /// If this node may not invite, cannot be reached, or the terms are out of bounds.
     pub fn invite(&self, terms: InviteTerms, wall: UnixTime) -> Result<Signed<Invite>, MeshError> {
         let founder = self.genesis().founder;
-        if self.node() != founder || self.has_left {
-            return Err(MeshError::MayNotInvite { founder });
-        }
+        let refused = |reason| MeshError::MayNotInvite { reason, founder };
+        let own = self.state.roster.map.added(&self.node()).filter(|_| !self.is_out());
+        let own = own.ok_or_else(|| refused("this node is no member"))?;
+        own.certificate().check_grant(&terms.grant).map_err(refused)?;
         if terms.not_after < wall {
             return Err(MeshError::Expired { at: terms.not_after });
         }
         let control = self.profile().control.into_iter().take(Invite::MAX_BOOTSTRAP);
         let bootstrap: Vec<Bootstrap> =
-            control.map(|endpoint| Bootstrap { addr: endpoint.addr, node: founder }).collect();
+            control.map(|endpoint| Bootstrap { addr: endpoint.addr, node: self.node() }).collect();
         if bootstrap.is_empty() {
             return Err(MeshError::Unreachable);
         }
@@ -452,10 +476,14 @@ impl Mesh {
             genesis: self.genesis().clone(),
             id: terms.id,
             bootstrap,
-            role: terms.role,
+            role: terms.grant.role,
             uses: terms.uses,
             not_after: terms.not_after.0,
-            issuer: founder,
+            issuer: self.node(),
+            prefixes: terms.grant.prefixes,
+            may_invite: terms.grant.may_invite,
+            sponsor: self.sponsor(),
+            issued: wall.0,
         };
         Signed::sign(invite, &self.identity).map_err(MeshError::Invite)
     }
@@ -473,10 +501,9 @@ impl Mesh {
         // No copy of what it buries lives as long.
         let life = Life::new(self.wall, self.config.record_life * 2);
         let removal = self.state.publish_removal(life, &self.identity)?;
+        // The links are those that it had as a member.
         self.refresh_neighbours();
         self.changed();
-        // The links are those that it had as a member.
-        self.links_changed = false;
         self.push(&[removal], None, self.now);
         self.has_left = true;
         Ok(())
@@ -498,6 +525,7 @@ impl Mesh {
         let entry = self.state.publish(own.certificate, own.profile, life, &self.identity)?;
         self.outdone = None;
         self.changed();
+        self.links_changed = true;
         self.push(&[entry], None, now);
         Ok(())
     }
@@ -516,6 +544,10 @@ impl Mesh {
         }
         if has_expired(&entry, self.wall) {
             return Err(Rejection::Expired { node });
+        }
+        if let Some(evicted) = self.state.roster.barring(&entry) {
+            let Eviction { node, by, .. } = *evicted.eviction();
+            return Err(Rejection::Evicted { node, by });
         }
         if node == self.node() {
             self.merge_own(entry);
@@ -538,6 +570,7 @@ impl Mesh {
         if self.state.roster.map.merge_entry(self.node(), entry) {
             self.outdone.get_or_insert(own);
             self.changed();
+            self.links_changed = true;
         }
     }
 
@@ -563,7 +596,6 @@ impl Mesh {
     fn changed(&mut self) {
         self.digest = None;
         self.has_changed = true;
-        self.links_changed = true;
     }
 
     /// Finds out anew who the neighbours are, if that may have changed.
@@ -619,22 +651,32 @@ impl Mesh {
     fn send_all(&mut self, to: &[NodeId], messages: &[Message]) {
         for message in messages.iter().filter(|_| !to.is_empty()) {
             let stranger = matches!(message, Message::Welcome(_) | Message::Refused(_));
-            let envelope = Envelope { mesh: self.state.mesh(), message: message.clone() };
-            let bytes: Arc<[u8]> = envelope.encode().into();
-            let datagram = bytes.len() <= MAX_DATAGRAM && !stranger;
-            let transmits =
-                to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
-            // What is not sent is as if it were lost on the way.
-            self.transmits.extend(transmits);
-            self.transmits.truncate(MAX_TRANSMITS);
+            self.enqueue(to, message.clone(), !stranger);
         }
+    }
+
+    /// Sends over a stream, however short it is: what is lost of it is repeated at once.
+    fn send_surely(&mut self, to: NodeId, message: Message) {
+        self.enqueue(&[to], message, false);
+    }
+
+    fn enqueue(&mut self, to: &[NodeId], message: Message, may_be_lost: bool) {
+        let bytes: Arc<[u8]> = Envelope { mesh: self.state.mesh(), message }.encode().into();
+        let datagram = may_be_lost && bytes.len() <= MAX_DATAGRAM;
+        let transmits = to.iter().map(|to| Transmit { to: *to, bytes: bytes.clone(), datagram });
+        // What is not sent is as if it were lost on the way.
+        self.transmits.extend(transmits);
+        self.transmits.truncate(MAX_TRANSMITS);
     }
 
     /// Reports what a changed entry of `node` means.
     fn report_member(&mut self, node: NodeId) {
         let is_member = self.is_member(node);
-        self.wards.note(node, self.state.roster.is_client(node, self.wall));
-        let event = match (self.reported.contains(&node), is_member) {
+        let was_member = self.reported.contains(&node);
+        let has_turned = self.wards.note(node, self.state.roster.is_client(node, self.wall));
+        // What else a member says of itself changes no links.
+        self.links_changed |= has_turned || was_member != is_member;
+        let event = match (was_member, is_member) {
             (false, true) => Event::MemberJoined(node),
             (true, true) => Event::MemberUpdated(node),
             (true, false) => Event::MemberLeft(node),
@@ -677,6 +719,10 @@ impl Mesh {
 
     fn reject(&mut self, from: NodeId, reason: Rejection) {
         *self.rejections.entry(reason.kind()).or_default() += 1;
+        if let Rejection::Evicted { node, by } = reason {
+            // It has not heard of it.
+            return self.tell_of_eviction((node, by), from);
+        }
         let is_member = self.is_member(from);
         if reason.is_nonsense() && self.rates.note_nonsense(from, is_member, self.now) {
             let reason = Rejection::Silenced;

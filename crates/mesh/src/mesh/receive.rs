@@ -21,6 +21,9 @@ impl Mesh {
         if from == self.node() {
             return Err(Rejection::NotAMember);
         }
+        if !matches!(message, Message::Join(_)) {
+            self.tell_if_evicted(from);
+        }
         match message {
             Message::Join(join) => self.receive_join(from, join),
             Message::Digest(summary) => self.receive_digest(from, summary, now),
@@ -37,6 +40,7 @@ impl Mesh {
             | Message::Prune
             | Message::Lives(_)
             | Message::Doubt(_)
+            | Message::Evictions(_)
             | Message::WhoAreYou
             | Message::Welcome(_)
             | Message::Refused(_)
@@ -69,6 +73,7 @@ impl Mesh {
             Message::Prune => self.broadcast.pruned(from),
             Message::Lives(ranges) => self.receive_lives(from, &ranges, now),
             Message::Doubt(named) => self.receive_doubts(from, &named, now),
+            Message::Evictions(ranges) => self.receive_evictions(from, &ranges),
             Message::WhoAreYou => {
                 // Its answer counts as one of several, as long as this node has just started.
                 self.syncing.asked.insert(from);

@@ -44,6 +44,11 @@ impl Syncing {
     pub(super) const fn new() -> Self {
         Self { due: None, busy: Time::ZERO, asked: BTreeSet::new(), source: None, settled: false }
     }
+
+    /// Whether this node has just started, and this is the one that it takes everything from.
+    fn is_source(&self, node: NodeId) -> bool {
+        !self.settled && self.source.is_some_and(|(source, _)| source == node)
+    }
 }
 
 impl Mesh {
@@ -55,12 +60,17 @@ impl Mesh {
             return;
         }
         if self.syncing.due.is_none() && now >= self.syncing.busy {
-            // Who comes back from afar has had no news.
-            let wait = match self.lives.is_down(partner) {
-                true => Duration::ZERO,
-                false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
-            };
+            let wait = self.patience(partner);
             self.syncing.due = Some((now + wait, partner));
+        }
+    }
+
+    /// How long to wait for news that would make up for a difference.
+    pub(super) fn patience(&mut self, partner: NodeId) -> Duration {
+        match self.lives.is_down(partner) {
+            // Who comes back from afar has had none.
+            true => Duration::ZERO,
+            false => self.config.settle.mul_f64(self.rng.random_range(0.25..1.75)),
         }
     }
 
@@ -148,16 +158,22 @@ impl Mesh {
         self.answer(from, ranges);
     }
 
+    /// Answers what is asked of ranges. Where a great deal is under way one lost packet would cost
+    /// the other side seconds, so there everything goes over the stream that it needs anyway.
     fn answer(&mut self, to: NodeId, asked: &Ranges) {
         let Answer { ranges, entries } = reconcile::answer(&self.state.roster.map, asked);
         self.send_entries(to, entries.iter().map(|(_, entry)| entry));
-        if let Some(ranges) = ranges {
-            self.send(to, Message::Ranges(ranges));
+        let Some(ranges) = ranges else { return };
+        let streams = self.transmits.back().is_some_and(|last| last.to == to && !last.datagram);
+        match streams || self.syncing.is_source(to) {
+            true => self.send_surely(to, Message::Ranges(ranges)),
+            false => self.send(to, Message::Ranges(ranges)),
         }
     }
 
     /// Takes over what reconciliation brought, and passes it on if it is little.
     pub(super) fn receive_records(&mut self, from: NodeId, mut records: Records, now: Time) {
+        self.take_evictions(from, std::mem::take(&mut records.evictions));
         // What is held already need not be verified again.
         records.records.retain(|raw| !self.state.roster.holds_record(raw));
         records.removals.retain(|raw| !self.state.roster.holds_removal(raw));

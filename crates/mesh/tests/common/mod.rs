@@ -8,8 +8,8 @@ use std::time::Duration;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use selvedge_mesh::{
-    Config, Endpoint, Event, Identity, Invite, InviteId, InviteTerms, JoinError, Joining, Mesh,
-    Profile, Role, Signed, State, Transmit, UnixTime,
+    Config, Endpoint, Event, Grant, Identity, Invite, InviteId, InviteTerms, JoinError, Joining,
+    Mesh, Profile, Signed, State, Transmit, UnixTime,
 };
 use selvedge_model::{NodeId, Time, WgKey};
 
@@ -53,7 +53,7 @@ pub(crate) fn founder() -> Mesh {
 
 pub(crate) fn terms(id: u8, uses: u32) -> InviteTerms {
     let not_after = UnixTime(WALL.0 + 3600);
-    InviteTerms { id: InviteId([id; 16]), role: Role::Peer, uses, not_after }
+    InviteTerms { id: InviteId([id; 16]), grant: Grant::default(), uses, not_after }
 }
 
 pub(crate) fn invite(founder: &Mesh, id: u8, uses: u32) -> Signed<Invite> {

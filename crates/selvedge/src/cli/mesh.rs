@@ -1,4 +1,5 @@
 mod ask;
+mod evict;
 mod page;
 
 use std::io::Read;
@@ -9,6 +10,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use selvedge_api::Client;
 use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Mesh, Role};
+
+use selvedge_model::Prefix;
 
 use super::ClientArgs;
 use super::output::{duration, print, seconds, spinner};
@@ -21,6 +24,7 @@ Examples:
   selvedge mesh invite --uses 5          there too; prints a token
   selvedge mesh join svm1...             on each other host
   selvedge mesh show
+  selvedge mesh evict lab beta           it comes back with a new invite only
   selvedge mesh query \"[?type=='client'].{name: name, via: via}\"
   selvedge mesh graph | dot -Tsvg > meshes.svg
   selvedge mesh watch                    what happens, as it happens")]
@@ -53,6 +57,22 @@ enum MeshCommand {
         /// What those who join will be
         #[arg(long, default_value_t)]
         role: Role,
+        /// Prefixes that those who join may announce: networks behind them, other meshes
+        #[arg(long, value_name = "PREFIX", num_args = 1.., value_delimiter = ',')]
+        allow: Vec<Prefix>,
+        /// Those who join may invite others, and evict those again; on the founder only
+        #[arg(long)]
+        may_invite: bool,
+    },
+    /// Put a member out for good, and with it those whom it admitted
+    Evict {
+        /// Name or id of the mesh
+        mesh: String,
+        /// The member: its name, its id, or the unique beginning of its id
+        member: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Join a mesh with a token that a member made
     Join {
@@ -111,15 +131,19 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = CreateRequest { name, alias, description };
             print(json, &client.create_mesh(&request).await?, created)
         }
-        MeshCommand::Invite { mesh, uses, expires, role } => {
+        MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite } => {
             let mesh = choose(&client, mesh).await?;
-            let request = InviteRequest { uses, expires_s: expires.as_secs(), role };
+            let expires_s = expires.as_secs();
+            let request = InviteRequest { uses, expires_s, role, allow, may_invite };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
         MeshCommand::Join { token, about } => join(&client, json, token, about).await,
         MeshCommand::Leave { mesh } => {
             let left = client.leave_mesh(&mesh).await?;
             print(json, &left, |left| format!("left mesh {} ({})", left.name, left.id))
+        }
+        MeshCommand::Evict { mesh, member, yes } => {
+            evict::run(&client, json, &mesh, &member, yes).await
         }
         MeshCommand::List => print(json, &client.meshes().await?, |meshes| list(meshes)),
         MeshCommand::Show { mesh } => {

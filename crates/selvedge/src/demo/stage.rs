@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest, Role};
+use selvedge_api::mesh::{CreateRequest, InviteRequest, JoinRequest};
 use selvedge_api::{Client, ClientError};
 use selvedge_model::{NodeName, Vni, VniRanges};
 use selvedge_netlab::campus::{AccessPoint, Campus, Family, Fault, Gateway, Network, Plan, Switch};
@@ -142,7 +142,7 @@ impl Stage {
         let request = CreateRequest { name: MESH.to_owned(), ..CreateRequest::default() };
         self.call(founder.client.create_mesh(&request))?;
         let uses = u32::try_from(others.len())?;
-        let request = InviteRequest { uses, expires_s: 600, role: Role::Peer };
+        let request = InviteRequest { uses, expires_s: 600, ..InviteRequest::default() };
         let invite = self.call(founder.client.invite(MESH, &request))?;
         for agent in others {
             let request = JoinRequest { token: invite.token.clone(), ..JoinRequest::default() };

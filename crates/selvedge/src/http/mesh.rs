@@ -7,8 +7,8 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use selvedge_api::Error;
 use selvedge_api::mesh::{
-    CreateRequest, Dns, EditRequest, Event, Invite, InviteRequest, JoinRequest, Left, Mesh,
-    QueryRequest, Summary,
+    CreateRequest, Dns, EditRequest, Event, Evicted, Invite, InviteRequest, JoinRequest, Left,
+    Mesh, QueryRequest, Summary,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -100,6 +100,31 @@ pub(super) async fn invite(
     body: Body<InviteRequest>,
 ) -> Answer<Invite> {
     Ok(Json(app.mesh()?.invite(&mesh, body?.0).await?))
+}
+
+/// The member that a path names.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct Whom {
+    /// the mesh: its name, its id, or the unique beginning of its id
+    mesh: String,
+    /// the member: its name, its alias, its id, or the unique beginning of its id
+    member: String,
+}
+
+/// Puts a member out of a mesh, for good. With it go those whom it admitted.
+#[utoipa::path(
+    delete,
+    path = "/meshes/{mesh}/members/{member}",
+    tag = "mesh",
+    params(Whom),
+    responses((status = 200, body = Evicted))
+)]
+pub(super) async fn evict(
+    State(app): Shared,
+    Path(Whom { mesh, member }): Path<Whom>,
+) -> Answer<Evicted> {
+    Ok(Json(app.mesh()?.evict(&mesh, &member).await?))
 }
 
 /// Says something else about this node in a mesh.

@@ -42,12 +42,15 @@ pub(super) fn encode(
 /// Meshes may have one name: the id tells them apart.
 fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
     let members = Family::<Vec<(&str, String)>, Gauge>::default();
+    let evicted = Family::<Vec<(&str, String)>, Gauge>::default();
     for mesh in meshes {
         let labels = vec![("mesh", mesh.name.clone()), ("id", mesh.id.to_string())];
         let count = i64::try_from(mesh.members).unwrap_or(i64::MAX);
         members.get_or_create(&labels).set(count);
+        evicted.get_or_create(&labels).set(i64::from(mesh.evicted));
     }
     registry.register("mesh_members", "Members of the mesh, this node included", members);
+    registry.register("mesh_evicted", "1 if this node was evicted from the mesh", evicted);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -166,6 +169,7 @@ mod tests {
             interface: format!("sv-{id}"),
             address: Ipv6Addr::LOCALHOST,
             members,
+            evicted: id == 2,
         };
         let text = encode(&info(), Some(&[mesh(1, 3), mesh(2, 5)]), None).expect("writes");
         let count = |line: &str| text.lines().filter(|l| *l == line).count();
@@ -173,6 +177,9 @@ mod tests {
         for (id, members) in [(1, 3), (2, 5)] {
             let id = MeshId([id; 20]);
             let line = format!("selvedge_mesh_members{{mesh=\"campus\",id=\"{id}\"}} {members}");
+            assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            let evicted = u8::from(members == 5);
+            let line = format!("selvedge_mesh_evicted{{mesh=\"campus\",id=\"{id}\"}} {evicted}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");
         }
         assert_eq!(text.matches("# HELP selvedge_mesh_members ").count(), 1, "{text}");

@@ -62,7 +62,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
-    use selvedge_api::mesh::{Dns, EditRequest, Hookup, Listener};
+    use selvedge_api::mesh::{Dns, EditRequest, Eviction, Hookup, Listener};
     use serde_json::Value;
 
     use super::*;
@@ -179,7 +179,9 @@ mod tests {
         assert_eq!(described("Listener"), written(listener));
         let dns = Dns { hookup: Hookup::Resolved, ..Dns::default() };
         assert_eq!(described("Dns"), written(serde_json::to_value(dns).expect("JSON")));
-        let mesh = crate::mesh_plane::query::tests::mesh();
+        let mut mesh = crate::mesh_plane::query::tests::mesh();
+        let evicted = Eviction { node: mesh.node, by: mesh.node, at: 0 };
+        (mesh.evicted, mesh.evictions) = (Some(evicted.clone()), vec![evicted]);
         assert_eq!(described("Mesh"), written(serde_json::to_value(&mesh).expect("JSON")));
         let fields = described("Member");
         let member = written(serde_json::to_value(&mesh.members[1]).expect("JSON"));

@@ -58,21 +58,21 @@ impl From<PlaneError> for Error {
 
 fn code(error: &PlaneError) -> Code {
     match error {
-        PlaneError::Find(FindError::Unknown(_)) => Code::NotFound,
+        PlaneError::Find(FindError::Unknown(_) | FindError::NoMember(_)) => Code::NotFound,
         PlaneError::NameTaken(_)
         | PlaneError::AlreadyMember { .. }
         | PlaneError::AlreadyJoining(_)
         | PlaneError::StillLeaving(_)
         | PlaneError::Join(JoinError::Founder(_))
-        | PlaneError::Mesh(MeshError::Unreachable | MeshError::MayNotInvite { .. }) => {
-            Code::Conflict
-        }
+        | PlaneError::Mesh(
+            MeshError::Unreachable | MeshError::MayNotInvite { .. } | MeshError::MayNotEvict { .. },
+        ) => Code::Conflict,
         PlaneError::Unreachable(_) | PlaneError::WireGuard { .. } | PlaneError::Stopping => {
             Code::Unavailable
         }
         PlaneError::NoAnswer => Code::Timeout,
         PlaneError::Files(_) | PlaneError::Left(_) | PlaneError::Random(_) => Code::Internal,
-        PlaneError::Find(FindError::Ambiguous { .. })
+        PlaneError::Find(FindError::Ambiguous { .. } | FindError::AmbiguousMember { .. })
         | PlaneError::Token(_)
         | PlaneError::Join(_)
         | PlaneError::Write(_)
@@ -83,6 +83,9 @@ fn code(error: &PlaneError) -> Code {
 
 fn hint(error: &PlaneError) -> Option<&'static str> {
     match error {
+        PlaneError::Find(FindError::NoMember(_) | FindError::AmbiguousMember { .. }) => {
+            Some("`selvedge mesh show MESH --json` shows the members with their ids")
+        }
         PlaneError::Find(_) => Some("`selvedge mesh list` shows the meshes that there are"),
         PlaneError::Token(_) => Some("a member makes one with `selvedge mesh invite MESH`"),
         PlaneError::Join(JoinError::Invite(InviteError::Expired { .. })) => {

@@ -34,6 +34,7 @@ pub(super) fn what(core: &Mesh, event: &CoreEvent) -> Option<What> {
         CoreEvent::MemberJoined(node) => Some(What::MemberJoined(who(node))),
         CoreEvent::MemberUpdated(node) => Some(What::MemberUpdated(who(node))),
         CoreEvent::MemberLeft(node) => Some(What::MemberLeft(who(node))),
+        CoreEvent::Evicted { node, .. } => Some(What::MemberEvicted(who(node))),
         CoreEvent::MemberDown(node) => Some(What::MemberDown(who(node))),
         CoreEvent::MemberUp(node) => Some(What::MemberUp(who(node))),
         CoreEvent::Rejected { .. } | CoreEvent::StateChanged => None,

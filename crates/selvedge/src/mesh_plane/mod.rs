@@ -29,7 +29,8 @@ use std::time::Duration;
 use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::mesh::{
-    CreateRequest, Dns, EditRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Summary,
+    CreateRequest, Dns, EditRequest, Evicted, Invite, InviteRequest, JoinRequest, Left, Mesh,
+    Summary,
 };
 use selvedge_transport::CounterValues;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -72,6 +73,7 @@ enum Request {
     Sites(Reply<Vec<Seen>>),
     Edit(String, EditRequest, Reply<Mesh>),
     Invite(String, InviteRequest, Reply<Invite>),
+    Evict(String, String, Reply<Evicted>),
     Leave(String, Reply<Left>),
 }
 
@@ -191,6 +193,15 @@ impl MeshHandle {
     /// If there is no such mesh, this node may not invite, or the terms make no sense.
     pub async fn invite(&self, mesh: &str, request: InviteRequest) -> Result<Invite, Error> {
         self.ask(|reply| Request::Invite(mesh.to_owned(), request, reply)).await
+    }
+
+    /// Puts a member out of a mesh; `member` is a name, an alias, an id, or the unique beginning of
+    /// an id.
+    ///
+    /// # Errors
+    /// If there is no such mesh or member, or this node may not evict it.
+    pub async fn evict(&self, mesh: &str, member: &str) -> Result<Evicted, Error> {
+        self.ask(|reply| Request::Evict(mesh.to_owned(), member.to_owned(), reply)).await
     }
 
     /// Leaves a mesh: tells some members, removes the interface and the state on disk.

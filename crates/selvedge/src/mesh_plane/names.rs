@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use selvedge_model::MeshId;
+use selvedge_model::{MeshId, NodeId};
 
 /// The kernel's limit for the name of an interface, in bytes.
 const MAX_INTERFACE: usize = 15;
@@ -29,8 +29,12 @@ fn cut(full: &str, suffix: &str) -> String {
 pub(super) enum FindError {
     #[error("this node is in no mesh called {0:?}")]
     Unknown(String),
-    #[error("{selector:?} may be any of the meshes {}", list(candidates))]
+    #[error("{selector:?} may be any of the meshes {}", join(candidates))]
     Ambiguous { selector: String, candidates: Vec<MeshId> },
+    #[error("the mesh has no member called {0:?}; name it by its whole id")]
+    NoMember(String),
+    #[error("{selector:?} may be any of the members {}", join(candidates))]
+    AmbiguousMember { selector: String, candidates: Vec<NodeId> },
 }
 
 /// The mesh that `selector` means: an id, a name, or the unique beginning of an id.
@@ -38,25 +42,51 @@ pub(super) fn find<'a>(
     selector: &str,
     meshes: impl Iterator<Item = (MeshId, &'a str)> + Clone,
 ) -> Result<MeshId, FindError> {
-    let by = |matches: &dyn Fn(&(MeshId, &str)) -> bool| -> Vec<MeshId> {
-        meshes.clone().filter(|mesh| matches(mesh)).map(|(id, _)| id).collect()
+    match meant(selector, meshes).as_slice() {
+        [mesh] => Ok(*mesh),
+        [] => Err(FindError::Unknown(selector.chars().take(80).collect())),
+        several => {
+            let (selector, candidates) = (selector.to_owned(), several.to_vec());
+            Err(FindError::Ambiguous { selector, candidates })
+        }
+    }
+}
+
+/// The node that `selector` means among members with their names and aliases: an id, whoever has
+/// it; a name, an alias, or the unique beginning of an id.
+pub(super) fn find_member<'a>(
+    selector: &str,
+    members: impl Iterator<Item = (NodeId, &'a str)> + Clone,
+) -> Result<NodeId, FindError> {
+    if let Ok(node) = selector.parse() {
+        return Ok(node);
+    }
+    let mut candidates = meant(selector, members);
+    // A member may be called by its name and by its alias.
+    candidates.dedup();
+    match candidates.as_slice() {
+        [node] => Ok(*node),
+        [] => Err(FindError::NoMember(selector.chars().take(80).collect())),
+        _ => Err(FindError::AmbiguousMember { selector: selector.to_owned(), candidates }),
+    }
+}
+
+/// What has the id or the name; if nothing has, whose id begins so.
+fn meant<'a, T: Copy + ToString>(
+    selector: &str,
+    all: impl Iterator<Item = (T, &'a str)> + Clone,
+) -> Vec<T> {
+    let by = |matches: &dyn Fn(&(T, &str)) -> bool| -> Vec<T> {
+        all.clone().filter(|one| matches(one)).map(|(id, _)| id).collect()
     };
     let exact = by(&|(id, _)| id.to_string() == selector);
     let named = by(&|(_, name)| *name == selector);
     let begun = by(&|(id, _)| !selector.is_empty() && id.to_string().starts_with(selector));
-    let candidates = [exact, named, begun].into_iter().find(|found| !found.is_empty());
-    match candidates.as_deref() {
-        Some([mesh]) => Ok(*mesh),
-        Some(several) => Err(FindError::Ambiguous {
-            selector: selector.to_owned(),
-            candidates: several.to_vec(),
-        }),
-        None => Err(FindError::Unknown(selector.chars().take(80).collect())),
-    }
+    [exact, named, begun].into_iter().find(|found| !found.is_empty()).unwrap_or_default()
 }
 
-fn list(meshes: &[MeshId]) -> String {
-    meshes.iter().map(MeshId::to_string).collect::<Vec<_>>().join(", ")
+fn join(ids: &[impl ToString]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

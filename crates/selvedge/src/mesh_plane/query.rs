@@ -256,7 +256,7 @@ fn function_growth(name: &str, args: &[Ast]) -> u64 {
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use selvedge_api::mesh::MemberState;
+    use selvedge_api::mesh::{Admission, MemberState};
     use selvedge_model::{MeshId, WgKey};
 
     use super::*;
@@ -275,6 +275,7 @@ pub(crate) mod tests {
             version: Some("0.1.0".to_owned()),
             updated: 100,
             role: Role::Peer,
+            admission: Admission::default(),
             address: [0xfd00, 0, 0, 0, 0, 0, 0, node.into()].into(),
             ipv4: None,
             wg_key: WgKey([node; 32]),
@@ -320,6 +321,8 @@ pub(crate) mod tests {
             prefix: "fd00::/64".parse().expect("a prefix"),
             listen_port: 51820,
             members: vec![member(1, "gw1"), gateway, client],
+            evicted: None,
+            evictions: Vec::new(),
         }
     }
 

@@ -234,6 +234,10 @@ fn note(core: &Mesh, event: &Event) -> bool {
     match event {
         Event::MemberJoined(node) => info!(mesh, %node, "a member joined"),
         Event::MemberLeft(node) => info!(mesh, %node, "a member left"),
+        Event::Evicted { node, by } if *node == core.node() => {
+            warn!(mesh, %by, "this node was evicted from the mesh");
+        }
+        Event::Evicted { node, by } => info!(mesh, %node, %by, "a node was evicted"),
         Event::MemberUpdated(node) => debug!(mesh, %node, "a member said something new"),
         Event::MemberDown(node) => info!(mesh, %node, "a member does not answer any more"),
         Event::MemberUp(node) => info!(mesh, %node, "a member is heard again"),

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use selvedge_api::mesh::{Member, MemberState, Mesh, Role, Route, Summary};
+use selvedge_api::mesh::{Admission, Eviction, Member, MemberState, Mesh, Role, Route, Summary};
 use selvedge_dns::names::{Claim, Named, names};
 use selvedge_dns::{Host, Site};
 use selvedge_host::wireguard::{PeerSpec, PeerStatus};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
 use super::applier::Peers;
+use super::names::{FindError, find_member};
 use super::seat::Seated;
 
 /// Who was heard within this time is there.
@@ -30,6 +31,7 @@ pub(super) fn summary(seat: &Seated) -> Summary {
         interface: seat.wire.interface.clone(),
         address: seat.core.address(),
         members: seat.core.members().count(),
+        evicted: seat.core.evicted().is_some(),
     }
 }
 
@@ -89,7 +91,26 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         prefix: seat.core.prefix(),
         listen_port: seat.wire.port,
         members: members.into_iter().map(&mut shown).collect(),
+        evicted: seat.core.evicted().map(eviction),
+        evictions: seat.core.evictions().map(eviction).collect(),
     }
+}
+
+const fn eviction(eviction: &selvedge_mesh::Eviction) -> Eviction {
+    Eviction { node: eviction.node, by: eviction.by, at: eviction.issued }
+}
+
+/// The member that `selector` means.
+pub(super) fn find(seat: &Seated, selector: &str) -> Result<NodeId, FindError> {
+    let claims: Vec<_> = seat.core.members().map(|member| claim(&member)).collect();
+    let named = names(&claims);
+    let called = |claim: &'_ Claim| {
+        let name = named.get(&claim.node).map(|named| named.name.as_str());
+        (claim.node, name.unwrap_or_default())
+    };
+    let names = claims.iter().map(called);
+    let aliases = claims.iter().map(|claim| (claim.node, claim.alias.as_str()));
+    find_member(selector, names.chain(aliases))
 }
 
 fn member(
@@ -115,6 +136,7 @@ fn member(
         group,
         contested,
         role: role(member.role),
+        admission: admission(&member),
         address: member.address,
         ipv4: member.profile.overlay_ipv4,
         wg_key: member.wg,
@@ -134,6 +156,14 @@ fn member(
         description: text(member.profile.description),
         version: text(member.profile.version),
         services: member.profile.services,
+    }
+}
+
+fn admission(member: &selvedge_mesh::Member) -> Admission {
+    Admission {
+        by: (!member.founder).then_some(member.issuer),
+        allowed: member.allowed.clone(),
+        may_invite: member.may_invite,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use selvedge::config::{MeshConfig, WireGuard};
 use selvedge::mesh_plane::{self, MeshHandle};
-use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Role, What};
+use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, What};
 use selvedge_model::NodeId;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -64,7 +64,7 @@ impl Agents {
         let (handle, task) = start(folder, 0).await?;
         let request = CreateRequest { name: NAME.to_owned(), ..CreateRequest::default() };
         let mesh = handle.create(request).await?;
-        let request = InviteRequest { uses: 100_000, expires_s: 86_400, role: Role::Peer };
+        let request = InviteRequest { uses: 100_000, expires_s: 86_400, ..InviteRequest::default() };
         let token = handle.invite(NAME, request).await?.token;
         let (say, said) = mpsc::unbounded_channel();
         let founder = Agent { node: mesh.node, handle, task };

@@ -4,7 +4,7 @@
 //!   out, and nobody goes back to a lesser one.
 //! - M2: equal digests mean equal states.
 //! - M3: an overlay address is the function of mesh and identity, and no two members share one.
-//! - M4: who has left, and is known to have, stays out.
+//! - M4: who has left or was evicted, and is known to have, stays out.
 //! - M5: no two WireGuard peers may send from one address, and none is kept of a node that left.
 //! - M7: a restart with nobody in reach keeps identity, address and state.
 //! - M8: a verdict that travels is borne by several accusations, none of them the same.
@@ -78,11 +78,11 @@ impl Watch {
                     "M1: node {observer} went back from record {before} of node {place} to {held}"
                 ));
             }
-            let gone = node.left && before > 0 && !mesh.is_member(node.id);
-            if gone {
+            let is_member = mesh.is_member(node.id);
+            if node.left && before > 0 && !is_member {
                 self.gone.insert((observer, place));
-            } else if self.gone.contains(&(observer, place)) {
-                broken.push(format!("M4: node {observer} took node {place} back, which has left"));
+            } else if is_member && self.gone.contains(&(observer, place)) {
+                broken.push(format!("M4: node {observer} took node {place} back, which is out"));
             }
         }
         broken.extend(check_addresses(mesh, observer));

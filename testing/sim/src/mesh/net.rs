@@ -22,9 +22,13 @@ const DELAYS: [[u64; REGIONS]; REGIONS] = [
 /// The number of regions.
 pub const REGIONS: usize = 8;
 
-/// IPv4, UDP, and what `selvedge-transport` puts around a sealed datagram. Its sessions last, so
-/// that a run begins with them.
+/// IPv4, UDP, and what `selvedge-transport` puts around a sealed datagram.
 const DATAGRAM_OVERHEAD: u64 = 28 + 29;
+/// What it takes to ask for a session of datagrams, and to grant one.
+const KNOCK: u64 = 28 + 66 + 28 + 82;
+/// How often a session is asked for before what waits for it is dropped, and how far apart.
+const KNOCKS: u32 = 2;
+const AGAIN: Duration = Duration::from_millis(400);
 /// A packet of a stream carries so much.
 const SEGMENT: u64 = 1150;
 /// IPv4, UDP, QUIC, and half an acknowledgement.
@@ -60,6 +64,12 @@ pub struct Net {
     pub cuts: BTreeSet<(u8, u8)>,
     /// When two nodes last used their connection, the lesser first.
     connections: BTreeMap<(usize, usize), Time>,
+    /// Who has started since the run began. All others have sessions with each other: these last
+    /// until one of the two starts again.
+    started: BTreeSet<usize>,
+    /// From when on the session of two nodes, the lesser first, one of which has started since, can
+    /// be used.
+    sessions: BTreeMap<(usize, usize), Time>,
     /// When a node behind a NAT last sent something to another: only then does an answer pass.
     holes: BTreeMap<(usize, usize), Time>,
     rng: ChaCha8Rng,
@@ -95,8 +105,21 @@ impl Net {
     /// A network without connections.
     #[must_use]
     pub fn new(conditions: Conditions, rng: ChaCha8Rng) -> Self {
-        let (cuts, connections, holes) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        Self { conditions, cuts, connections, holes, rng }
+        Self {
+            conditions,
+            cuts: BTreeSet::new(),
+            connections: BTreeMap::new(),
+            started: BTreeSet::new(),
+            sessions: BTreeMap::new(),
+            holes: BTreeMap::new(),
+            rng,
+        }
+    }
+
+    /// Notes that a node has started, and has no sessions.
+    pub fn start(&mut self, place: usize) {
+        self.started.insert(place);
+        self.sessions.retain(|(one, other), _| *one != place && *other != place);
     }
 
     /// Whether what one node sends can reach another.
@@ -122,9 +145,13 @@ impl Net {
         len: usize,
         now: Time,
     ) -> Fate {
-        let bytes = len as u64 + DATAGRAM_OVERHEAD;
-        let leaves = leave(from, bytes, now);
         let reaches = self.passes(from, to, who, now) && self.reaches(from, to);
+        let (ready, knocks) = self.session((from, to), who, reaches, now);
+        let bytes = len as u64 + DATAGRAM_OVERHEAD + knocks;
+        let leaves = leave(from, bytes, now);
+        let Some(leaves) = ready.map(|ready| leaves.max(ready)) else {
+            return Fate { arrivals: Vec::new(), bytes };
+        };
         let copies = usize::from(self.chance(self.conditions.double)) + 1;
         let mut arrivals = Vec::with_capacity(copies);
         for _ in 0..copies {
@@ -133,6 +160,34 @@ impl Net {
             }
         }
         Fate { arrivals, bytes }
+    }
+
+    /// From when on two nodes can send each other datagrams, which takes a round trip if they have
+    /// not before, and the bytes that both send for that; `None` if that fails.
+    fn session(
+        &mut self,
+        (from, to): (&Port, &Port),
+        who: (usize, usize),
+        reaches: bool,
+        now: Time,
+    ) -> (Option<Time>, u64) {
+        if !self.started.contains(&who.0) && !self.started.contains(&who.1) {
+            return (Some(now), 0);
+        }
+        if let Some(ready) = self.sessions.get(&pair(who)) {
+            return (Some(*ready), 0);
+        }
+        let there_and_back = reaches && self.reaches(to, from);
+        for knock in 0..KNOCKS {
+            let lost = self.chance(self.conditions.loss) || self.chance(self.conditions.loss);
+            if there_and_back && !lost {
+                let round = self.delay(from.region, to.region) + self.delay(to.region, from.region);
+                let ready = now + AGAIN * knock + round;
+                self.sessions.insert(pair(who), ready);
+                return (Some(ready), KNOCK * u64::from(knock + 1));
+            }
+        }
+        (None, KNOCK * u64::from(KNOCKS))
     }
 
     /// Sends a message over a stream: what is lost is repeated, and a long one needs several
@@ -152,8 +207,7 @@ impl Net {
             from.sent += bytes;
             return Fate { arrivals: Vec::new(), bytes: 0 };
         }
-        let pair = (who.0.min(who.1), who.0.max(who.1));
-        let used = self.connections.insert(pair, now);
+        let used = self.connections.insert(pair(who), now);
         let fresh = used.is_none_or(|used| now.since(used) > CONNECTION);
         let segments = (len as u64).div_ceil(SEGMENT).max(1);
         let handshake = if fresh { HANDSHAKE } else { 0 };
@@ -175,6 +229,11 @@ impl Net {
     fn chance(&mut self, of_one: f64) -> bool {
         of_one > 0.0 && self.rng.random_range(0.0..1.0) < of_one
     }
+}
+
+/// Two nodes, the lesser first.
+fn pair(who: (usize, usize)) -> (usize, usize) {
+    (who.0.min(who.1), who.0.max(who.1))
 }
 
 /// When the last byte has left.
@@ -241,6 +300,31 @@ mod tests {
         assert!(!arrives(true, 0));
         assert!(arrives(false, 1) && arrives(true, 2));
         assert!(arrives(true, 61) && !arrives(true, 62), "a minute later the hole is closed");
+    }
+
+    #[test]
+    fn the_first_datagram_to_or_from_who_has_started_waits_for_a_session() {
+        let mut net = net(0.0);
+        let (mut a, b) = (port(0, 0), port(2, 0));
+        let mut send = |net: &mut Net, ms: u64| {
+            let now = Time::from_micros(ms * 1000);
+            let fate = net.datagram((&mut a, &b), (0, 1), 100, now);
+            (fate.arrivals.first().map(|at| at.since(now).as_millis()), fate.bytes)
+        };
+        let (usual, bytes) = send(&mut net, 0);
+        assert!(usual.is_some_and(|ms| (40..45).contains(&ms)), "{usual:?}");
+        net.start(1);
+        let (first, with_knock) = send(&mut net, 1000);
+        assert!(first.is_some_and(|ms| (120..133).contains(&ms)), "{first:?}");
+        assert_eq!(with_knock, bytes + KNOCK);
+        let (under_way, _) = send(&mut net, 1050);
+        assert!(under_way.is_some_and(|ms| (70..85).contains(&ms)), "{under_way:?}");
+        assert_eq!(send(&mut net, 2000).1, bytes);
+        net.start(0);
+        net.cuts.insert((0, 0));
+        assert_eq!(send(&mut net, 3000), (None, bytes + 2 * KNOCK), "nobody answers");
+        net.cuts.clear();
+        assert_eq!(send(&mut net, 4000).1, with_knock);
     }
 
     #[test]

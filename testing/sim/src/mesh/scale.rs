@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::seq::IndexedRandom as _;
 use selvedge_mesh::wire::{Envelope, Message, Summary};
-use selvedge_mesh::{Config, InviteId, InviteTerms, Joining, Mesh, Role, State, UnixTime};
+use selvedge_mesh::{Config, Grant, InviteId, InviteTerms, Joining, Mesh, State, UnixTime};
 use selvedge_model::{Time, WgKey};
 use serde::Serialize;
 
@@ -275,7 +275,7 @@ pub(super) fn join(world: &mut World) -> Option<usize> {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&(place as u64).to_le_bytes());
     let not_after = UnixTime(wall.0 + 3600);
-    let terms = InviteTerms { id: InviteId(id), role: Role::Peer, uses: 1, not_after };
+    let terms = InviteTerms { id: InviteId(id), grant: Grant::default(), uses: 1, not_after };
     let founder = world.nodes[0].mesh.as_mut()?;
     let invite = founder.invite(terms, wall).ok()?;
     let mut wg = [3; 32];

@@ -63,6 +63,7 @@ fn what(what: &What) -> String {
         What::MemberJoined(node) => format!("{} joined", who(node)),
         What::MemberUpdated(node) => format!("{} says something new about itself", who(node)),
         What::MemberLeft(node) => format!("{} left", who(node)),
+        What::MemberEvicted(node) => format!("{} was evicted", who(node)),
         What::MemberDown(node) => format!("{} does not answer any more", who(node)),
         What::MemberUp(node) => format!("{} is heard again", who(node)),
         What::HookFailed { hook, problem } => format!("the hook {hook} failed: {problem}"),

@@ -1,8 +1,10 @@
 //! What `mesh list`, `mesh show` and `mesh names` print for people.
 
-use selvedge_api::mesh::{Dns, Hookup, Listener, Member, Mesh, Summary};
+use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary};
 
-use crate::cli::output::{bytes, or_dash, seconds, table};
+use selvedge_model::NodeId;
+
+use crate::cli::output::{bytes, or_dash, seconds, table, utc};
 
 pub(super) fn list(meshes: &[Summary]) -> String {
     let rows = meshes.iter().map(|mesh| {
@@ -11,7 +13,7 @@ pub(super) fn list(meshes: &[Summary]) -> String {
             mesh.id.to_string(),
             mesh.interface.clone(),
             mesh.address.to_string(),
-            mesh.members.to_string(),
+            if mesh.evicted { "evicted".to_owned() } else { mesh.members.to_string() },
         ]
     });
     table(&["NAME", "ID", "INTERFACE", "ADDRESS", "MEMBERS"], rows)
@@ -19,7 +21,9 @@ pub(super) fn list(meshes: &[Summary]) -> String {
 
 pub(super) fn show(mesh: &Mesh) -> String {
     let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
-    let head = format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n");
+    let out = mesh.evicted.as_ref().map(|eviction| out(mesh, eviction)).unwrap_or_default();
+    let head =
+        format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n{out}");
     let header = [
         "NODE",
         "NAME",
@@ -36,7 +40,46 @@ pub(super) fn show(mesh: &Mesh) -> String {
     let members = table(&header, mesh.members.iter().map(|member| row(mesh, member)));
     let quarrels = mesh.members.iter().filter(|member| member.contested).map(quarrel);
     let quarrels: String = quarrels.collect();
-    format!("{head}\n{members}{quarrels}")
+    let rights: String = mesh.members.iter().filter_map(|member| rights(mesh, member)).collect();
+    let evictions: String = mesh.evictions.iter().map(|one| evicted(mesh, one)).collect();
+    format!("{head}\n{members}{quarrels}{rights}{evictions}")
+}
+
+/// Why this node is out, and what to do.
+fn out(mesh: &Mesh, eviction: &Eviction) -> String {
+    let whom = match eviction.node == mesh.node {
+        true => "this node".to_owned(),
+        false => format!("{}, which had admitted this node,", eviction.node.short()),
+    };
+    let (by, at) = (called(mesh, eviction.by), utc(eviction.at.saturating_mul(1000)));
+    format!(
+        "EVICTED: {whom} was evicted by {by} at {at}. To come back: selvedge mesh leave {}, then \
+         join with a new invite\n",
+        mesh.name
+    )
+}
+
+/// What a member may do beside being one, if anything.
+fn rights(mesh: &Mesh, member: &Member) -> Option<String> {
+    let admission = &member.admission;
+    let by = called(mesh, admission.by?);
+    let allowed: Vec<_> = admission.allowed.iter().map(ToString::to_string).collect();
+    let announce = (!allowed.is_empty()).then(|| format!("may announce {}", allowed.join(", ")));
+    let invite = admission.may_invite.then(|| "may invite".to_owned());
+    let rights: Vec<_> = announce.into_iter().chain(invite).collect();
+    (!rights.is_empty())
+        .then(|| format!("\n{} {}, admitted by {by}", member.name, rights.join(" and ")))
+}
+
+fn evicted(mesh: &Mesh, eviction: &Eviction) -> String {
+    let at = utc(eviction.at.saturating_mul(1000));
+    format!("\n{} was evicted by {} at {at}", eviction.node.short(), called(mesh, eviction.by))
+}
+
+/// The name of a node, or how its id begins if it is no member.
+fn called(mesh: &Mesh, node: NodeId) -> String {
+    let member = mesh.members.iter().find(|member| member.node == node);
+    member.map_or_else(|| node.short(), |member| member.name.clone())
 }
 
 /// An alias that several claim is seen as such.
@@ -51,9 +94,7 @@ fn path(mesh: &Mesh, member: &Member) -> String {
     match member.via {
         _ if member.own => "-".to_owned(),
         Some(via) => {
-            let carrier = mesh.members.iter().find(|member| member.node == via);
-            let name = carrier.map_or_else(|| via.short(), |carrier| carrier.name.clone());
-            format!("by {name}")
+            format!("by {}", called(mesh, via))
         }
         None if member.allowed_ips.is_empty() => "none".to_owned(),
         None => "direct".to_owned(),
@@ -118,8 +159,8 @@ fn instructions(dns: &Dns) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use selvedge_api::mesh::{MemberState, Role};
-    use selvedge_model::{MeshId, NodeId, WgKey};
+    use selvedge_api::mesh::{Admission, MemberState, Role};
+    use selvedge_model::{MeshId, WgKey};
 
     use super::*;
 
@@ -136,6 +177,7 @@ mod tests {
             version: Some("0.1.0".to_owned()),
             updated: 0,
             role: Role::Peer,
+            admission: Admission::default(),
             address: "fd00::1".parse().expect("valid"),
             ipv4: None,
             wg_key: WgKey([2; 32]),
@@ -187,6 +229,8 @@ mod tests {
             prefix: "fd00::/64".parse().expect("valid"),
             listen_port: 51820,
             members: vec![me, other, client],
+            evicted: None,
+            evictions: vec![],
         }
     }
 
@@ -205,12 +249,34 @@ baeaqcaiba calls itself \"gw1\" as another member does: its name is gw1-baea";
     }
 
     #[test]
+    fn rights_and_evictions_are_told() {
+        let mut mesh = mesh();
+        let (me, other) = (mesh.node, mesh.members[1].node);
+        mesh.members[1].admission =
+            Admission { by: Some(me), allowed: vec![mesh.prefix], may_invite: true };
+        mesh.members[2].admission.by = Some(other);
+        mesh.evictions = vec![Eviction { node: NodeId([9; 32]), by: other, at: 1_795_003_201 }];
+        let shown = show(&mesh);
+        let told: Vec<_> = shown.lines().rev().take(2).collect();
+        let gone = NodeId([9; 32]).short();
+        let expected = format!("{gone} was evicted by calm-otter-0001 at 2026-11-18 12:00:01");
+        assert!(told[0].starts_with(&expected), "{shown}");
+        let expected = "calm-otter-0001 may announce fd00::/64 and may invite, admitted by gw1";
+        assert_eq!(told[1], expected);
+        mesh.evicted = Some(Eviction { node: me, ..mesh.evictions[0].clone() });
+        let own = show(&mesh);
+        assert!(own.contains("EVICTED: this node was evicted by calm-otter-0001 at "), "{own}");
+        mesh.evicted = mesh.evictions.first().cloned();
+        assert!(show(&mesh).contains("which had admitted this node"), "{}", show(&mesh));
+    }
+
+    #[test]
     fn meshes_are_listed_in_a_table() {
         let Mesh { id, name, interface, address, .. } = mesh();
         let expected = "\
 NAME    ID                                INTERFACE  ADDRESS  MEMBERS
 campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
-        let summary = Summary { id, name, interface, address, members: 2 };
+        let summary = Summary { id, name, interface, address, members: 2, evicted: false };
         assert_eq!(list(&[summary]), expected);
         assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use selvedge_api::mesh::{
-    CreateRequest, EditRequest, Invite, InviteRequest, JoinRequest, Left, Mesh, Role, What,
+    CreateRequest, EditRequest, Evicted, Invite, InviteRequest, JoinRequest, Left, Mesh, Role, What,
 };
-use selvedge_mesh::{InviteId, InviteTerms, Signed};
-use selvedge_model::MeshId;
+use selvedge_mesh::{Grant, InviteId, InviteTerms, Signed};
+use selvedge_model::{MeshId, Prefix};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -44,7 +44,8 @@ impl Plane {
                 Ok(mesh) => self.show(mesh, reply),
                 Err(error) => answer(reply, Err(error)),
             },
-            Request::Invite(mesh, request, reply) => answer(reply, self.invite(&mesh, &request)),
+            Request::Invite(mesh, request, reply) => answer(reply, self.invite(&mesh, request)),
+            Request::Evict(mesh, member, reply) => answer(reply, self.evict(&mesh, &member)),
             Request::Leave(mesh, reply) => match self.find(&mesh) {
                 Ok(mesh) => self.leave(mesh, reply),
                 Err(error) => answer(reply, Err(error)),
@@ -109,7 +110,7 @@ impl Plane {
         });
     }
 
-    fn invite(&mut self, mesh: &str, request: &InviteRequest) -> Result<Invite, PlaneError> {
+    fn invite(&mut self, mesh: &str, request: InviteRequest) -> Result<Invite, PlaneError> {
         let mesh = self.find(mesh)?;
         let seat = self.meshes.get(&mesh).ok_or(PlaneError::Stopping)?;
         if request.uses == 0 {
@@ -121,9 +122,20 @@ impl Plane {
         };
         let not_after = wall().after(Duration::from_secs(request.expires_s));
         let id = InviteId(setup::random()?);
-        let terms = InviteTerms { id, role, uses: request.uses, not_after };
+        let prefixes = request.allow.iter().map(Prefix::network).collect();
+        let grant = Grant { role, prefixes, may_invite: request.may_invite };
+        let terms = InviteTerms { id, grant, uses: request.uses, not_after };
         let token = seat.core.invite(terms, wall())?.to_token();
         Ok(Invite { token, mesh, uses: request.uses, expires: not_after.0 })
+    }
+
+    fn evict(&mut self, mesh: &str, member: &str) -> Result<Evicted, PlaneError> {
+        let mesh = self.find(mesh)?;
+        let seat = self.meshes.get_mut(&mesh).ok_or(PlaneError::Stopping)?;
+        let node = view::find(seat, member)?;
+        let gone = seat.core.evict(node)?;
+        self.drive(mesh);
+        Ok(Evicted { mesh, node, gone })
     }
 
     /// Says something else about this node.

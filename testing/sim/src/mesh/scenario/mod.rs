@@ -110,6 +110,8 @@ pub enum Action {
     Join(usize),
     /// So many nodes leave for good.
     Leave(usize),
+    /// The founder evicts so many nodes.
+    Evict(usize),
     /// So many nodes stand still.
     Freeze {
         /// How many.
@@ -254,6 +256,7 @@ impl Step {
             Action::ReturnOld(count) => Some((*count, Action::ReturnOld)),
             Action::Join(count) => Some((*count, Action::Join)),
             Action::Leave(count) => Some((*count, Action::Leave)),
+            Action::Evict(count) => Some((*count, Action::Evict)),
             Action::Freeze { .. }
             | Action::Tear { .. }
             | Action::OneWay { .. }

@@ -150,6 +150,7 @@ impl Player<'_> {
             Action::Update(count) => self.each(*count, World::update),
             Action::Crash(count) => self.each(*count, World::power_off),
             Action::Leave(count) => self.each(*count, World::leave),
+            Action::Evict(count) => self.each(*count, World::evict),
             Action::Return(count) => (0..*count).for_each(|_| self.restart(false)),
             Action::ReturnOld(count) => (0..*count).for_each(|_| self.restart(true)),
             Action::Join(count) => (0..*count).for_each(|_| self.join()),

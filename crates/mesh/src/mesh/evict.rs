@@ -1,0 +1,233 @@
+//! Evictions: signed by who admitted, told to all at once over every link, and compared in passing
+//! by those who probe each other. They are no part of the state that is compared elsewhere: a node
+//! of a version that knows of none agrees with the others on all the rest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use selvedge_model::{NodeId, Time};
+
+use super::{Mesh, MeshError};
+use crate::event::Event;
+use crate::eviction::{Evicted, Eviction};
+use crate::journal::Input;
+use crate::reconcile::{self, Answer, Ranges};
+use crate::signed::{Raw, Signed, SignedError};
+use crate::wire::{Message, Records};
+
+/// So many evictions go into one message.
+const PARCEL: usize = 64;
+/// A node that does not know that it is evicted, or says that it holds no evictions, is told again
+/// after this.
+const AGAIN: Duration = Duration::from_secs(20);
+/// So many nodes are remembered to have been told.
+const MAX_TOLD: usize = 4096;
+
+/// Comparisons of evictions, and who was told.
+#[derive(Debug, Default)]
+pub(super) struct Evicting {
+    /// With whom to compare, and when; whether that node holds any.
+    due: Option<(Time, NodeId, bool)>,
+    told: BTreeMap<NodeId, Time>,
+}
+
+impl Evicting {
+    /// When [`Mesh::begin_due_evictions`] is to be called.
+    pub(super) fn poll_timeout(&self) -> Option<Time> {
+        self.due.map(|(due, _, _)| due)
+    }
+
+    /// Forgets who was told long ago.
+    pub(super) fn forget(&mut self, now: Time) {
+        self.told.retain(|_, at| now.since(*at) < AGAIN);
+    }
+
+    /// Whether a node is to be told now; notes that it is.
+    fn may_tell(&mut self, node: NodeId, now: Time) -> bool {
+        self.forget(now);
+        self.told.len() < MAX_TOLD && self.told.insert(node, now).is_none()
+    }
+}
+
+impl Mesh {
+    /// Puts a node out of the mesh, and with it all whom it admitted: they come back only with new
+    /// invites. The founder may evict all others; who may invite, those that it admitted. Returns
+    /// who is a member no more, ascending.
+    ///
+    /// # Errors
+    /// If this node may not.
+    pub fn evict(&mut self, node: NodeId) -> Result<Vec<NodeId>, MeshError> {
+        self.note_input(&Input::Evict(node));
+        self.check_eviction(node)?;
+        let evicted = self.sign_eviction(node)?;
+        let before = self.reported.clone();
+        self.take_evicted(vec![evicted], None);
+        Ok(before.into_iter().filter(|member| !self.is_member(*member)).collect())
+    }
+
+    /// All evictions that are known here.
+    pub fn evictions(&self) -> impl Iterator<Item = &Eviction> {
+        self.state.roster.evictions.iter().map(Evicted::eviction)
+    }
+
+    /// The eviction by which this node is no member any more: of itself, or of who admitted it. It
+    /// takes part no more, until it joins with a new invite.
+    #[must_use]
+    pub fn evicted(&self) -> Option<&Eviction> {
+        let own = self.state.roster.map.added(&self.node())?;
+        self.state.roster.evictions.barring(own.claim()).map(Evicted::eviction)
+    }
+
+    /// Whether this node takes part no more.
+    pub(super) fn is_out(&self) -> bool {
+        self.has_left || self.evicted().is_some()
+    }
+
+    fn check_eviction(&self, node: NodeId) -> Result<(), MeshError> {
+        let refused = |reason| Err(MeshError::MayNotEvict { node, reason });
+        let map = &self.state.roster.map;
+        let may_invite = map.added(&self.node()).is_some_and(|own| own.certificate().may_invite);
+        let founder = self.genesis().founder;
+        let issuer = map.added(&node).map(|entry| entry.certificate().issuer);
+        match issuer {
+            _ if self.is_out() => refused("this node is no member itself"),
+            _ if node == self.node() => refused("a node leaves by itself: selvedge mesh leave"),
+            _ if node == founder => refused("nobody can evict the founder"),
+            _ if self.node() == founder => Ok(()),
+            _ if !may_invite => refused("only the founder and those who may invite evict others"),
+            Some(issuer) if issuer == self.node() => Ok(()),
+            _ => refused("it was admitted by another; the founder, or that one, may evict it"),
+        }
+    }
+
+    fn sign_eviction(&self, node: NodeId) -> Result<Evicted, MeshError> {
+        let last = self.state.roster.evictions.of(node, self.node()).map(Evicted::eviction);
+        // Its certificate may pardon an eviction that was lost with this node's disk.
+        let held = self.state.roster.map.added(&node).map(|entry| entry.claim());
+        let pardoned = held.filter(|claim| claim.issuer == self.node()).map_or(0, |c| c.pardons);
+        let number = last.map_or(0, |last| last.number).max(pardoned).saturating_add(1);
+        let eviction = Eviction {
+            mesh: self.id(),
+            node,
+            number,
+            by: self.node(),
+            sponsor: self.sponsor(),
+            issued: self.wall.0,
+        };
+        let refused = |error: SignedError| MeshError::Write(error.into());
+        let raw = Signed::sign(eviction, &self.identity).map_err(refused)?.raw().clone();
+        self.state.roster.verify_eviction(raw).map_err(|error| {
+            refused(SignedError::Malformed { what: "eviction", detail: error.to_string() })
+        })
+    }
+
+    /// Takes over what another says of evictions, and passes on what is new.
+    pub(super) fn take_evictions(&mut self, from: NodeId, mut raws: Vec<Raw>) {
+        raws.retain(|raw| !self.state.roster.evictions.holds(raw));
+        let mut held = Vec::new();
+        for raw in raws {
+            match self.state.roster.verify_eviction(raw) {
+                Ok(evicted) => held.push(evicted),
+                Err(error) => self.reject(from, error.into()),
+            }
+        }
+        self.take_evicted(held, Some(from));
+    }
+
+    fn take_evicted(&mut self, mut evicted: Vec<Evicted>, from: Option<NodeId>) {
+        // The links are those from before: who is evicted is to hear of it too.
+        self.refresh_neighbours();
+        let mut told = self.neighbours.clone();
+        let own = self.node();
+        evicted.retain(|one| self.state.roster.evict(one.clone(), &own));
+        if evicted.is_empty() {
+            return;
+        }
+        for Eviction { node, by, .. } in evicted.iter().map(Evicted::eviction) {
+            self.events.push_back(Event::Evicted { node: *node, by: *by });
+            told.extend(from.is_none().then_some(*node));
+            self.state.ways_back.remove(node);
+        }
+        self.changed();
+        let barred = |node: &&NodeId| !self.is_member(**node);
+        let gone: Vec<NodeId> = self.reported.iter().filter(barred).copied().collect();
+        gone.into_iter().for_each(|node| self.report_member(node));
+        told.retain(|node| Some(*node) != from);
+        let told: Vec<NodeId> = told.into_iter().collect();
+        self.send_evicted(&told, evicted.iter());
+    }
+
+    fn send_evicted<'a>(&mut self, to: &[NodeId], evicted: impl Iterator<Item = &'a Evicted>) {
+        let raws: Vec<Raw> = evicted.map(|one| one.raw().clone()).collect();
+        let parcels = raws.chunks(PARCEL).map(|evictions| {
+            Message::Records(Records { evictions: evictions.to_vec(), ..Records::default() })
+        });
+        self.send_all(to, &parcels.collect::<Vec<_>>());
+    }
+
+    /// Tells a node why it is not heard, if it is because it was evicted.
+    pub(super) fn tell_if_evicted(&mut self, node: NodeId) {
+        if !self.is_member(node)
+            && let Some(evicted) = self.state.roster.evictions.any_of(node).cloned()
+        {
+            self.tell_of(&evicted, node);
+        }
+    }
+
+    /// Tells a node that showed something that is void by it of an eviction.
+    pub(super) fn tell_of_eviction(&mut self, (node, by): (NodeId, NodeId), to: NodeId) {
+        if let Some(evicted) = self.state.roster.evictions.of(node, by).cloned() {
+            self.tell_of(&evicted, to);
+        }
+    }
+
+    fn tell_of(&mut self, evicted: &Evicted, to: NodeId) {
+        if self.evicting.may_tell(to, self.now) {
+            self.send_evicted(&[to], std::iter::once(evicted));
+        }
+    }
+
+    /// Compares evictions with a partner that has told the hash of its own.
+    pub(super) fn compare_evictions(&mut self, partner: NodeId, theirs: Option<u32>, now: Time) {
+        let ours = self.state.roster.evictions.summary();
+        if ours == theirs {
+            self.evicting.due.take_if(|(_, with, _)| *with == partner);
+        } else if ours.is_some() && self.evicting.due.is_none() {
+            // Who holds none will be told.
+            let wait = self.patience(partner);
+            self.evicting.due = Some((now + wait, partner, theirs.is_some()));
+        }
+    }
+
+    /// Begins the comparison that is due.
+    pub(super) fn begin_due_evictions(&mut self, now: Time) {
+        let Some((_, partner, holds_some)) = self.evicting.due.take_if(|(due, ..)| *due <= now)
+        else {
+            return;
+        };
+        if !self.is_member(partner) {
+            return;
+        }
+        if holds_some {
+            let whole = Ranges::whole(&self.state.roster.evictions.map().digest());
+            self.send(partner, Message::Evictions(whole));
+        } else if self.evicting.may_tell(partner, now) {
+            // It may be of a version that takes no notice, and would not understand more.
+            let all: Vec<Evicted> = self.state.roster.evictions.iter().cloned().collect();
+            self.send_evicted(&[partner], all.iter());
+        }
+    }
+
+    /// Goes on with a comparison.
+    pub(super) fn receive_evictions(&mut self, from: NodeId, ranges: &Ranges) {
+        let map = self.state.roster.evictions.map();
+        let wanted = reconcile::wanted(map, &ranges.want);
+        let Answer { ranges, entries } = reconcile::answer(map, ranges);
+        let lacking = wanted.into_iter().chain(entries).map(|(id, _)| id);
+        let lacking: Vec<Evicted> = lacking.filter_map(|id| map.added(&id).cloned()).collect();
+        self.send_evicted(&[from], lacking.iter());
+        if let Some(ranges) = ranges {
+            self.send(from, Message::Evictions(ranges));
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Who may admit, announce and evict (M4): an eviction is final wherever it is known.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{
+    Net, WALL, admit, ask, events, founder, identity, join, joining, mesh_of, profile, terms,
+    transmits, wg,
+};
+use selvedge_mesh::wire::{Envelope, Message, Records, RefusedReason, Summary};
+use selvedge_mesh::{
+    Certificate, Event, Grant, Invite, JoinError, Mesh, MeshError, Raw, Record, Role, Signed,
+    State, UnixTime,
+};
+use selvedge_model::{NodeId, Prefix, Time};
+
+fn id(number: u32) -> NodeId {
+    identity(number).node_id()
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn grant(prefixes: &[&str], may_invite: bool) -> Grant {
+    let prefixes = prefixes.iter().map(|text| prefix(text)).collect();
+    Grant { prefixes, may_invite, ..Grant::default() }
+}
+
+/// An invite that was made so many seconds after all else.
+fn invite(by: &Mesh, number: u8, grant: Grant, later: u64) -> Result<Signed<Invite>, MeshError> {
+    let wall = UnixTime(WALL.0 + later);
+    by.invite(selvedge_mesh::InviteTerms { grant, ..terms(number, 100) }, wall)
+}
+
+/// Admits a node by `by`, whoever that is.
+fn admitted(by: &mut Mesh, number: u32, grant: Grant) -> Mesh {
+    let invite = invite(by, 9, grant, 0).expect("it may");
+    mesh_of(number, join(by, &joining(number, &invite), id(number)).expect("admitted"))
+}
+
+/// The founder (0), 1 to `count` by the founder, of whom 1 may invite and has admitted 100 and 101.
+fn net(seed: u64, count: u32) -> Net {
+    let mut net = Net::new(seed);
+    let mut founder = founder();
+    let mut inviter = admitted(&mut founder, 1, grant(&["10.0.0.0/8"], true));
+    let guests =
+        [100, 101].map(|number| admitted(&mut inviter, number, grant(&["10.7.0.0/16"], false)));
+    let others: Vec<Mesh> = (2..=count).map(|number| admit(&mut founder, number)).collect();
+    for mesh in others.into_iter().chain(guests).chain([founder, inviter]) {
+        net.add(mesh);
+    }
+    net.run(Duration::from_secs(20));
+    net.run_until_agreed(Duration::from_secs(20)).expect("they agree");
+    net
+}
+
+/// Checks that nobody else knows a node as a member or a peer of WireGuard.
+fn assert_gone(net: &mut Net, number: u32) {
+    let nobody = |mesh: &Mesh| {
+        !mesh.is_member(id(number)) && !mesh.desired_wireguard().contains_key(&wg(number))
+    };
+    let others = net.nodes.values().filter(|mesh| mesh.evicted().is_none());
+    let knowing: Vec<NodeId> = others.filter(|mesh| !nobody(mesh)).map(Mesh::node).collect();
+    assert_eq!(knowing, [], "they know {number} still");
+}
+
+fn is_member_of_all(net: &mut Net, number: u32) -> bool {
+    net.nodes.values().filter(|mesh| mesh.evicted().is_none()).all(|m| m.is_member(id(number)))
+}
+
+/// What a node says of itself, as it travels.
+fn own_record(mesh: &Mesh) -> Raw {
+    let mut copy = State::decode(&mesh.snapshot()).map(|state| {
+        let number = (0..200).find(|number| id(*number) == mesh.node()).expect("one of ours");
+        mesh_of(number, state)
+    });
+    let copy = copy.as_mut().expect("its own");
+    copy.handle_timeout(Time::ZERO, WALL);
+    let mut sent = transmits(copy).into_iter();
+    let introduction = sent.find_map(|(_, bytes)| {
+        let message = Envelope::decode(&bytes).expect("our own").message;
+        if let Message::Digest(summary) = message { summary.introduction } else { None }
+    });
+    introduction.expect("it introduces itself when it starts")
+}
+
+/// Lets `node` introduce itself to `to`.
+fn greet(node: &Mesh, to: &mut Mesh) {
+    let introduction = Some(own_record(node));
+    let message = Message::Digest(Summary { hash: [0; 16], count: 0, introduction });
+    let bytes = Envelope { mesh: to.id(), message }.encode();
+    to.handle_message(node.node(), &bytes, Time::ZERO, WALL);
+}
+
+fn give_record(to: &mut Mesh, from: NodeId, raw: Raw) {
+    let message = Message::Records(Records { records: vec![raw], ..Records::default() });
+    let bytes = Envelope { mesh: to.id(), message }.encode();
+    to.handle_message(from, &bytes, Time::ZERO, WALL);
+}
+
+#[test]
+fn a_member_announces_what_its_invite_allows() {
+    let mut founder = founder();
+    let mut member = admitted(&mut founder, 1, grant(&["10.1.0.0/16", "fd12::/48"], false));
+    let asked = ["10.1.2.0/24", "10.2.0.0/16", "10.0.0.0/8", "fd12::/64", "0.0.0.0/0"];
+    member.set_routes(asked.iter().map(|text| prefix(text)).collect()).expect("in bounds");
+    for seen in [member.member(id(1)), member.member(id(0))] {
+        let seen = seen.expect("a member");
+        let routes: Vec<Prefix> = seen.routes().collect();
+        let expected = [prefix("10.1.2.0/24"), prefix("fd12::/64")];
+        assert_eq!(routes, if seen.founder { &[][..] } else { &expected });
+    }
+    assert_eq!(member.member(id(1)).expect("a member").issuer, id(0));
+}
+
+#[test]
+fn nobody_grants_more_than_it_was_granted() {
+    let mut founder = founder();
+    let mut inviter = admitted(&mut founder, 1, grant(&["10.0.0.0/8"], true));
+    let guest = admitted(&mut inviter, 2, grant(&["10.7.0.0/16"], false));
+    let mut client = admitted(&mut founder, 3, Grant { role: Role::Client, ..grant(&[], true) });
+    let refused = |by: &Mesh, grant: Grant| {
+        let error = invite(by, 5, grant, 0).expect_err("too much");
+        assert!(matches!(error, MeshError::MayNotInvite { .. }), "{error}");
+    };
+    refused(&inviter, grant(&["10.0.0.0/7"], false));
+    refused(&inviter, grant(&["10.1.0.0/16", "192.0.2.0/24"], false));
+    refused(&inviter, grant(&["::/0"], false));
+    refused(&inviter, grant(&[], true));
+    refused(&client, Grant::default());
+    refused(&guest, Grant::default());
+    let by_client = Grant { role: Role::Client, ..Grant::default() };
+    client.set_profile(profile(3)).expect("in bounds");
+    invite(&client, 5, by_client, 0).expect("another client");
+}
+
+/// As above, by a member whose program does not check.
+#[test]
+fn all_refuse_what_an_issuer_could_not_grant() {
+    let mut founder = founder();
+    let mut inviter = admitted(&mut founder, 1, grant(&["10.0.0.0/8"], true));
+    let guest = admitted(&mut inviter, 2, Grant::default());
+    let raw = own_record(&guest);
+    let record = Signed::<Record>::verify(raw.clone()).expect("valid").value().clone();
+    let own = Signed::<Certificate>::verify(record.certificate.clone()).expect("valid");
+    let own = own.value().clone();
+    let forged = |certificate: Certificate| {
+        let certificate = Signed::sign(certificate, &identity(1)).expect("in bounds").raw().clone();
+        let record = Record { certificate, seq: 99, ..record.clone() };
+        Signed::sign(record, &identity(2)).expect("in bounds").raw().clone()
+    };
+    let far = own.not_after + 1;
+    let forgeries = [
+        Certificate { prefixes: vec![prefix("192.0.2.0/24")], ..own.clone() },
+        Certificate { may_invite: true, ..own.clone() },
+        Certificate { not_after: far, ..own.clone() },
+        Certificate { sponsor: None, ..own.clone() },
+        Certificate { sponsor: Some(record.certificate.clone()), ..own.clone() },
+    ];
+    greet(&inviter, &mut founder);
+    for (number, forgery) in (1..).zip(forgeries) {
+        give_record(&mut founder, id(1), forged(forgery));
+        assert_eq!(founder.rejections().get("record_certificate"), Some(&number));
+    }
+    assert!(!founder.is_member(id(2)));
+    give_record(&mut founder, id(1), forged(own));
+    assert!(founder.is_member(id(2)), "the same without a forgery");
+}
+
+#[test]
+fn all_hear_of_an_eviction_and_so_does_the_evicted() {
+    for seed in 0..4 {
+        let mut net = net(seed, 9);
+        (net.loss, net.double) = (100, 50);
+        let gone = net.node(0).evict(id(4)).expect("the founder may");
+        assert_eq!(gone, [id(4)]);
+        net.run(Duration::from_secs(15));
+        assert_gone(&mut net, 4);
+        let evicted = net.node(4);
+        assert_eq!(evicted.evicted().map(|e| (e.node, e.by)), Some((id(4), id(0))), "seed {seed}");
+        assert!(evicted.desired_wireguard().is_empty() && evicted.poll_timeout().is_none());
+        let told = Event::Evicted { node: id(4), by: id(0) };
+        for number in [2, 4] {
+            assert!(events(net.node(number)).contains(&told), "seed {seed}, node {number}");
+        }
+        assert!(events(net.node(3)).contains(&Event::MemberLeft(id(4))));
+        assert!(is_member_of_all(&mut net, 5), "and nobody else");
+    }
+}
+
+#[test]
+fn an_eviction_costs_little_once_it_is_known() {
+    let mut net = net(1, 9);
+    let traffic = |net: &mut Net| {
+        let before = net.bytes;
+        net.run(Duration::from_secs(60));
+        net.bytes - before
+    };
+    let before = traffic(&mut net);
+    net.node(0).evict(id(4)).expect("the founder may");
+    net.run(Duration::from_secs(15));
+    let after = traffic(&mut net);
+    // A few bytes in every probe, none in its answer, and one node less.
+    assert!(after * 100 < before * 103, "{before} bytes before, {after} after");
+}
+
+#[test]
+fn with_who_may_invite_go_those_whom_it_admitted() {
+    let mut net = net(2, 6);
+    let gone: BTreeSet<NodeId> = net.node(0).evict(id(1)).expect("it may").into_iter().collect();
+    assert_eq!(gone, [id(1), id(100), id(101)].into());
+    net.run(Duration::from_secs(15));
+    for number in [1, 100, 101] {
+        assert_gone(&mut net, number);
+        let by = net.node(number).evicted().map(|eviction| eviction.node);
+        assert_eq!(by, Some(id(1)), "node {number} knows by whose eviction it is out");
+    }
+    // Its key may be in the wrong hands: what it signs now is worth nothing.
+    let mut thief = mesh_of(1, State::decode(&net.node(1).snapshot()).expect("its own"));
+    assert!(invite(&thief, 3, Grant::default(), 50).is_err());
+    assert!(thief.evict(id(100)).is_err());
+}
+
+#[test]
+fn who_may_invite_evicts_those_alone_whom_it_admitted() {
+    let mut net = net(3, 6);
+    for (by, node) in [(1, 4), (1, 0), (1, 1), (2, 100), (2, 3), (100, 101), (0, 0)] {
+        let error = net.node(by).evict(id(node)).expect_err("it may not");
+        assert!(matches!(error, MeshError::MayNotEvict { .. }), "{by} {node}: {error}");
+    }
+    assert_eq!(net.node(1).evict(id(100)).expect("it admitted it"), [id(100)]);
+    net.run(Duration::from_secs(15));
+    assert_gone(&mut net, 100);
+    assert!(is_member_of_all(&mut net, 101));
+}
+
+#[test]
+fn an_eviction_wins_when_a_partition_ends() {
+    for seed in 0..4 {
+        let mut net = net(seed, 8);
+        net.island = [4, 5, 6, 100].map(id).into();
+        net.run(Duration::from_secs(30));
+        net.node(0).evict(id(4)).expect("the founder may");
+        // On its side of the partition nobody knows, and it says something new meanwhile.
+        net.node(4).set_alias("still here".into()).expect("in bounds");
+        net.run(Duration::from_secs(30));
+        assert!(net.node(5).is_member(id(4)), "nobody told it");
+        net.island.clear();
+        net.run(Duration::from_secs(60));
+        assert_gone(&mut net, 4);
+        let mut digests =
+            net.nodes.values_mut().filter(|m| m.evicted().is_none()).map(Mesh::digest);
+        let first = digests.next();
+        assert!(digests.all(|digest| Some(digest) == first), "seed {seed}");
+        assert!(net.node(4).evicted().is_some(), "seed {seed}");
+    }
+}
+
+#[test]
+fn nothing_that_it_said_or_says_brings_it_back() {
+    let mut net = net(5, 5);
+    let old = own_record(net.node(4));
+    let kept = net.node(4).snapshot();
+    net.node(0).evict(id(4)).expect("the founder may");
+    net.run(Duration::from_secs(10));
+    // A copy of it that has not heard, with a greater sequence number.
+    let mut zombie = mesh_of(4, State::decode(&kept).expect("its own"));
+    zombie.set_alias("back".into()).expect("in bounds");
+    let new = own_record(&zombie);
+    zombie.leave().expect("it does not know");
+    let before = net.node(2).digest();
+    events(net.node(2));
+    for raw in [old, new] {
+        give_record(net.node(2), id(3), raw);
+    }
+    assert_eq!(net.node(2).digest(), before);
+    assert_eq!(net.node(2).rejections().get("evicted"), Some(&2));
+    assert!(events(net.node(2)).iter().all(|event| !matches!(event, Event::Rejected { .. })));
+    assert_gone(&mut net, 4);
+}
+
+#[test]
+fn an_eviction_survives_restarts() {
+    let mut net = net(6, 4);
+    net.node(0).evict(id(3)).expect("the founder may");
+    net.run(Duration::from_secs(10));
+    for number in [2, 3] {
+        let kept = State::decode(&net.node(number).snapshot()).expect("its own");
+        let restarted = mesh_of(number, kept);
+        assert_eq!(restarted.evicted().is_some(), number == 3);
+        assert_eq!(restarted.evictions().count(), 1);
+        assert!(!restarted.desired_wireguard().contains_key(&wg(3)));
+    }
+}
+
+#[test]
+fn who_was_evicted_comes_back_with_a_new_invite_alone() {
+    let mut net = net(7, 5);
+    let token = invite(net.node(0), 7, Grant::default(), 0).expect("the founder may");
+    net.node(0).evict(id(4)).expect("the founder may");
+    net.run(Duration::from_secs(10));
+    let refused = join(net.node(0), &joining(4, &token), id(4)).expect_err("an old invite");
+    let reason = Some(RefusedReason::Evicted);
+    assert!(matches!(&refused, JoinError::Refused { reason: r, .. } if *r == reason), "{refused}");
+    let by_member = invite(net.node(1), 7, Grant::default(), 60).expect("it may invite");
+    let refused = join(net.node(1), &joining(4, &by_member), id(4)).expect_err("not the founder's");
+    assert!(matches!(refused, JoinError::Refused { reason: r, .. } if r == reason));
+    let token = invite(net.node(0), 8, Grant::default(), 60).expect("the founder may");
+    let state = join(net.node(0), &joining(4, &token), id(4)).expect("a new invite");
+    net.add(mesh_of(4, state));
+    net.run(Duration::from_secs(20));
+    net.run_until_agreed(Duration::from_secs(20)).expect("they agree");
+    assert!(net.node(4).evicted().is_none() && is_member_of_all(&mut net, 4));
+    // And goes again.
+    net.node(0).evict(id(4)).expect("the founder may");
+    net.run(Duration::from_secs(10));
+    assert_gone(&mut net, 4);
+}
+
+/// A certificate is given again to who lost it, but not to who lost its place.
+#[test]
+fn asking_again_is_no_way_back() {
+    let mut net = net(8, 3);
+    let token = invite(net.node(0), 7, Grant::default(), 0).expect("the founder may");
+    let again = joining(50, &token);
+    ask(net.node(0), &again, id(50));
+    join(net.node(0), &again, id(50)).expect("the same certificate");
+    net.node(0).evict(id(50)).expect("known by its certificate alone");
+    assert!(join(net.node(0), &again, id(50)).is_err());
+}
