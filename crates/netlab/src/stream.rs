@@ -21,6 +21,7 @@ use crate::{Error, Host, clock};
 use flow::{Flow, open};
 use pump::Lateness;
 
+pub(crate) use report::longest_gap;
 pub use report::{Direction, FlowReport, Report};
 
 /// One end of a stream.
