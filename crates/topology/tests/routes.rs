@@ -174,7 +174,7 @@ fn networks_behind_members_are_reached_as_certificates_allow() {
     let bridges = [(2, bridge_number(0, 0)), (3, bridge_number(1, 0))];
     for (of, number) in bridges {
         let members = world.members.get_mut(&mesh(of)).expect("there");
-        members.get_mut(&node(number)).expect("there").permits = vec![prefix("2001:db8::/32")];
+        members.get_mut(&node(number)).expect("there").permits.push(prefix("2001:db8::/32"));
     }
     world.settle();
     assert!(routed(&world, 11, 2) && routed(&world, 21, 3));

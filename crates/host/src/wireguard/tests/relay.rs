@@ -23,6 +23,7 @@ fn relays(own: &str) -> Relays {
         hops: Table::default(),
         serves: Table::default(),
         sources: BTreeMap::new(),
+        local: Vec::new(),
     }
 }
 
