@@ -238,3 +238,48 @@ pub(crate) fn everywhere() -> [Prefix; 2] {
 pub(crate) fn covers(outer: Prefix, inner: Prefix) -> bool {
     outer.len() <= inner.len() && outer.contains(inner.addr())
 }
+
+#[cfg(test)]
+mod tests {
+    use selvedge_mesh::{Profile, UnixTime};
+
+    use super::*;
+
+    fn prefixes(texts: &[&str]) -> Vec<Prefix> {
+        texts.iter().map(|text| text.parse().expect("a prefix")).collect()
+    }
+
+    /// What a member's networks are who announces a bit of everything.
+    fn networks(founder: bool, allowed: &[&str]) -> Vec<String> {
+        let routes = prefixes(&["10.1.0.0/16", "0.0.0.0/0", "2001:db8:1::/48", "::/0"]);
+        let (mesh, node) = (MeshId([1; 20]), NodeId([2; 32]));
+        let member = selvedge_mesh::Member {
+            node,
+            address: selvedge_mesh::address::node_address(mesh, node),
+            wg: WgKey([3; 32]),
+            role: Role::Peer,
+            profile: Profile { routes, ..Profile::default() },
+            seq: 1,
+            not_after: UnixTime(1),
+            founder,
+            allowed: prefixes(allowed),
+            issued: UnixTime(1),
+            serial: 7,
+        };
+        Member::new(&member, true).networks.iter().map(Prefix::to_string).collect()
+    }
+
+    #[test]
+    fn certificates_say_what_may_be_announced() {
+        assert_eq!(networks(false, &[]), [""; 0]);
+        assert_eq!(networks(false, &["10.0.0.0/8"]), ["10.1.0.0/16"]);
+        assert_eq!(networks(false, &["10.1.2.0/24"]), [""; 0], "a part of it");
+        assert_eq!(networks(true, &[]).len(), 4, "a founder needs no permit");
+    }
+
+    #[test]
+    fn an_exits_permit_is_for_nothing_else() {
+        assert_eq!(networks(false, &["0.0.0.0/0", "::/0"]), ["0.0.0.0/0", "::/0"]);
+        assert_eq!(networks(false, &["0.0.0.0/1"]), ["10.1.0.0/16"]);
+    }
+}

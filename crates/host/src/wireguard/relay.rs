@@ -311,7 +311,7 @@ mod tests {
             panic!("it does not fit");
         };
         assert_eq!(answer.len(), 1280);
-        assert_eq!(answer[8..24], v6("fd77::1").octets());
+        assert_eq!(answer[8..24], v6("fd88::9").octets(), "from where the host routes to here");
         assert_eq!(answer[40..42], [2, 0], "packet too big");
         assert_eq!(answer[44..48], 1380_u32.to_be_bytes());
     }
