@@ -1,7 +1,7 @@
 //! Which peer serves a client, and which one would next.
 
-use selvedge_mesh::attach::{Candidate, fittest};
-use selvedge_mesh::{Role, attached_to};
+use selvedge_mesh::Role;
+use selvedge_mesh::attach::{Candidate, attached_in_turn, fittest};
 use selvedge_model::NodeId;
 
 use crate::view::{Member, View};
@@ -44,9 +44,8 @@ impl<'a> Peers<'a> {
 }
 
 fn choose(client: NodeId, peers: &[NodeId]) -> Option<Attachment> {
-    let serving = attached_to(client, peers.iter().copied())?;
-    let others = peers.iter().copied().filter(|peer| *peer != serving);
-    Some(Attachment { serving, standby: attached_to(client, others) })
+    let [serving, standby] = attached_in_turn(client, peers.iter().copied());
+    Some(Attachment { serving: serving?, standby })
 }
 
 /// The peers that come into question, by the rule by which the core of the mesh watches clients.
