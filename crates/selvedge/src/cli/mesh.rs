@@ -11,6 +11,7 @@ use selvedge_api::Client;
 use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Mesh, Role};
 
 use super::ClientArgs;
+use super::findings;
 use super::output::{duration, print, seconds, spinner};
 use page::{list, names, show};
 
@@ -23,7 +24,8 @@ Examples:
   selvedge mesh show
   selvedge mesh query \"[?type=='client'].{name: name, via: via}\"
   selvedge mesh graph | dot -Tsvg > meshes.svg
-  selvedge mesh watch                    what happens, as it happens")]
+  selvedge mesh watch                    what happens, as it happens
+  selvedge mesh doctor                   what is wrong, and what to do")]
 pub(super) struct MeshArgs {
     #[command(flatten)]
     client: ClientArgs,
@@ -58,6 +60,9 @@ enum MeshCommand {
     Join {
         /// The token; - reads it from standard input, where no other user sees it
         token: String,
+        /// What this node is to be [default: what the token says]
+        #[arg(long)]
+        role: Option<Role>,
         #[command(flatten)]
         about: About,
     },
@@ -89,6 +94,14 @@ enum MeshCommand {
     },
     /// Show what happens in all meshes, as it happens
     Watch,
+    /// Look at this node's meshes, and say what is wrong and what to do, the gravest first
+    ///
+    /// Whether the members' agents are heard and WireGuard reaches them, with the largest packets
+    /// too; clocks, forwarding, firewall, names. Changes nothing.
+    Doctor {
+        /// Name or id of a mesh [default: all]
+        mesh: Option<String>,
+    },
     /// Show where names of members are answered, and how this host comes to ask there
     Names,
 }
@@ -116,7 +129,9 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = InviteRequest { uses, expires_s: expires.as_secs(), role };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
-        MeshCommand::Join { token, about } => join(&client, json, token, about).await,
+        MeshCommand::Join { token, role, about: About { alias, description } } => {
+            join(&client, json, JoinRequest { token, alias, description, role }).await
+        }
         MeshCommand::Leave { mesh } => {
             let left = client.leave_mesh(&mesh).await?;
             print(json, &left, |left| format!("left mesh {} ({})", left.name, left.id))
@@ -132,12 +147,17 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
         }
         MeshCommand::Graph { output } => ask::graph(&client, output.as_deref(), json).await,
         MeshCommand::Watch => ask::watch(&client, json).await,
+        MeshCommand::Doctor { mesh } => {
+            let findings = client.doctor(mesh.as_deref()).await?;
+            print(json, &findings, |findings| findings::in_order(findings))?;
+            findings::verdict(&findings)
+        }
         MeshCommand::Names => print(json, &client.dns().await?, names),
     }
 }
 
-async fn join(client: &Client, json: bool, token: String, about: About) -> anyhow::Result<()> {
-    let token = match token.as_str() {
+async fn join(client: &Client, json: bool, request: JoinRequest) -> anyhow::Result<()> {
+    let token = match request.token.as_str() {
         "-" => {
             let mut text = String::new();
             std::io::stdin()
@@ -146,11 +166,10 @@ async fn join(client: &Client, json: bool, token: String, about: About) -> anyho
                 .context("cannot read the token from standard input")?;
             text.trim().to_owned()
         }
-        _ => token,
+        given => given.to_owned(),
     };
-    let About { alias, description } = about;
     let bar = spinner().with_message("joining");
-    let joined = client.join_mesh(&JoinRequest { token, alias, description }).await;
+    let joined = client.join_mesh(&JoinRequest { token, ..request }).await;
     bar.finish_and_clear();
     print(json, &joined?, |mesh| {
         let others = mesh.members.len().saturating_sub(1);

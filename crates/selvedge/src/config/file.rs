@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,8 @@ use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, ProbeFile, RaFile,
+    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, OptionsFile, ProbeFile,
+    RaFile,
 };
 
 /// What may be written in a configuration file. Everything is optional here.
@@ -41,6 +43,8 @@ pub struct MeshFile {
     pub mtu: Option<u16>,
     pub dns: Option<DnsFile>,
     pub hooks: Option<MeshHooksFile>,
+    pub options: Option<OptionsFile>,
+    pub named: Option<BTreeMap<String, OptionsFile>>,
 }
 
 /// The section `[gateway]`: its presence enables the gateway plane.

@@ -1,6 +1,7 @@
 //! What `mesh list`, `mesh show` and `mesh names` print for people.
 
-use selvedge_api::mesh::{Dns, Hookup, Listener, Member, Mesh, Summary};
+use selvedge_api::mesh::{Dns, Hookup, Listener, Member, Mesh, Summary, UsedRoute};
+use selvedge_model::NodeId;
 
 use crate::cli::output::{bytes, or_dash, seconds, table};
 
@@ -36,7 +37,29 @@ pub(super) fn show(mesh: &Mesh) -> String {
     let members = table(&header, mesh.members.iter().map(|member| row(mesh, member)));
     let quarrels = mesh.members.iter().filter(|member| member.contested).map(quarrel);
     let quarrels: String = quarrels.collect();
-    format!("{head}\n{members}{quarrels}")
+    format!("{head}\n{members}{quarrels}{}{}", routes(mesh), not_permitted(mesh))
+}
+
+/// What is reached beyond the mesh, and by whom.
+fn routes(mesh: &Mesh) -> String {
+    if mesh.routes.is_empty() {
+        return String::new();
+    }
+    let row = |route: &UsedRoute| vec![route.destination.to_string(), name_of(mesh, route.via)];
+    format!("\n\n{}", table(&["DESTINATION", "BY"], mesh.routes.iter().map(row)))
+}
+
+fn not_permitted(mesh: &Mesh) -> String {
+    let refused = mesh.not_permitted.iter();
+    refused.map(|prefix| {
+        format!("\n{prefix} is not announced: this node's certificate does not allow it; join again \
+                 with an invite that does")
+    }).collect()
+}
+
+fn name_of(mesh: &Mesh, node: NodeId) -> String {
+    let member = mesh.members.iter().find(|member| member.node == node);
+    member.map_or_else(|| node.short(), |member| member.name.clone())
 }
 
 /// An alias that several claim is seen as such.
@@ -50,11 +73,7 @@ fn quarrel(member: &Member) -> String {
 fn path(mesh: &Mesh, member: &Member) -> String {
     match member.via {
         _ if member.own => "-".to_owned(),
-        Some(via) => {
-            let carrier = mesh.members.iter().find(|member| member.node == via);
-            let name = carrier.map_or_else(|| via.short(), |carrier| carrier.name.clone());
-            format!("by {name}")
-        }
+        Some(via) => format!("by {}", name_of(mesh, via)),
         None if member.allowed_ips.is_empty() => "none".to_owned(),
         None => "direct".to_owned(),
     }
@@ -119,7 +138,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use selvedge_api::mesh::{MemberState, Role};
-    use selvedge_model::{MeshId, NodeId, WgKey};
+    use selvedge_model::{MeshId, WgKey};
 
     use super::*;
 
@@ -186,6 +205,8 @@ mod tests {
             address: me.address,
             prefix: "fd00::/64".parse().expect("valid"),
             listen_port: 51820,
+            routes: vec![],
+            not_permitted: vec![],
             members: vec![me, other, client],
         }
     }
@@ -202,6 +223,19 @@ a4dqobyha4  calm-otter-0001  peer    unknown  fd00::2  direct              192.0
 baeaqcaiba  gw1-baea         client  alive    fd00::3  by calm-otter-0001  -                -          0 B      0 B    -
 baeaqcaiba calls itself \"gw1\" as another member does: its name is gw1-baea";
         assert_eq!(show(&mesh()), expected);
+        let prefix = |text: &str| text.parse().expect("a prefix");
+        let route = UsedRoute { destination: prefix("192.168.7.0/24"), via: NodeId([7; 32]) };
+        let routed =
+            Mesh { routes: vec![route], not_permitted: vec![prefix("10.0.0.0/8")], ..mesh() };
+        let expected = format!(
+            "{expected}
+
+DESTINATION     BY
+192.168.7.0/24  calm-otter-0001
+10.0.0.0/8 is not announced: this node's certificate does not allow it; join again with an invite \
+             that does"
+        );
+        assert_eq!(show(&routed), expected);
     }
 
     #[test]
