@@ -58,14 +58,21 @@ impl Counter {
     /// # Errors
     /// If nftables refuse.
     pub fn new(host: &Host, name: &str, hook: &str, rule: &str) -> Result<Self, Error> {
-        let table = format!("lab-{name}");
+        let counter = Self::named(host, name);
+        let table = &counter.table;
         host.nft(&format!(
             "table inet {table} {{
                counter seen {{ }}
                chain {hook} {{ type filter hook {hook} priority -350; {rule} counter name seen; }}
              }}"
         ))?;
-        Ok(Self { host: host.clone(), table })
+        Ok(counter)
+    }
+
+    /// One that was made before.
+    #[must_use]
+    pub fn named(host: &Host, name: &str) -> Self {
+        Self { host: host.clone(), table: format!("lab-{name}") }
     }
 
     /// How many so far.

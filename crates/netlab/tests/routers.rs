@@ -8,6 +8,7 @@ use std::time::Duration;
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::firewall::{Counter, Mapping, masquerade};
 use selvedge_netlab::link::{Port, Segment};
+use selvedge_netlab::stream::{End, Spec, Streams};
 use selvedge_netlab::tcp::{Connection, Pace};
 use selvedge_netlab::{Host, Lab};
 
@@ -68,6 +69,26 @@ fn a_connection_shows_how_long_it_stood_still() {
     let gap = connection.gap_between(began, now());
     assert!(gap > Duration::from_millis(490) && gap < Duration::from_secs(20), "{gap:?}");
     assert!(connection.is_open());
+}
+
+#[test]
+fn streams_run_through_a_router_that_translates() {
+    let Some(lab) = common::lab("streams_run_through_a_router_that_translates") else { return };
+    let home = home(&lab, Mapping::Random);
+    let end = |host: &Host, address: &str| End {
+        host: host.clone(),
+        address: address.parse().expect("an address"),
+        device: None,
+    };
+    let spec = Spec {
+        label: 1,
+        a: end(&home.inside, "10.0.0.2:7000"),
+        b: end(&home.servers[0], SERVERS[0]),
+        interval: Duration::from_millis(20),
+    };
+    let streams = Streams::start(&[spec]).expect("starts");
+    let both_ways = || Ok(streams.report().flowing().contains(&1));
+    wait_until("packets both ways", Duration::from_secs(10), both_ways).expect("they run");
 }
 
 /// The address and port that each server sees of the host inside, which uses one port.
