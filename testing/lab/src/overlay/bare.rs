@@ -33,7 +33,7 @@ pub(crate) enum Engine {
 
 /// Two hosts with a tunnel between them. It ends when the value is dropped.
 pub(crate) struct Tunnel {
-    _processes: [Process; 2],
+    processes: [(Process, PathBuf); 2],
     /// The addresses at its ends.
     pub(crate) ends: [Ipv6Addr; 2],
 }
@@ -85,9 +85,19 @@ impl Engine {
                 "addr add {}/64 dev {interface} nodad\nlink set {interface} mtu {MTU} up\n",
                 ends[own]
             ))?;
-            anyhow::Ok(process)
+            anyhow::Ok((process, socket(&interface)))
         };
-        Ok(Tunnel { _processes: [start(0)?, start(1)?], ends })
+        Ok(Tunnel { processes: [start(0)?, start(1)?], ends })
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        for (process, socket) in &mut self.processes {
+            process.kill();
+            // Who was killed cannot do it; if it is gone, all is well.
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 
@@ -126,8 +136,6 @@ fn configure(interface: &str, settings: &str) -> anyhow::Result<()> {
         stream = UnixStream::connect(&path).ok();
         Ok(stream.is_some())
     })?;
-    // Whoever listens has no more use for the name.
-    std::fs::remove_file(&path)?;
     let mut stream = stream.context("it was just connected")?;
     stream.write_all(settings.as_bytes())?;
     stream.shutdown(Shutdown::Write)?;
