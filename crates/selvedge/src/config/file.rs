@@ -341,6 +341,11 @@ mod tests {
                 assert!(text.contains(&format!("`{key}`")), "{header} {key}");
             }
         }
+        let (_, text) = PAGE.split_once("`[mesh.options]` is").expect("a section");
+        let text = text.split("\n##").next().expect("a first part");
+        for key in keys_of("[mesh.options]") {
+            assert!(text.contains(&format!("| `{key}` |")), "[mesh.options] {key}");
+        }
         for key in keys_of("[gateway]").iter().filter(|key| !sections.contains(&key.as_str())) {
             assert!(PAGE.contains(&format!("| `{key}` |")), "[gateway] {key}");
         }
@@ -350,7 +355,7 @@ mod tests {
     fn the_examples_of_the_documentation_are_valid() {
         let examples = PAGE.split("```toml\n").skip(1).map(|rest| rest.split("```").next());
         let examples: Vec<&str> = examples.flatten().collect();
-        assert_eq!(examples.len(), 2);
+        assert_eq!(examples.len(), 3);
         for example in examples {
             File::parse(example, "docs/configuration.md").unwrap_or_else(|error| panic!("{error}"));
         }
