@@ -32,6 +32,7 @@ soak: deps test-deps ## run the long scenarios with their bounds, for hours; ONL
 bench: deps ## measure what the cores cost, in a minute or two
 	$(CARGO) bench -p selvedge-gateway --bench core
 	$(CARGO) bench -p selvedge-mesh --bench core
+	$(CARGO) bench -p selvedge-topology --bench plan
 
 lint: deps ## formatting, clippy, documentation, dependencies, rules of the house
 	@scripts/deps.sh lint

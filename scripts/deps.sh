@@ -53,6 +53,7 @@ test_deps() {
     need nftables has_command nft
     need iputils-ping has_command ping
     need graphviz has_command dot
+    need wireguard-go has_command wireguard-go
     provide "the tests with real components" && return
     [ "${CI:-}" != true ] || exit 1
     say "The tests that need it are going to be skipped, by name."

@@ -57,6 +57,11 @@ scenarios() {
     scenario bgpd "" selvedge-lab bgpd --max-outage-ms 5000
     scenario migrate "" selvedge-lab migrate --networks 200 --moves 200 --max-seconds-per-move 3
     scenario store-10000 "" selvedge-lab store --networks 10000 --max-reassigned-ms 1000
+    scenario mesh-restart "" selvedge-lab mesh-restart --members 5 --runs 50
+    scenario mesh-leave "" selvedge-lab mesh-leave --members 8 --runs 20
+    scenario mesh-roam "" selvedge-lab mesh-roam --runs 20
+    scenario mesh-speed "" selvedge-lab mesh-speed --seconds 10 --runs 10
+    scenario mesh-clients "" selvedge-lab mesh-clients --cuts 20
     scenario sim-500 "" selvedge-sim gateway --chaos --seeds 0..1000 --networks 500
     scenario sim-50000 "" selvedge-sim gateway --chaos --seeds 0..10 --networks 50000
     scenario mesh-partition "" selvedge-sim mesh --scenario testing/sim/scenarios/long-partition.toml

@@ -52,14 +52,19 @@ scenarios() {
         return
     fi
     scenario demo selvedge demo --seconds 30 --json
+    # The bounds tell what works from what does not, also on a busy machine; those that are to be
+    # reached are in scripts/soak.sh.
+    scenario lab-mesh-restart selvedge-lab mesh-restart --runs 3 --max-outage-ms 10000 --json
+    scenario lab-mesh-leave selvedge-lab mesh-leave --runs 1 --max-gone-ms 10000 --json
+    scenario lab-mesh-roam selvedge-lab mesh-roam --runs 1 --max-outage-ms 15000 --json
+    scenario lab-mesh-speed selvedge-lab mesh-speed --seconds 2 --runs 3 --min-ratio 0.7 --json
+    scenario lab-mesh-clients selvedge-lab mesh-clients --cuts 1 --max-joined-ms 60000 --max-outage-ms 15000 --json
     if [ ! -x /usr/lib/frr/bgpd ] || ! command -v etcd >/dev/null; then
-        skipped+=("skipped: demo-etcd-frr and all of lab-*: etcd or FRR is missing")
+        skipped+=("skipped: demo-etcd-frr and all of lab-* but lab-mesh-*: etcd or FRR is missing")
         return
     fi
     scenario demo-etcd-frr selvedge demo --seconds 10 --store etcd --fabric frr --json
     scenario lab-migrate selvedge-lab migrate --networks 20 --moves 10 --json
-    # The bounds tell a takeover that works from one that does not, also on a busy machine; those
-    # that are to be reached are in scripts/soak.sh.
     scenario lab-failover selvedge-lab failover --networks 20 --gateways 3 --runs 4 --fault cut --max-outage-ms 2500 --json
     scenario lab-kill selvedge-lab failover --networks 20 --gateways 3 --runs 1 --fault kill --max-outage-ms 2500 --json
     scenario lab-uplink selvedge-lab failover --networks 20 --gateways 3 --runs 1 --fault uplink --max-outage-ms 2500 --json

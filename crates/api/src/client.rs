@@ -247,6 +247,16 @@ impl Client {
         self.events(&["meshes", "watch"]).await
     }
 
+    /// What is wrong with all meshes, or with one, and what to do about it; the gravest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn doctor(&self, mesh: Option<&str>) -> Result<Vec<gateway::Finding>, ClientError> {
+        let mut request = Request::new(Method::GET, &["meshes", "doctor"]);
+        request.query.extend(mesh.map(|mesh| ("mesh", mesh.to_owned())));
+        self.call(request, None::<&()>).await
+    }
+
     /// How names of mesh members are answered on this host.
     ///
     /// # Errors

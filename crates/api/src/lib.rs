@@ -15,6 +15,7 @@
 //! | `GET /v1/meshes/{mesh}` | | [`mesh::Mesh`] |
 //! | `GET /v1/meshes/graph` | | text in the language of Graphviz |
 //! | `GET /v1/meshes/watch` | | a line with a [`mesh::Event`] for each that happens, without end |
+//! | `GET /v1/meshes/doctor` | query: `mesh` | list of [`gateway::Finding`] |
 //! | `DELETE /v1/meshes/{mesh}` | | [`mesh::Left`] |
 //! | `PATCH /v1/meshes/{mesh}/node` | [`mesh::EditRequest`] | [`mesh::Mesh`] |
 //! | `POST /v1/meshes/{mesh}/query` | [`mesh::QueryRequest`] | any JSON |
@@ -33,7 +34,7 @@
 //! | `GET /v1/gateway/watch` | | a line with a [`gateway::Event`] for each that happens, without end |
 //!
 //! `{mesh}` is the mesh's name, its id, or the beginning of its id if that is unique. A mesh that is
-//! called `join`, `graph` or `watch` is reached by its id.
+//! called `join`, `graph`, `watch` or `doctor` is reached by its id.
 
 pub mod agent;
 mod client;

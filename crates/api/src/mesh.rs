@@ -67,6 +67,9 @@ pub struct JoinRequest {
     /// A word on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// What this node is to be; a client is one also if the token would have it be a peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
 }
 
 /// Say something else about this node in a mesh. What is left out stays as it is.
@@ -82,6 +85,12 @@ pub struct EditRequest {
     /// A word on this node; an empty text takes it away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// What it is to be. It cannot be a peer if it was admitted as a client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Whether its clients are to leave it, because it is about to go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drained: Option<bool>,
     /// Services to offer, by name; `null` ends one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<String, Option<String>>,
@@ -173,6 +182,14 @@ pub struct Mesh {
     pub prefix: Prefix,
     /// The UDP port of this node's WireGuard interface.
     pub listen_port: u16,
+    /// Where this node's packets to beyond the mesh go.
+    #[serde(default)]
+    pub routes: Vec<UsedRoute>,
+    /// Networks that this node is to offer to the mesh, but its certificate does not let it: nobody
+    /// uses them.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub not_permitted: Vec<Prefix>,
     /// The members, this node included, in the order of their ids.
     pub members: Vec<Member>,
     /// The eviction by which this node is a member no more, if there is one: of itself, or of who
@@ -182,6 +199,17 @@ pub struct Mesh {
     /// All evictions from it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evictions: Vec<Eviction>,
+}
+
+/// A route that this node uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UsedRoute {
+    /// Where to.
+    #[schema(value_type = String)]
+    pub destination: Prefix,
+    /// The member by which.
+    #[schema(value_type = String)]
+    pub via: NodeId,
 }
 
 /// A member of a mesh.

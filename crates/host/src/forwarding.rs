@@ -44,12 +44,16 @@ struct Changed {
 enum Key {
     Forwarding,
     AcceptRa,
+    SourceCheck,
 }
 
 /// The switch of all interfaces.
 const ALL: &str = "all";
 /// What `accept_ra` has to be for a router to take its routes from advertisements.
 const ACCEPT_RA_ALWAYS: i32 = 2;
+
+/// `rp_filter` of RFC 3704's loose mode.
+const LOOSE: i32 = 2;
 
 impl Forwarding {
     /// Makes the host forward IPv4 and IPv6, in the network namespace of the calling thread. What
@@ -67,6 +71,34 @@ impl Forwarding {
                 Err(error)
             }
         }
+    }
+
+    /// Lets all interfaces take IPv4 packets from where this host would send an answer by another
+    /// one (RFC 3704, loose mode). The strict check does not know that the agent's own packets go
+    /// another way than all others, and would drop the answers to them.
+    ///
+    /// # Errors
+    /// See [`Error`]. What was changed is put back.
+    pub fn loosen() -> Result<Self, Error> {
+        const FOLDER: &str = "/proc/sys/net/ipv4/conf";
+        let mut done = Self::default();
+        for interface in interfaces(FOLDER).map_err(|error| Error::List(FOLDER, error))? {
+            // What counts is the greater of the interface's value and that of all. Interfaces
+            // come and go.
+            let own = get(Family::V4, &interface, Key::SourceCheck);
+            let strict =
+                sysctl::effective(&interface, Key::SourceCheck.name()).is_ok_and(|it| it == 1);
+            let Ok(own) = own else { continue };
+            if strict
+                && interface != ALL
+                && let Err(error) = done.set(Family::V4, &interface, Key::SourceCheck, own, LOOSE)
+            {
+                // The first error is the one that tells what is wrong.
+                let _ = done.restore();
+                return Err(error);
+            }
+        }
+        Ok(done)
     }
 
     /// Whether anything was changed.
@@ -160,6 +192,7 @@ impl Key {
         match self {
             Self::Forwarding => "forwarding",
             Self::AcceptRa => "accept_ra",
+            Self::SourceCheck => "rp_filter",
         }
     }
 }

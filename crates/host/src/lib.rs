@@ -3,8 +3,10 @@
 //! The only crate of the workspace with unsafe code: the few system calls that have no safe form.
 
 pub mod check;
+pub mod clock;
 pub mod events;
 pub mod fabric;
+pub mod firewall;
 pub mod forwarding;
 pub mod frr;
 pub mod health;
@@ -15,6 +17,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod ping;
 pub mod priority;
 pub mod sysctl;
 pub mod wireguard;

@@ -10,6 +10,7 @@ mod rule;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -20,6 +21,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use selvedge_model::Prefix;
+use tokio::sync::Mutex;
 
 use crate::netns::{self, Namespace};
 
@@ -194,6 +196,8 @@ pub struct NeighbourTable {
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// The kernel refuses to begin a dump on a socket while another is under way.
+    dumps: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -213,7 +217,7 @@ impl Netlink {
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dumps: Arc::default() })
     }
 
     /// The same in another network namespace; the task runs on the current Tokio runtime.
@@ -576,6 +580,7 @@ impl Netlink {
         operation: &'static str,
         request: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let _alone = self.dumps.lock().await;
         for _ in 0..DUMP_ATTEMPTS {
             let outcome = match self.request(request.clone(), NLM_F_REQUEST | NLM_F_DUMP) {
                 Ok(stream) => collect(stream).await,

@@ -2,6 +2,7 @@
 
 mod plan;
 mod relay;
+mod routes;
 mod uapi;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ use crate::netlink::{self, AddressOptions, Netlink};
 pub use plan::Changes;
 use plan::{Step, Update};
 use relay::{Relay, Rules};
+pub use routes::DETOUR;
 
 type Transports = (UdpSocketFactory, Relay<TunDevice>, Relay<TunDevice>);
 
@@ -83,6 +85,9 @@ pub enum Error {
     /// A peer has this device's own key. Nothing was changed.
     #[error("the WireGuard peer {0} has this device's own key")]
     OwnKey(WgKey),
+    /// The kernel did not take what was asked of the interface, or not all of it.
+    #[error("cannot change the interface: {0}")]
+    Interface(#[from] netlink::Error),
     /// The device did not take the changes, or not all.
     #[error("cannot change the WireGuard peers: {0}")]
     Apply(#[source] gotatun::device::Error),
@@ -299,6 +304,29 @@ impl Device {
             }
         }
         Ok(wrong)
+    }
+
+    /// Gives the interface another MTU in bytes and other addresses. `None` leaves the MTU, and no
+    /// addresses at all leave those that it has.
+    ///
+    /// # Errors
+    /// If the kernel refuses; then it is tried again by [`Device::repair`].
+    pub async fn shape(
+        &mut self,
+        mtu: Option<u16>,
+        addresses: &[Prefix],
+    ) -> Result<(), netlink::Error> {
+        let mtu = mtu.unwrap_or(self.mtu);
+        let addresses =
+            if addresses.is_empty() { self.addresses.clone() } else { addresses.into() };
+        if mtu == self.mtu && addresses == self.addresses {
+            return Ok(());
+        }
+        let gone = |it: &&Prefix| !addresses.contains(it);
+        let gone: Vec<Prefix> = self.addresses.iter().filter(gone).copied().collect();
+        (self.mtu, self.addresses) = (mtu, addresses);
+        self.netlink.del_addresses(self.index, &gone).await?;
+        self.repair().await.map(drop)
     }
 
     /// Makes `desired` the peers of the device. Only what differs from the last call is touched;

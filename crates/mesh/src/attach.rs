@@ -15,8 +15,29 @@ use selvedge_model::NodeId;
 /// knows.
 #[must_use]
 pub fn attached_to(client: NodeId, peers: impl IntoIterator<Item = NodeId>) -> Option<NodeId> {
-    let others = peers.into_iter().filter(|peer| *peer != client);
-    others.max_by_key(|peer| (weight(client, *peer), *peer))
+    attached_in_turn(client, peers)[0]
+}
+
+/// The peer that `client` is attached to, and the one that it will be attached to if that one
+/// fails.
+#[must_use]
+pub fn attached_in_turn(
+    client: NodeId,
+    peers: impl IntoIterator<Item = NodeId>,
+) -> [Option<NodeId>; 2] {
+    let weight = weights(client);
+    let [mut first, mut second] = [None, None];
+    for peer in peers {
+        let ranked = Some((weight(peer), peer));
+        if ranked <= second || ranked == first || peer == client {
+            continue;
+        }
+        (first, second) = match ranked > first {
+            true => (ranked, first),
+            false => (first, ranked),
+        };
+    }
+    [first, second].map(|ranked| ranked.map(|(_, peer)| peer))
 }
 
 /// A peer that may serve a client.
@@ -73,13 +94,14 @@ impl Candidate {
 
 /// Computed for each pair, so it is but a mix of what are as good as random numbers (Steele, Lea,
 /// Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
-fn weight(client: NodeId, peer: NodeId) -> u64 {
+fn weights(client: NodeId) -> impl Fn(NodeId) -> u64 {
     let mixed = |number: u64| {
         let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         number ^ number >> 31
     };
-    mixed(mixed(beginning(client)).wrapping_add(beginning(peer)))
+    let own = mixed(beginning(client));
+    move |peer| mixed(own.wrapping_add(beginning(peer)))
 }
 
 fn beginning(node: NodeId) -> u64 {
@@ -163,6 +185,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_is_next_is_who_serves_without_the_first(
+            peers in prop::collection::vec(0..20_u16, 0..20),
+            client in 0..20_u16,
+        ) {
+            // Some twice, and the client is among them at times.
+            let peers: Vec<_> = peers.into_iter().map(|number| node(number, 1)).collect();
+            let client = node(client, 1);
+            let [first, second] = attached_in_turn(client, peers.iter().copied());
+            prop_assert_eq!(first, attached_to(client, peers.iter().copied()));
+            let others = peers.into_iter().filter(|peer| Some(*peer) != first);
+            prop_assert_eq!(second, attached_to(client, others));
+        }
+
         #[test]
         fn only_the_failed_peers_share_moves(count in 2..20_u16, failed in any::<prop::sample::Index>()) {
             let all = peers(count);

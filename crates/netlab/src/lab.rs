@@ -147,6 +147,14 @@ impl Host {
         command::feed(self.command("bridge").args(["-batch", "-"]), lines).map(|_| ())
     }
 
+    /// Feeds rules to `nft -f`, as one transaction.
+    ///
+    /// # Errors
+    /// If it refuses; then nothing is changed.
+    pub fn nft(&self, rules: &str) -> Result<(), Error> {
+        command::feed(self.command("nft").args(["-f", "-"]), rules).map(|_| ())
+    }
+
     /// Writes values under `/proc/sys/net`: pairs of path and value.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod clock;
 mod command;
 mod error;
 pub mod etcd;
+pub mod firewall;
 pub mod frr;
 mod lab;
 pub mod link;
@@ -20,6 +21,7 @@ pub mod observe;
 mod process;
 mod realtime;
 pub mod stream;
+pub mod tcp;
 
 pub use campus::Campus;
 pub use error::Error;

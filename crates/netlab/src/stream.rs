@@ -21,6 +21,7 @@ use crate::{Error, Host, clock};
 use flow::{Flow, open};
 use pump::Lateness;
 
+pub(crate) use report::longest_gap;
 pub use report::{Direction, FlowReport, Report};
 
 /// One end of a stream.
@@ -34,7 +35,8 @@ pub struct End {
     pub device: Option<String>,
 }
 
-/// A stream: packets from `a` to `b` and back.
+/// A stream: packets from `a` to `b` and back. `b` answers to where the packets come from, so that
+/// `a` may be behind address translation.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// What the report calls it, such as the number of a network.

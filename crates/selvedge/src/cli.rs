@@ -2,6 +2,7 @@
 
 mod agent;
 mod demo;
+mod findings;
 mod gateway;
 mod import;
 mod mesh;

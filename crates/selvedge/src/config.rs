@@ -10,6 +10,7 @@ mod dns;
 mod file;
 mod health;
 mod hooks;
+mod options;
 mod ra;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use file::{
 };
 pub use health::{HealthFile, Session};
 pub use hooks::{Command, HooksFile, MeshHooksFile};
+pub use options::{Exit, MeshOptions, OptionsByMesh, OptionsFile};
 pub use ra::{RaFile, RaSettings};
 
 use crate::gateway_plane::HooksConfig;
@@ -86,8 +88,8 @@ pub struct MeshConfig {
     pub port: u16,
     /// Names of the interfaces: `{name}` stands for the name of the mesh.
     pub interface: String,
-    /// The MTU of the interfaces, in bytes.
-    pub mtu: u16,
+    /// What this node is in its meshes, and what it wants of them.
+    pub options: OptionsByMesh,
     /// How names are answered, if they are.
     pub dns: Option<DnsConfig>,
     /// The operator's commands.

@@ -111,6 +111,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(mesh::join))
         .routes(routes!(mesh::draw))
         .routes(routes!(mesh::watch_meshes))
+        .routes(routes!(mesh::doctor))
         .routes(routes!(mesh::show, mesh::leave))
         .routes(routes!(mesh::invite))
         .routes(routes!(mesh::evict))

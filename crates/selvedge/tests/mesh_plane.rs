@@ -49,7 +49,7 @@ impl Node {
             wireguard: WireGuard::Dry,
             port: 0,
             interface: "sv-{name}".to_owned(),
-            mtu: 1420,
+            options: Default::default(),
             dns: None,
             hooks: Default::default(),
         };

@@ -1,7 +1,7 @@
 //! Which peer serves a client, and which one would next.
 
-use selvedge_mesh::attach::{Candidate, fittest};
-use selvedge_mesh::{Role, attached_to};
+use selvedge_mesh::Role;
+use selvedge_mesh::attach::{Candidate, attached_in_turn, fittest};
 use selvedge_model::NodeId;
 
 use crate::view::{Member, View};
@@ -19,20 +19,44 @@ pub struct Attachment {
 /// live, all are taken for living, so that a client that was cut off finds back.
 #[must_use]
 pub fn attachment(view: &View, client: &Member) -> Option<Attachment> {
-    let peers: Vec<NodeId> = candidates(view, client);
-    let serving = attached_to(client.node, peers.iter().copied())?;
-    let others = peers.into_iter().filter(|peer| *peer != serving);
-    Some(Attachment { serving, standby: attached_to(client.node, others) })
+    Peers::of(view).attachment(client)
+}
+
+/// The peers of a mesh, as those to which clients are attached.
+pub(crate) struct Peers<'a> {
+    view: &'a View,
+    /// Those that come into question for a client that reaches them all.
+    fit: Vec<NodeId>,
+}
+
+impl<'a> Peers<'a> {
+    pub(crate) fn of(view: &'a View) -> Self {
+        Self { view, fit: candidates(view, &[]) }
+    }
+
+    /// As [`attachment`].
+    pub(crate) fn attachment(&self, client: &Member) -> Option<Attachment> {
+        match client.avoids.is_empty() {
+            true => choose(client.node, &self.fit),
+            false => choose(client.node, &candidates(self.view, &client.avoids)),
+        }
+    }
+}
+
+fn choose(client: NodeId, peers: &[NodeId]) -> Option<Attachment> {
+    let [serving, standby] = attached_in_turn(client, peers.iter().copied());
+    Some(Attachment { serving: serving?, standby })
 }
 
 /// The peers that come into question, by the rule by which the core of the mesh watches clients.
-fn candidates(view: &View, client: &Member) -> Vec<NodeId> {
+fn candidates(view: &View, avoids: &[NodeId]) -> Vec<NodeId> {
     let peers = view.members.iter().filter(|member| member.role == Role::Peer);
+    let stays = |peer: &Member| view.options.still_serving && peer.node == view.own;
     let peers = peers.map(|peer| Candidate {
         node: peer.node,
         live: peer.live,
-        drained: peer.drained,
-        avoided: client.avoids.contains(&peer.node),
+        drained: peer.drained && !stays(peer),
+        avoided: avoids.contains(&peer.node),
     });
     fittest(peers)
 }

@@ -45,7 +45,7 @@ pub fn candidates(own: Own<'_>, theirs: &[SocketAddr]) -> Vec<SocketAddr> {
         };
         (!own.has_family(addr.ip()), place)
     };
-    let usable = |addr: &SocketAddr| addr.port() != 0 && !addr.ip().is_unspecified();
+    let usable = |addr: &SocketAddr| addr.port() != 0 && is_somebodys(addr.ip());
     let mut list: Vec<SocketAddr> = theirs.iter().copied().filter(usable).collect();
     list.sort_by_key(rank);
     list
@@ -59,12 +59,22 @@ pub fn endpoint(own: Own<'_>, theirs: &[SocketAddr], failures: usize) -> Option<
     list.get(turn).copied()
 }
 
+/// Whether packets to an address reach one certain other host. IPv6's link-local addresses say
+/// nothing without the link.
+fn is_somebodys(ip: IpAddr) -> bool {
+    let nobodys = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(nobodys || ip.is_unspecified() || ip.is_multicast() || ip.is_loopback())
+}
+
 /// Addresses of networks that are not routed in the internet: RFC 1918, RFC 6598, RFC 4193.
 fn is_private(ip: IpAddr) -> bool {
     let shared = |ip: Ipv4Addr| ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || shared(ip),
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local(),
     }
 }
 
@@ -111,5 +121,13 @@ mod tests {
             [Some(theirs[0]), Some(theirs[1]), Some(theirs[0])]
         );
         assert_eq!(endpoint(Own::default(), &[], 3), None);
+    }
+
+    #[test]
+    fn addresses_that_lead_to_nobody_are_passed_over() {
+        let nobodys =
+            ["127.0.0.1:1", "[::1]:1", "[::]:1", "224.0.0.1:1", "255.255.255.255:1", "[ff02::1]:1"];
+        assert_eq!(order(&[], &nobodys), [""; 0]);
+        assert_eq!(order(&[], &["[fe80::1]:1", "[2001:db8::1]:1"]), ["[2001:db8::1]:1"]);
     }
 }

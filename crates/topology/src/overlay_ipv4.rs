@@ -12,6 +12,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use selvedge_model::{MeshId, NodeId, Prefix};
 
+use crate::view::Member;
+
 /// How many addresses a node may claim. In a prefix that is three quarters full, one node in a
 /// hundred million finds none of its own free.
 const CHOICES: u16 = 64;
@@ -26,6 +28,14 @@ pub struct Claim {
     pub rank: u64,
     /// The address in its record, if there is one.
     pub address: Option<Ipv4Addr>,
+}
+
+impl Claim {
+    /// What a member claims. Who was admitted first ranks first.
+    #[must_use]
+    pub const fn of(member: &Member) -> Self {
+        Self { node: member.node, rank: member.serial, address: member.ipv4 }
+    }
 }
 
 /// Who owns which address. A claim to an address that does not follow from its claimant's

@@ -1,7 +1,7 @@
 //! The outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use selvedge_mesh::{Bridged, Role};
@@ -9,8 +9,8 @@ use selvedge_model::{MeshId, Prefix, WgKey};
 
 use crate::relay::{Hop, Relays, Table};
 use crate::roles;
-use crate::route::{self, Way};
-use crate::view::{Member, View};
+use crate::route::{self, Announcements, Exit, Way};
+use crate::view::{Member, Seat, View};
 
 /// What this host is to do for all meshes of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct MeshPlan {
     pub announce: Vec<Bridged>,
     /// How many announcements a record has no room for.
     pub left_out: usize,
+    /// What it could announce besides, if its certificate in this mesh allowed it.
+    pub unpermitted: BTreeSet<Prefix>,
     /// Whether packets of others pass this host, so that it has to forward.
     pub forwards: bool,
 }
@@ -53,45 +55,51 @@ pub struct PeerSpec {
 /// Plans for all meshes of one node. A view in which the node is no member counts for nothing.
 #[must_use]
 pub fn plan(views: &[View]) -> Plan {
-    let ways = route::ways(views);
-    let planned = views.iter().filter_map(|view| {
-        let me = view.me()?;
-        Some((view.mesh, plan_one(view, me, views, &ways)))
-    });
+    let seats: Vec<Seat<'_>> = views.iter().filter_map(Seat::of).collect();
+    let ways = Ways { nearest: route::ways(&seats), exits: route::exits(&seats) };
+    let planned = seats.iter().map(|seat| (seat.mesh(), plan_one(seat, &seats, &ways)));
     Plan { meshes: planned.collect() }
 }
 
-fn plan_one(view: &View, me: &Member, views: &[View], ways: &BTreeMap<Prefix, Way>) -> MeshPlan {
-    let here = || ways.iter().filter(|(_, way)| way.mesh == view.mesh);
-    let exits = route::exits(view);
-    let (announce, left_out) = route::announcements(view, views, ways);
-    let exit_hops = exits.iter().filter_map(|(prefix, way)| Some((*prefix, way.as_ref()?.hop)));
-    let hops = here().map(|(prefix, way)| (*prefix, way.hop)).chain(exit_hops).chain(ipv4(view));
-    let relays = Relays {
-        own: me.address,
-        own_ipv4: me.ipv4,
-        overlay: view.prefix(),
-        overlay_ipv4: view.options.ipv4,
-        hops: hops.collect(),
-        serves: serves(me, &announce),
-        sources: view.others().map(|member| (member.address, sources(view, member))).collect(),
-    };
+/// Where packets go, by whatever mesh.
+struct Ways {
+    nearest: BTreeMap<Prefix, Way>,
+    exits: BTreeMap<Prefix, Exit>,
+}
+
+fn plan_one(seat: &Seat<'_>, seats: &[Seat<'_>], ways: &Ways) -> MeshPlan {
+    let here = || ways.nearest.iter().filter(|(_, way)| way.mesh == seat.mesh());
+    let exits = || ways.exits.iter().filter(|(_, exit)| exit.mesh == seat.mesh());
+    let exit_hops = exits().filter_map(|(prefix, exit)| Some((*prefix, exit.hop?)));
+    let hops = here().map(|(prefix, way)| (*prefix, way.hop)).chain(exit_hops).chain(ipv4(seat));
+    let Announcements { list, left_out, unpermitted } =
+        route::announcements(seat, seats, &ways.nearest);
     MeshPlan {
-        peers: roles::peers(view),
+        peers: roles::peers(seat),
         routes: here().map(|(prefix, _)| *prefix).collect(),
-        defaults: exits.into_keys().collect(),
-        forwards: forwards(view, me) || !announce.is_empty(),
-        relays,
-        announce,
+        defaults: exits().map(|(prefix, _)| *prefix).collect(),
+        relays: Relays {
+            own: seat.me.address,
+            own_ipv4: seat.ipv4(seat.me),
+            overlay: seat.view.prefix(),
+            overlay_ipv4: seat.view.options.ipv4,
+            hops: hops.collect(),
+            serves: serves(seat.me, &list),
+            sources: sources(seat.view),
+            local: seat.view.options.local.clone(),
+        },
+        forwards: forwards(seat.view, seat.me) || !list.is_empty(),
+        announce: list,
         left_out,
+        unpermitted,
     }
 }
 
 /// The members' IPv4 addresses, for packets from beyond the mesh.
-fn ipv4(view: &View) -> impl Iterator<Item = (Prefix, Hop)> {
-    view.others().filter_map(|member| {
+fn ipv4(seat: &Seat<'_>) -> impl Iterator<Item = (Prefix, Hop)> {
+    seat.view.others().filter_map(|member| {
         let hop = Hop { via: member.address, distance: 0 };
-        Some((Prefix::host(member.ipv4?.into()), hop))
+        Some((Prefix::host(seat.ipv4(member)?.into()), hop))
     })
 }
 
@@ -102,11 +110,21 @@ fn serves(me: &Member, announce: &[Bridged]) -> Table<u8> {
     networks.chain(bridged).collect()
 }
 
-/// What a member may relay from: what it announces and may.
-fn sources(view: &View, member: &Member) -> BTreeSet<Prefix> {
-    let bridged = member.bridged.iter();
-    let bridged = bridged.filter(|bridged| route::is_acceptable(member, bridged, view.mesh));
-    member.networks.iter().copied().chain(bridged.map(|bridged| bridged.prefix)).collect()
+/// What the members may relay from: what they announce and may, as far as the own node wants to
+/// have to do with it.
+fn sources(view: &View) -> BTreeMap<Ipv6Addr, BTreeSet<Prefix>> {
+    let of_member = |member: &Member| -> BTreeSet<Prefix> {
+        let bridged = member.bridged.iter();
+        let bridged = bridged.filter(|bridged| route::is_acceptable(member, bridged, view.mesh));
+        let announced = member.networks.iter().chain(bridged.map(|bridged| &bridged.prefix));
+        let wanted = announced.filter(|prefix| match prefix.len() {
+            0 => view.leaves_by(member.node),
+            _ => view.accepts(**prefix),
+        });
+        wanted.copied().collect()
+    };
+    let all = view.others().map(|member| (member.address, of_member(member)));
+    all.filter(|(_, prefixes)| !prefixes.is_empty()).collect()
 }
 
 /// Whether this node forwards for clients, or for networks behind it.

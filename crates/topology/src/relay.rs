@@ -32,6 +32,8 @@ pub struct Relays {
     pub serves: Table<u8>,
     /// The prefixes that a member, by its overlay address, may relay from.
     pub sources: BTreeMap<Ipv6Addr, BTreeSet<Prefix>>,
+    /// The networks of this host's own links: not the internet, whatever their addresses.
+    pub local: Vec<Prefix>,
 }
 
 /// The member that relays.
@@ -112,7 +114,9 @@ impl Relays {
         }
         match self.serves.find(dst) {
             // An exit is a way to the internet, not into the networks around it.
-            Some((prefix, _)) if prefix.len() == 0 && !is_public(dst) => Err(Refusal::NotServed),
+            Some((prefix, _)) if prefix.len() == 0 && !self.is_internet(dst) => {
+                Err(Refusal::NotServed)
+            }
             Some((_, own)) if *own < distance => Ok(()),
             Some(_) => Err(Refusal::NotNearer),
             None => Err(Refusal::NotServed),
@@ -127,7 +131,7 @@ impl Relays {
         let mut holding = announced.iter().filter(|prefix| prefix.contains(src));
         let known = || self.hops.find(src).is_some_and(|(prefix, _)| prefix.len() > 0);
         // What an exit brings in comes from the internet, not from where another route leads.
-        holding.any(|prefix| prefix.len() > 0 || (is_public(src) && !known()))
+        holding.any(|prefix| prefix.len() > 0 || (self.is_internet(src) && !known()))
     }
 
     /// The overlay address of the member that has an address of the mesh.
@@ -143,6 +147,10 @@ impl Relays {
 
     fn is_own(&self, addr: IpAddr) -> bool {
         addr == IpAddr::from(self.own) || self.own_ipv4.is_some_and(|own| addr == IpAddr::from(own))
+    }
+
+    fn is_internet(&self, addr: IpAddr) -> bool {
+        is_public(addr) && !self.local.iter().any(|network| network.contains(addr))
     }
 
     fn is_inside(&self, addr: IpAddr) -> bool {
@@ -191,19 +199,30 @@ impl<T> Table<T> {
     }
 }
 
-/// Whether an address is one of the internet's.
-pub(crate) fn is_public(addr: IpAddr) -> bool {
+/// Whether an address is one of the internet's, as far as the address alone tells (RFC 6890).
+fn is_public(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            let special = a == 0 || a >= 224 || (a == 100 && b & 0xc0 == 64);
-            !(special || ip.is_private() || ip.is_loopback() || ip.is_link_local())
+            let [a, b, c, _] = ip.octets();
+            let special = matches!((a, b, c), (0 | 224.., ..) | (192, 0, 0) | (198, 18 | 19, _));
+            let shared = a == 100 && b & 0xc0 == 64;
+            !(special || shared || ip.is_private() || ip.is_loopback() || ip.is_link_local())
         }
-        // Global unicast is assigned from 2000::/3 (RFC 4291); 64:ff9b::/96 is NAT64's.
-        IpAddr::V6(ip) => {
-            ip.segments()[0] & 0xe000 == 0x2000 || ip.segments()[..2] == [0x64, 0xff9b]
-        }
+        // Global unicast is assigned from 2000::/3 (RFC 4291).
+        IpAddr::V6(ip) => match embedded(ip) {
+            Some(ip) => is_public(ip.into()),
+            None => ip.segments()[0] & 0xe000 == 0x2000,
+        },
     }
+}
+
+/// The IPv4 address to which an IPv6 address leads: by NAT64 (RFC 6052), or 6to4 (RFC 3056).
+fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let (high, low) = match ip.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
 }
 
 #[cfg(test)]
@@ -246,6 +265,7 @@ mod tests {
             sources: sources
                 .map(|(from, list)| (v6(from), list.iter().map(|it| prefix(it)).collect()))
                 .into(),
+            local: Vec::new(),
         }
     }
 
@@ -294,15 +314,44 @@ mod tests {
 
     #[test]
     fn an_exit_leads_to_the_internet_alone() {
-        let serves = [(prefix("0.0.0.0/0"), 0)].into_iter().collect();
-        let exit = Relays { serves, ..relays() };
-        let take = |dst| exit.take_relayed(v6("fd00::2"), 1, ip("10.9.0.2"), ip(dst));
-        assert_eq!(take("198.51.100.1"), Ok(()));
-        for dst in
-            ["192.168.1.1", "10.1.1.1", "127.0.0.1", "169.254.1.1", "100.64.0.1", "224.0.0.1"]
-        {
+        let serves = [(prefix("0.0.0.0/0"), 0), (prefix("::/0"), 0)].into_iter().collect();
+        let local = vec![prefix("203.0.113.0/24"), prefix("2001:db8:5::/64")];
+        let exit = Relays { serves, local, ..relays() };
+        let take = |dst| exit.take_relayed(v6("fd00::2"), 1, ip("fd00::2"), ip(dst));
+        for dst in ["198.51.100.1", "2001:db8:6::1", "64:ff9b::198.51.100.1", "2002:c633:6401::1"] {
+            assert_eq!(take(dst), Ok(()), "{dst}");
+        }
+        for dst in [
+            "192.168.1.1",
+            "10.1.1.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "100.64.0.1",
+            "224.0.0.1",
+            "192.0.0.8",
+            "198.19.0.1",
+            "fe80::1",
+            "ff0e::1",
+            "fd99::1",
+            // Public addresses, but those of the links around the exit.
+            "203.0.113.9",
+            "2001:db8:5::9",
+            // Translators of the exit's own site, and private addresses behind any (RFC 8215).
+            "64:ff9b::192.168.1.1",
+            "64:ff9b:1::1",
+            "2002:c0a8:101::1",
+        ] {
             assert_eq!(take(dst), Err(Refusal::NotServed), "{dst}");
         }
+    }
+
+    #[test]
+    fn an_exit_brings_in_nothing_of_the_receivers_own_links() {
+        let local = vec![prefix("203.0.113.0/24")];
+        let near = Relays { local, ..relays() };
+        let take = |src| near.take_relayed(v6("fd00::3"), 9, ip(src), ip("fd00::1"));
+        assert_eq!(take("198.51.100.1"), Ok(()));
+        assert_eq!(take("203.0.113.1"), Err(Refusal::Source));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What a plan is made of.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use selvedge_mesh::address::mesh_prefix;
 use selvedge_mesh::{Bridged, Role};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+
+use crate::overlay_ipv4::{Claim, owners};
 
 /// One mesh as one of its members sees it.
 #[derive(Clone, Debug)]
@@ -31,7 +34,10 @@ pub struct Member {
     pub role: Role,
     /// Its overlay address.
     pub address: Ipv6Addr,
-    /// Its IPv4 address in the overlay, if it is the owner of one ([`crate::owners`]).
+    /// The serial number of its certificate: who was admitted first has the lower one.
+    pub serial: u64,
+    /// The IPv4 address in the overlay that it claims. It counts if the member is its owner
+    /// ([`crate::owners`]).
     pub ipv4: Option<Ipv4Addr>,
     /// Whether it answers, as far as this node knows. The own node always does.
     pub live: bool,
@@ -67,20 +73,27 @@ pub struct Options {
     pub peer_keepalive: Option<Duration>,
     /// How often the endpoint of a member was tried in vain, so that the next one is taken.
     pub attempts: Vec<(NodeId, usize)>,
+    /// The networks of this host's own links. No route takes them away, and if the node is an
+    /// exit, it does not lead into them.
+    pub local: Vec<Prefix>,
+    /// Whether the own node, though drained, serves its clients a while longer. To be set until
+    /// they have surely heard of it: what they send meanwhile would be dropped.
+    pub still_serving: bool,
 }
 
 impl Default for Options {
     /// No bridge and no exit; all announced prefixes are used.
     fn default() -> Self {
-        let all = |addr| Prefix::new(addr, 0).expect("every family has the length zero");
         Self {
             bridge: false,
-            accept: vec![all(Ipv4Addr::UNSPECIFIED.into()), all(Ipv6Addr::UNSPECIFIED.into())],
+            accept: everywhere().to_vec(),
             exit: ExitUse::None,
             ipv4: None,
             client_keepalive: Some(Duration::from_secs(25)),
             peer_keepalive: None,
             attempts: Vec::new(),
+            local: Vec::new(),
+            still_serving: false,
         }
     }
 }
@@ -99,34 +112,37 @@ pub enum ExitUse {
 }
 
 impl Member {
-    /// A member as the core of the mesh knows it. Its IPv4 address is the one that it claims.
+    /// A member as the core of the mesh knows it.
     #[must_use]
     pub fn new(member: &selvedge_mesh::Member, live: bool) -> Self {
         let profile = &member.profile;
-        let permits = match member.founder {
-            true => Options::default().accept,
-            false => member.allowed.clone(),
-        };
-        Self {
+        let mut new = Self {
             node: member.node,
             key: member.wg,
             role: member.role,
             address: member.address,
+            serial: member.serial,
             ipv4: profile.overlay_ipv4,
             live,
             drained: profile.drained,
             avoids: profile.avoids.clone(),
             endpoints: profile.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
-            networks: member.routes().collect(),
+            networks: Vec::new(),
             bridged: profile.bridged.clone(),
-            permits,
-        }
+            permits: if member.founder { anything() } else { member.allowed.clone() },
+        };
+        new.networks = profile.routes.iter().copied().filter(|it| new.may_announce(*it)).collect();
+        new
     }
 
-    /// Whether its certificate lets it announce `prefix`.
+    /// Whether its certificate lets it announce `prefix`. A permit of length zero makes an exit
+    /// and nothing else: who is trusted with packets to the internet cannot attract those to a
+    /// network behind another member, or to another mesh.
     #[must_use]
     pub fn may_announce(&self, prefix: Prefix) -> bool {
-        self.permits.iter().any(|permit| covers(*permit, prefix))
+        let permits =
+            |permit: &Prefix| covers(*permit, prefix) && (permit.len() > 0 || prefix.len() == 0);
+        self.permits.iter().any(permits)
     }
 }
 
@@ -147,9 +163,125 @@ impl View {
     pub fn others(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.node != self.own)
     }
+
+    /// Whether the own node uses what lies in `prefix`, if somebody announces it.
+    pub(crate) fn accepts(&self, prefix: Prefix) -> bool {
+        self.options.accept.iter().any(|accept| covers(*accept, prefix))
+    }
+
+    /// Whether the own node may use `member` as an exit.
+    pub(crate) fn leaves_by(&self, member: NodeId) -> bool {
+        match self.options.exit {
+            ExitUse::None => false,
+            ExitUse::Any => true,
+            ExitUse::Only(exit) => exit == member,
+        }
+    }
+
+    /// The prefixes of the overlay.
+    pub(crate) fn overlays(&self) -> impl Iterator<Item = Prefix> {
+        [Some(self.prefix()), self.options.ipv4].into_iter().flatten()
+    }
+
+    /// The members' IPv4 addresses, each by its one owner.
+    fn owners(&self) -> BTreeMap<NodeId, Ipv4Addr> {
+        let Some(prefix) = self.options.ipv4 else { return BTreeMap::new() };
+        let claims: Vec<Claim> = self.members.iter().map(Claim::of).collect();
+        let owners = owners(self.mesh, prefix, &claims);
+        owners.into_iter().map(|(address, node)| (node, address)).collect()
+    }
+}
+
+/// A view of a member, with what several parts of its plan need of it.
+pub(crate) struct Seat<'a> {
+    pub(crate) view: &'a View,
+    pub(crate) me: &'a Member,
+    owners: BTreeMap<NodeId, Ipv4Addr>,
+    attempts: BTreeMap<NodeId, usize>,
+}
+
+impl<'a> Seat<'a> {
+    /// `None` if the own node is no member.
+    pub(crate) fn of(view: &'a View) -> Option<Self> {
+        let attempts = view.options.attempts.iter().copied().collect();
+        Some(Self { view, me: view.me()?, owners: view.owners(), attempts })
+    }
+
+    pub(crate) const fn mesh(&self) -> MeshId {
+        self.view.mesh
+    }
+
+    /// The IPv4 address in the overlay that is a member's own.
+    pub(crate) fn ipv4(&self, member: &Member) -> Option<Ipv4Addr> {
+        self.owners.get(&member.node).copied()
+    }
+
+    /// How often the endpoint of a member was tried in vain.
+    pub(crate) fn attempts(&self, member: &Member) -> usize {
+        self.attempts.get(&member.node).copied().unwrap_or_default()
+    }
+}
+
+/// The permits of a founder: to be an exit, and all that is less than everywhere.
+fn anything() -> Vec<Prefix> {
+    let halves = everywhere().into_iter().filter_map(|whole| whole.halves()).flatten();
+    halves.chain(everywhere()).collect()
+}
+
+/// The prefix of length zero of each family.
+pub(crate) fn everywhere() -> [Prefix; 2] {
+    let all = |addr| Prefix::new(addr, 0).expect("every family has the length zero");
+    [all(Ipv4Addr::UNSPECIFIED.into()), all(Ipv6Addr::UNSPECIFIED.into())]
 }
 
 /// Whether `outer` holds all of `inner`.
 pub(crate) fn covers(outer: Prefix, inner: Prefix) -> bool {
     outer.len() <= inner.len() && outer.contains(inner.addr())
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_mesh::{Profile, UnixTime};
+
+    use super::*;
+
+    fn prefixes(texts: &[&str]) -> Vec<Prefix> {
+        texts.iter().map(|text| text.parse().expect("a prefix")).collect()
+    }
+
+    /// What a member's networks are who announces a bit of everything.
+    fn networks(founder: bool, allowed: &[&str]) -> Vec<String> {
+        let routes = prefixes(&["10.1.0.0/16", "0.0.0.0/0", "2001:db8:1::/48", "::/0"]);
+        let (mesh, node) = (MeshId([1; 20]), NodeId([2; 32]));
+        let member = selvedge_mesh::Member {
+            node,
+            address: selvedge_mesh::address::node_address(mesh, node),
+            wg: WgKey([3; 32]),
+            role: Role::Peer,
+            profile: Profile { routes, ..Profile::default() },
+            seq: 1,
+            not_after: UnixTime(1),
+            founder,
+            issuer: (!founder).then_some(NodeId([9; 32])),
+            may_invite: false,
+            allowed: prefixes(allowed),
+            issued: UnixTime(1),
+            serial: 7,
+        };
+        Member::new(&member, true).networks.iter().map(Prefix::to_string).collect()
+    }
+
+    #[test]
+    fn certificates_say_what_may_be_announced() {
+        assert_eq!(networks(false, &[]), [""; 0]);
+        assert_eq!(networks(false, &["10.0.0.0/8"]), ["10.1.0.0/16"]);
+        assert_eq!(networks(false, &["10.1.2.0/24"]), [""; 0], "a part of it");
+        assert_eq!(networks(true, &[]).len(), 4, "a founder needs no permit");
+    }
+
+    #[test]
+    fn an_exits_permit_is_for_nothing_else() {
+        assert_eq!(networks(false, &["0.0.0.0/0", "::/0"]), ["0.0.0.0/0", "::/0"]);
+        assert_eq!(networks(false, &["0.0.0.0/1"]), ["10.1.0.0/16"]);
+    }
 }

@@ -3,12 +3,13 @@
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 use selvedge_mesh::Role;
 use selvedge_mesh::address::node_address;
 use selvedge_model::{NodeId, Prefix};
-use selvedge_topology::{Options, View, attachment, plan};
+use selvedge_topology::{Claim, Options, Refusal, View, attachment, claim, owners, plan};
 use world::{Fate, World, member, mesh, node};
 
 const CLIENTS: u8 = 100;
@@ -104,31 +105,138 @@ fn one_key_is_one_peer() {
     assert_eq!(allowed, [BTreeSet::from([Prefix::host(address(node(2)).into())])]);
 }
 
+/// All claim an address of the prefix, in the order of the nodes.
+fn claim_all(world: &mut World, prefix: Prefix) -> BTreeMap<NodeId, Ipv4Addr> {
+    for options in world.options.values_mut() {
+        options.ipv4 = Some(prefix);
+    }
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    for node in members.keys().copied().collect::<Vec<_>>() {
+        let claims: Vec<Claim> = members.values().map(Claim::of).collect();
+        members.get_mut(&node).expect("there").ipv4 = claim(mesh(1), prefix, node, &claims);
+    }
+    members.iter().filter_map(|(node, member)| Some((*node, member.ipv4?))).collect()
+}
+
+/// To whom a node sends what is for an address.
+fn holder(world: &World, by: NodeId, of: Ipv4Addr) -> Option<NodeId> {
+    let peers = &world.plans[&by].meshes[&mesh(1)].peers;
+    let holds = |prefix: &Prefix| prefix.contains(of.into());
+    let found = peers.iter().find(|(_, spec)| spec.allowed.iter().any(holds));
+    found.map(|(key, _)| NodeId(key.0))
+}
+
 #[test]
 fn addresses_of_both_families_are_a_members_own() {
     let mut world = world(2, 1);
-    let ipv4 = |number: u8| std::net::Ipv4Addr::new(10, 9, 0, number);
-    for (node, member) in world.members.get_mut(&mesh(1)).expect("there") {
-        member.ipv4 = Some(ipv4(node.0[0]));
-    }
-    for options in world.options.values_mut() {
-        options.ipv4 = Some("10.9.0.0/16".parse().expect("a prefix"));
-    }
+    let ipv4 = claim_all(&mut world, "10.9.0.0/16".parse().expect("a prefix"));
     world.settle();
     let client = node(CLIENTS + 1);
     let at = serving(&world, node(1))[&client];
-    let holds = |by: NodeId, of: u8| {
-        let peers = &world.plans[&by].meshes[&mesh(1)].peers;
-        let holding = |prefix: &&Prefix| prefix.contains(ipv4(of).into());
-        let found = peers.iter().find(|(_, spec)| spec.allowed.iter().any(|it| holding(&it)));
-        found.map(|(key, _)| NodeId(key.0))
-    };
     let other = if at == node(1) { node(2) } else { node(1) };
-    assert_eq!(holds(at, client.0[0]), Some(client));
-    assert_eq!(holds(other, client.0[0]), Some(at));
-    assert_eq!(holds(client, other.0[0]), Some(at));
+    assert_eq!(holder(&world, at, ipv4[&client]), Some(client));
+    assert_eq!(holder(&world, other, ipv4[&client]), Some(at));
+    assert_eq!(holder(&world, client, ipv4[&other]), Some(at));
     let relays = &world.plans[&at].meshes[&mesh(1)].relays;
-    assert_eq!(relays.send(ipv4(at.0[0]).into(), ipv4(other.0[0]).into()), Ok(None));
+    assert_eq!(relays.own_ipv4, Some(ipv4[&at]));
+    assert_eq!(relays.send(ipv4[&at].into(), ipv4[&other].into()), Ok(None));
+}
+
+#[test]
+fn an_address_in_ipv4_is_its_owners_whoever_claims_it() {
+    let mut world = world(4, 0);
+    let prefix: Prefix = "10.9.0.0/28".parse().expect("a prefix");
+    let ipv4 = claim_all(&mut world, prefix);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    // Two parts of the mesh met, in which 2 and 3 had claimed one address; 4 claims anything.
+    let common = (1..=14).map(|host| Ipv4Addr::new(10, 9, 0, host)).find(|address| {
+        let alone = |number| {
+            let claim = Claim { node: node(number), rank: 0, address: Some(*address) };
+            owners(mesh(1), prefix, &[claim]).len() == 1
+        };
+        alone(2) && alone(3) && ![ipv4[&node(1)], ipv4[&node(4)]].contains(address)
+    });
+    let common = common.expect("each may claim any of so few");
+    for number in [2, 3] {
+        let member = members.get_mut(&node(number)).expect("there");
+        member.ipv4 = Some(common);
+        member.serial = 10 - u64::from(number);
+    }
+    let anywhere = Ipv4Addr::new(198, 51, 100, 1);
+    members.get_mut(&node(4)).expect("there").ipv4 = Some(anywhere);
+    world.settle();
+    for by in [1, 2, 4].map(node) {
+        assert_eq!(holder(&world, by, common), Some(node(3)), "admitted first, by {by}");
+        assert_eq!(holder(&world, by, anywhere), None, "not of the prefix, by {by}");
+        let relays = &world.plans[&by].meshes[&mesh(1)].relays;
+        assert_eq!(relays.hops.find(anywhere.into()), None);
+        let from = node_address(mesh(1), node(2));
+        let refused = relays.take_relayed(from, 9, common.into(), relays.own.into());
+        assert_eq!(refused, Err(Refusal::Source), "nobody believes a loser");
+    }
+    let own = |number| world.plans[&node(number)].meshes[&mesh(1)].relays.own_ipv4;
+    assert_eq!([own(2), own(3), own(4)], [None, Some(common), None]);
+    world.options.values_mut().for_each(|options| options.ipv4 = None);
+    world.settle();
+    assert_eq!(holder(&world, node(1), common), None, "the mesh has no IPv4");
+}
+
+#[test]
+fn a_key_is_that_of_who_was_admitted_first() {
+    let mut world = world(3, 0);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    let key = members[&node(3)].key;
+    members.get_mut(&node(3)).expect("there").serial = 1;
+    let thief = members.get_mut(&node(2)).expect("there");
+    (thief.key, thief.serial) = (key, 2);
+    world.settle();
+    let peers = &world.plans[&node(1)].meshes[&mesh(1)].peers;
+    let allowed = BTreeSet::from([Prefix::host(address(node(3)).into())]);
+    assert_eq!(
+        peers.iter().map(|(key, spec)| (key, &spec.allowed)).collect::<Vec<_>>(),
+        [(&key, &allowed)]
+    );
+}
+
+#[test]
+fn a_drained_peer_serves_until_its_clients_have_heard() {
+    let mut world = world(3, 20);
+    world.settle();
+    let drained = node(1);
+    let mine = |world: &World| {
+        let by_node = serving(world, drained).into_iter();
+        by_node.filter(|(_, peer)| *peer == drained).map(|(client, _)| client).collect::<Vec<_>>()
+    };
+    let clients = mine(&world);
+    assert!(!clients.is_empty(), "some of twenty");
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    members.get_mut(&drained).expect("there").drained = true;
+    let options = world.options.get_mut(&(mesh(1), drained)).expect("there");
+    options.still_serving = true;
+    world.step(drained);
+    for client in &clients {
+        let fate = world.carry(mesh(1), *client, address(*client), address(drained));
+        assert_eq!(fate, Ok(drained), "{client} has not heard of it");
+    }
+    world.settle();
+    assert_eq!(mine(&world), clients);
+    world.options.get_mut(&(mesh(1), drained)).expect("there").still_serving = false;
+    world.settle();
+    assert_eq!(mine(&world), []);
+    all_pairs_reach(&world);
+}
+
+#[test]
+fn no_tunnel_leads_through_itself() {
+    let mut world = world(3, 0);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    let within = (address(node(3)), 51_820).into();
+    members.get_mut(&node(2)).expect("there").endpoints.insert(0, within);
+    members.get_mut(&node(3)).expect("there").endpoints = vec![within];
+    world.settle();
+    let peers = world.plans[&node(1)].meshes[&mesh(1)].peers.values();
+    let endpoints: Vec<_> = peers.map(|spec| spec.endpoint).collect();
+    assert_eq!(endpoints, [Some(([192, 0, 2, 2], 51_820).into()), None]);
 }
 
 proptest! {

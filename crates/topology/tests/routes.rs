@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use selvedge_mesh::address::{mesh_prefix, node_address};
 use selvedge_mesh::{Bridged, Role};
 use selvedge_model::{MeshId, NodeId, Prefix};
-use selvedge_topology::{ExitUse, Member, Options, Refusal};
+use selvedge_topology::{ExitUse, Member, Options, Refusal, plan};
 use world::{Fate, World, member, mesh, node};
 
 fn bridge() -> Options {
@@ -174,7 +174,7 @@ fn networks_behind_members_are_reached_as_certificates_allow() {
     let bridges = [(2, bridge_number(0, 0)), (3, bridge_number(1, 0))];
     for (of, number) in bridges {
         let members = world.members.get_mut(&mesh(of)).expect("there");
-        members.get_mut(&node(number)).expect("there").permits = vec![prefix("2001:db8::/32")];
+        members.get_mut(&node(number)).expect("there").permits.push(prefix("2001:db8::/32"));
     }
     world.settle();
     assert!(routed(&world, 11, 2) && routed(&world, 21, 3));
@@ -184,6 +184,148 @@ fn networks_behind_members_are_reached_as_certificates_allow() {
     world.fail(node(1));
     world.settle();
     assert_eq!(world.send(node(21), inside), Fate::Dropped(node(21), None));
+}
+
+/// Mesh 1, which one bridge connects with mesh 2, and a member that says that it bridges, too.
+fn world_with_impostor(permits: &[&str]) -> World {
+    let mut world = world(2, false, 1);
+    let mut impostor = member(mesh(1), 30, Role::Peer);
+    impostor.permits = permits.iter().map(|text| prefix(text)).collect();
+    world.join(mesh(1), impostor, Options::default());
+    world.settle();
+    let lie = Bridged { prefix: mesh_prefix(mesh(2)), path: vec![mesh(2)] };
+    for by in world.nodes() {
+        world.seen.insert((by, mesh(1), node(30)), vec![lie.clone()]);
+        world.step(by);
+    }
+    world
+}
+
+/// By whom the members of mesh 1 send to mesh 2, and whose packets from there they take.
+fn believed(world: &World) -> BTreeSet<NodeId> {
+    let there: std::net::IpAddr = node_address(mesh(2), node(11)).into();
+    let candidates = || [node(30), node(bridge_number(0, 0))].into_iter();
+    let mut believed = BTreeSet::new();
+    for plan in [1, 2].map(|number| &world.plans[&node(number)].meshes[&mesh(1)]) {
+        let relays = &plan.relays;
+        let via = relays.hops.find(there).map(|(_, hop)| hop.via);
+        believed.extend(candidates().filter(|it| {
+            let from = node_address(mesh(1), *it);
+            via == Some(from) || relays.take_relayed(from, 0, there, relays.own.into()).is_ok()
+        }));
+    }
+    believed
+}
+
+#[test]
+fn nobody_attracts_another_meshs_packets_without_a_certificate() {
+    let bridge = node(bridge_number(0, 0));
+    for permits in [&[][..], &["10.0.0.0/8"], &["::/0"], &["fd00::/64"]] {
+        let world = world_with_impostor(permits);
+        assert_eq!(believed(&world), BTreeSet::from([bridge]), "{permits:?}");
+    }
+    let (any, one) = (["fd00::/8"], [mesh_prefix(mesh(2)).to_string()]);
+    for permits in [&any[..], &[one[0].as_str()]] {
+        let world = world_with_impostor(permits);
+        assert_eq!(believed(&world), BTreeSet::from([bridge, node(30)]), "{permits:?}");
+    }
+}
+
+#[test]
+fn a_bridge_tells_what_its_certificate_keeps_it_from() {
+    let mut world = world(3, false, 1);
+    let bridge = node(bridge_number(0, 0));
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    members.get_mut(&bridge).expect("there").permits = vec![mesh_prefix(mesh(2))];
+    world.settle();
+    let plan = &world.plans[&bridge].meshes[&mesh(1)];
+    let announced: Vec<_> = plan.announce.iter().map(|bridged| bridged.prefix).collect();
+    assert_eq!(announced, [mesh_prefix(mesh(2))]);
+    assert_eq!(plan.unpermitted, BTreeSet::from([mesh_prefix(mesh(3))]));
+    assert_eq!(world.plans[&bridge].meshes[&mesh(2)].unpermitted, BTreeSet::new());
+}
+
+#[test]
+fn a_mesh_that_the_node_left_leads_nowhere() {
+    let mut world = world(2, false, 1);
+    world.settle();
+    let bridge = node(bridge_number(0, 0));
+    let mut views = world.views(bridge);
+    views[0].members.retain(|member| member.node != bridge);
+    let plan = plan(&views);
+    assert_eq!(plan.meshes.keys().collect::<Vec<_>>(), [&mesh(2)]);
+    assert_eq!(plan.meshes[&mesh(2)].announce, []);
+}
+
+#[test]
+fn what_is_not_accepted_does_not_come_in_either() {
+    let mut world = world(1, false, 0);
+    let members = world.members.get_mut(&mesh(1)).expect("there");
+    let networks = ["10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0"].map(prefix);
+    members.get_mut(&node(1)).expect("there").networks = networks.to_vec();
+    let takes = |options: Options, src: &str| {
+        let mut world = world.clone();
+        world.options.insert((mesh(1), node(2)), options);
+        world.settle();
+        let relays = &world.plans[&node(2)].meshes[&mesh(1)].relays;
+        let from = node_address(mesh(1), node(1));
+        let src = src.parse().expect("an address");
+        relays.take_relayed(from, 0, src, relays.own.into()).is_ok()
+    };
+    let of = |accept: &str| Options { accept: vec![prefix(accept)], ..Options::default() };
+    assert!(takes(of("10.1.0.0/16"), "10.1.0.9"));
+    assert!(!takes(of("10.1.0.0/16"), "10.2.0.9"));
+    let by = |exit| Options { exit, ..Options::default() };
+    assert!(takes(by(ExitUse::Any), "198.51.100.1"));
+    assert!(takes(by(ExitUse::Only(node(1))), "198.51.100.1"));
+    for exit in [ExitUse::None, ExitUse::Only(node(9))] {
+        assert!(!takes(by(exit), "198.51.100.1"), "{exit:?}");
+    }
+}
+
+#[test]
+fn of_equal_bridges_and_exits_those_that_are_drained_come_last() {
+    let mut world = world(2, false, 2);
+    for number in 20..40 {
+        world.join(mesh(1), member(mesh(1), number, Role::Peer), Options::default());
+    }
+    let drained = node(bridge_number(0, 0));
+    for of in [mesh(1), mesh(2)] {
+        let members = world.members.get_mut(&of).expect("there");
+        members.get_mut(&drained).expect("there").drained = true;
+    }
+    world.settle();
+    let other = node_address(mesh(1), node(bridge_number(0, 1)));
+    let to = node_address(mesh(2), node(11)).into();
+    for number in 20..40 {
+        let relays = &world.plans[&node(number)].meshes[&mesh(1)].relays;
+        assert_eq!(relays.hops.find(to).map(|(_, hop)| hop.via), Some(other), "{number}");
+    }
+    world.fail(node(bridge_number(0, 1)));
+    world.settle();
+    exactly_what_can_be_reached_is(&world);
+}
+
+#[test]
+fn one_mesh_is_the_way_to_everywhere() {
+    let mut world = world(2, false, 1);
+    let bridge = node(bridge_number(0, 0));
+    for (of, exit) in [(1, 1), (2, 11)] {
+        let members = world.members.get_mut(&mesh(of)).expect("there");
+        members.get_mut(&node(exit)).expect("there").networks = vec![prefix("::/0")];
+    }
+    let defaults = |first: ExitUse, second: ExitUse| {
+        let mut world = world.clone();
+        for (of, exit) in [(1, first), (2, second)] {
+            world.options.get_mut(&(mesh(of), bridge)).expect("there").exit = exit;
+        }
+        world.settle();
+        [1, 2].map(|of| world.plans[&bridge].meshes[&mesh(of)].defaults.len())
+    };
+    assert_eq!(defaults(ExitUse::None, ExitUse::None), [0, 0]);
+    assert_eq!(defaults(ExitUse::None, ExitUse::Any), [0, 1]);
+    assert_eq!(defaults(ExitUse::Any, ExitUse::Any), [1, 0]);
+    assert_eq!(defaults(ExitUse::Any, ExitUse::Only(node(11))), [0, 2], "and no IPv4 past it");
 }
 
 #[test]
@@ -196,6 +338,11 @@ fn own_networks_and_meshes_are_never_routed_away() {
     world.settle();
     let bridge = &world.plans[&node(bridge_number(0, 0))];
     assert_eq!(bridge.meshes[&mesh(1)].routes, BTreeSet::from([prefix("10.0.0.0/8")]));
+    let wired = Options { local: vec![prefix("10.0.0.0/8")], ..Options::default() };
+    world.options.insert((mesh(1), node(2)), wired);
+    world.settle();
+    let routes = &world.plans[&node(2)].meshes[&mesh(1)].routes;
+    assert!(!routes.contains(&prefix("10.0.0.0/8")), "it is a link's of its own");
     let picky = Options { accept: vec![prefix("10.1.0.0/16")], ..Options::default() };
     world.options.insert((mesh(1), node(2)), picky);
     world.settle();

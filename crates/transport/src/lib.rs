@@ -70,6 +70,9 @@ pub struct Config {
     pub secret: Zeroizing<[u8; 32]>,
     /// Who is served; a change takes effect on live connections at once.
     pub access: watch::Receiver<AccessList>,
+    /// The mark of all packets that are sent (`SO_MARK`), by which routing rules know them. It
+    /// takes `CAP_NET_ADMIN`.
+    pub mark: Option<u32>,
 }
 
 /// A message that arrived.
@@ -115,7 +118,8 @@ impl Transport {
         let agreement = Agreement::of(&config.secret);
         let counters = Arc::new(Counters::default());
         let (divert, diverted) = mpsc::channel(QUEUE);
-        let (endpoint, socket) = tls::endpoint(&keys, config.listen, divert, counters.clone())?;
+        let (endpoint, socket) =
+            tls::endpoint(&keys, (config.listen, config.mark), divert, counters.clone())?;
         let local = endpoint
             .local_addr()
             .map_err(|source| BindError::Socket { listen: config.listen, source })?;

@@ -20,14 +20,15 @@ fn loopback() -> SocketAddr {
 fn agent(seed: u8) -> (Transport, mpsc::Receiver<Received>) {
     let access = watch::channel(AccessList { strangers: true, ..AccessList::default() }).1;
     let secret = Zeroizing::new([seed; 32]);
-    Transport::bind(Config { listen: loopback(), secret, access }).expect("loopback can be bound")
+    Transport::bind(Config { listen: loopback(), secret, access, mark: None })
+        .expect("loopback can be bound")
 }
 
 /// A bare endpoint with its keys.
 fn odd_one(seed: u8) -> (quinn::Endpoint, Keys) {
     let keys = Keys::new(&Zeroizing::new([seed; 32])).expect("any seed is a key");
     let (divert, _) = mpsc::channel(1);
-    let endpoint = tls::endpoint(&keys, loopback(), divert, Arc::default());
+    let endpoint = tls::endpoint(&keys, (loopback(), None), divert, Arc::default());
     (endpoint.expect("loopback can be bound").0, keys)
 }
 

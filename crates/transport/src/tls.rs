@@ -115,13 +115,13 @@ impl Keys {
 /// arrives on its socket and is not QUIC goes to `divert`.
 pub(crate) fn endpoint(
     keys: &Keys,
-    listen: SocketAddr,
+    (listen, mark): (SocketAddr, Option<u32>),
     divert: mpsc::Sender<Diverted>,
     counters: Arc<Counters>,
 ) -> Result<(quinn::Endpoint, Arc<Mux>), BindError> {
     let failed = |source| BindError::Socket { listen, source };
     let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = socket(listen).and_then(|socket| runtime.wrap_udp_socket(socket));
+    let socket = socket(listen, mark).and_then(|socket| runtime.wrap_udp_socket(socket));
     let mux = socket.and_then(|socket| Mux::new(socket, divert, counters)).map_err(failed)?;
     let mux = Arc::new(mux);
     let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(keys.reset_key)));
@@ -144,11 +144,11 @@ pub(crate) fn peer(connection: &quinn::Connection) -> Option<NodeId> {
     node_of(chain.first()?)
 }
 
-fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
-    match bind(listen) {
+fn socket(listen: SocketAddr, mark: Option<u32>) -> std::io::Result<std::net::UdpSocket> {
+    match bind(listen, mark) {
         // A host whose IPv6 is switched off still serves IPv4.
         Err(_) if listen.is_ipv6() && listen.ip().is_unspecified() && !has_ipv6() => {
-            bind((Ipv4Addr::UNSPECIFIED, listen.port()).into())
+            bind((Ipv4Addr::UNSPECIFIED, listen.port()).into(), mark)
         }
         bound => bound,
     }
@@ -158,11 +158,14 @@ fn has_ipv6() -> bool {
     std::net::UdpSocket::bind("[::1]:0").is_ok()
 }
 
-fn bind(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+fn bind(listen: SocketAddr, mark: Option<u32>) -> std::io::Result<std::net::UdpSocket> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() {
         socket.set_only_v6(false)?;
+    }
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&listen.into())?;

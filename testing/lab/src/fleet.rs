@@ -5,7 +5,7 @@ mod control;
 mod options;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,10 +17,11 @@ use selvedge_netlab::etcd::{Etcd, Seen, Watch};
 use selvedge_netlab::stream::Streams;
 use selvedge_netlab::{Campus, Lab, Process, Recipe};
 
+use crate::logs;
 use crate::progress::say;
 use crate::view::{Owners, View};
 
-pub(crate) use control::Restart;
+pub(crate) use control::{Restart, this_program};
 pub(crate) use options::{Fabric, FleetOptions, StorePlace};
 
 /// The first argument with which this program is `selvedge`.
@@ -178,13 +179,7 @@ impl Fleet {
     /// if that was asked for.
     pub(crate) fn explained(&mut self, error: anyhow::Error) -> anyhow::Error {
         for (name, agent) in &mut self.agents {
-            let text = std::fs::read_to_string(agent.log()).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().rev().take(12).collect();
-            let state = agent.status().unwrap_or_else(|| "running".to_owned());
-            say!("log of the agent on {name} ({state}):");
-            for line in lines.into_iter().rev() {
-                say!("  {line}");
-            }
+            logs::show_end(name, agent);
         }
         error
     }
@@ -221,10 +216,7 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        let Some(folder) = &self.options.logs else { return };
-        if let Err(error) = keep_logs(self.campus.lab().folder(), folder) {
-            say!("the logs could not be kept in {}: {error}", folder.display());
-        }
+        logs::keep(self.campus.lab().folder(), self.options.logs.as_deref());
     }
 }
 
@@ -254,16 +246,3 @@ const LOOK: Duration = Duration::from_millis(200);
 const QUIET_AT_HOME: Duration = Duration::from_secs(1);
 /// Longer than a gateway that is back is held down.
 const QUIET: Duration = Duration::from_secs(12);
-
-fn keep_logs(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let path = entry?.path();
-        if let (Some("log"), Some(name)) =
-            (path.extension().and_then(|it| it.to_str()), path.file_name())
-        {
-            std::fs::copy(&path, to.join(name))?;
-        }
-    }
-    Ok(())
-}

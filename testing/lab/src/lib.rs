@@ -9,11 +9,13 @@ mod failover;
 mod fleet;
 mod instrument;
 mod load;
+mod logs;
 mod majority;
 mod mesh;
 mod migrate;
 mod observed;
 mod outage;
+mod overlay;
 mod progress;
 mod restart;
 mod statistics;
@@ -47,6 +49,15 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         load::be_busy(args.get(2));
         return ExitCode::SUCCESS;
     }
+    if args.get(1).is_some_and(|first| first == overlay::bare::AS_GOTATUN) {
+        return match overlay::bare::be_gotatun(args.get(2).map(OsString::as_os_str)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -70,6 +81,13 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Scenario::Bgpd(options) => conclude(bgpd::run(&options)),
         Scenario::Store(options) => conclude(store::run(&options)),
         Scenario::Mesh(options) => conclude(mesh::run(&options)),
+        Scenario::MeshRestart(options) => conclude(overlay::comeback::run(&options)),
+        Scenario::MeshLeave(options) => conclude(overlay::leave::run(&options)),
+        Scenario::MeshRoam(options) => conclude(overlay::roam::run(&options)),
+        Scenario::MeshSpeed(options) => conclude(overlay::speed::run(&options)),
+        Scenario::MeshClients(options) => conclude(overlay::clients::run(&options)),
+        Scenario::MeshExits(options) => conclude(overlay::exits::run(&options)),
+        Scenario::MeshBridges(options) => conclude(overlay::bridges::run(&options)),
         Scenario::Instrument(options) => conclude(instrument::run(&options)),
     }
 }
@@ -111,6 +129,20 @@ enum Scenario {
     Store(store::Options),
     /// Let many agents of the mesh plane meet on real sockets, without WireGuard
     Mesh(mesh::Options),
+    /// Kill agents of the mesh plane and start them again under traffic; packets must run again
+    MeshRestart(overlay::comeback::Options),
+    /// Let members leave a mesh; nothing of them may stay anywhere
+    MeshLeave(overlay::leave::Options),
+    /// Change a member's address under TCP; the connection must go on
+    MeshRoam(overlay::roam::Options),
+    /// Measure what a mesh carries, beside WireGuard alone
+    MeshSpeed(overlay::speed::Options),
+    /// Put clients behind routers, and cut off the peers that serve them; all must reach all
+    MeshClients(overlay::clients::Options),
+    /// Reach the world by two exits, and cut one off; packets must go on by the other
+    MeshExits(overlay::exits::Options),
+    /// Join meshes in a chain and a ring, and cut off a bridge; packets must find the other way
+    MeshBridges(overlay::bridges::Options),
     /// Show what the laboratory itself can do, without agents
     Instrument(instrument::Options),
 }
@@ -187,6 +219,13 @@ mod tests {
             "lab bgpd --runs 3 --json",
             "lab store --networks 10000 --json",
             "lab mesh --agents 200 --json",
+            "lab mesh-restart --members 3 --runs 2 --max-outage-ms 2000 --json",
+            "lab mesh-leave --members 5 --max-gone-ms 2000 --json",
+            "lab mesh-roam --runs 2 --max-outage-ms 3000 --json",
+            "lab mesh-speed --seconds 2 --runs 3 --min-ratio 0.8 --json",
+            "lab mesh-clients --peers 5 --clients 10 --routers 3 --cuts 1 --json",
+            "lab mesh-exits --users 12 --runs 1 --max-outage-ms 4000 --json",
+            "lab mesh-bridges --meshes 4 --runs 1 --max-reroute-ms 5000 --json",
             "lab instrument --networks 2000 --json",
         ] {
             Cli::try_parse_from(line.split(' ')).expect("valid");

@@ -1,12 +1,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a look at the host and at FRRouting has found.
+/// What a look at the host, at FRRouting or at a mesh has found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
-    /// What it is about, such as `bgpd` or `bridge br7`.
+    /// What it is about, such as `bgpd`, `bridge br7` or the name of a mesh.
     pub subject: String,
     /// What is right or wrong, a sentence.
     pub text: String,
@@ -16,6 +16,39 @@ pub struct Finding {
     /// Lines that put it right. Words in capitals stand for what only the operator knows.
     #[serde(default)]
     pub fix: Vec<String>,
+}
+
+impl Finding {
+    /// It is as it should be.
+    #[must_use]
+    pub fn ok(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Ok,
+            subject: subject.into(),
+            text: text.into(),
+            place: Place::Shell,
+            fix: Vec::new(),
+        }
+    }
+
+    /// It may be meant so.
+    #[must_use]
+    pub fn warning(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::ok(subject, text) }
+    }
+
+    /// The job cannot be done, or not well.
+    #[must_use]
+    pub fn problem(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { severity: Severity::Problem, ..Self::ok(subject, text) }
+    }
+
+    /// With lines for a shell that put it right.
+    #[must_use]
+    pub fn shell<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
+        let fix = lines.into_iter().map(Into::into).collect();
+        Self { place: Place::Shell, fix, ..self }
+    }
 }
 
 /// Where the lines of a [`Finding`] are to be entered.
@@ -37,7 +70,7 @@ pub enum Severity {
     Ok,
     /// It may be meant so.
     Warning,
-    /// Networks cannot be served, or not well.
+    /// The job cannot be done, or not well.
     Problem,
 }
 

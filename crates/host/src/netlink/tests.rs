@@ -58,6 +58,26 @@ fn links_are_made_read_and_removed() {
 }
 
 #[test]
+fn dumps_at_the_same_time_wait_for_each_other() {
+    with_bridge("dumps_at_the_same_time_wait_for_each_other", async |netlink, bridge| {
+        let address = prefix("10.0.0.1/24");
+        netlink.add_address(bridge, address, AddressOptions::default()).await.expect("added");
+        let dumps = (0..8).map(|_| {
+            let netlink = netlink.clone();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    netlink.links().await.expect("the interfaces");
+                    netlink.addresses().await.expect("the addresses");
+                }
+            })
+        });
+        for ended in futures_util::future::join_all(dumps).await {
+            ended.expect("no dump was refused");
+        }
+    });
+}
+
+#[test]
 fn addresses_are_added_read_and_deleted() {
     with_bridge("addresses_are_added_read_and_deleted", async |netlink, index| {
         let options = AddressOptions { no_prefix_route: true, no_dad: true };

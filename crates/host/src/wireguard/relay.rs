@@ -3,7 +3,7 @@
 //! [`Relays`]; this wraps the TUN interface so that WireGuard sees packets between members only.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -132,7 +132,7 @@ fn leave(relays: &Relays, packet: &[u8], mtu: u16) -> Result<Leaving, Refusal> {
     let room = mtu.saturating_sub(RELAY_OVERHEAD);
     match packet.len() <= usize::from(room) {
         true => Ok(Leaving::By(hop)),
-        false => too_big(relays, src, packet, room).map(Leaving::TooBig).ok_or(Refusal::NoRoute),
+        false => too_big(src, dst, packet, room).map(Leaving::TooBig).ok_or(Refusal::NoRoute),
     }
 }
 
@@ -195,25 +195,28 @@ fn header(inner: &[u8], own: Ipv6Addr, hop: Hop) -> Option<[u8; HEADER]> {
     Some(header)
 }
 
-/// The message that tells a sender how much fits (RFC 4443, section 3.2; RFC 1191). None to who
-/// could not be answered, and none about messages of that kind.
-fn too_big(relays: &Relays, src: IpAddr, packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
+/// The message that tells a sender how much fits (RFC 4443, section 3.2; RFC 1191).
+///
+/// It comes from the destination, as Linux has it come from its own tunnels: the way there leads
+/// into this interface, so the host's check of sources lets it pass. An own address, of which
+/// there may be none in IPv4, would be taken for forged.
+fn too_big(src: IpAddr, dst: IpAddr, packet: &[u8], mtu: u16) -> Option<Vec<u8>> {
     let mut message = Vec::new();
-    match src {
-        IpAddr::V6(src) => {
+    match (src, dst) {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let quoted = &packet[..packet.len().min(QUOTED_IPV6)];
             let kind = Icmpv6Type::PacketTooBig { mtu: mtu.into() };
-            let builder = PacketBuilder::ipv6(relays.own.octets(), src.octets(), HOP_LIMIT);
+            let builder = PacketBuilder::ipv6(dst.octets(), src.octets(), HOP_LIMIT);
             builder.icmpv6(kind).write(&mut message, quoted).ok()?;
         }
-        IpAddr::V4(src) => {
-            let own: Ipv4Addr = relays.own_ipv4?;
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let quoted = &packet[..packet.len().min(QUOTED_IPV4)];
             let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
             let kind = Icmpv4Type::DestinationUnreachable(needed);
-            let builder = PacketBuilder::ipv4(own.octets(), src.octets(), HOP_LIMIT);
+            let builder = PacketBuilder::ipv4(dst.octets(), src.octets(), HOP_LIMIT);
             builder.icmpv4(kind).write(&mut message, quoted).ok()?;
         }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
     }
     Some(message)
 }
@@ -245,6 +248,7 @@ mod tests {
             hops: by.iter().map(|(to, via)| (prefix(to), hop(via))).collect(),
             serves: serves.iter().map(|to| (prefix(to), 0)).collect(),
             sources: by.iter().map(|(to, via)| (v6(via), BTreeSet::from([prefix(to)]))).collect(),
+            local: Vec::new(),
         }
     }
 
@@ -307,7 +311,7 @@ mod tests {
             panic!("it does not fit");
         };
         assert_eq!(answer.len(), 1280);
-        assert_eq!(answer[8..24], v6("fd77::1").octets());
+        assert_eq!(answer[8..24], v6("fd88::9").octets(), "from where the host routes to here");
         assert_eq!(answer[40..42], [2, 0], "packet too big");
         assert_eq!(answer[44..48], 1380_u32.to_be_bytes());
     }

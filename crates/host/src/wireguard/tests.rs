@@ -278,7 +278,9 @@ impl Host {
         let address: IpAddr = address.parse().expect("an address");
         let bound = self.namespace.run(|| UdpSocket::bind((address, 0))).expect("entered");
         let socket = bound.expect("bound");
-        setsockopt(&socket, sockopt::Ipv6DontFrag, &true).expect("set");
+        if address.is_ipv6() {
+            setsockopt(&socket, sockopt::Ipv6DontFrag, &true).expect("set");
+        }
         socket.set_read_timeout(Some(Duration::from_millis(1000))).expect("set");
         socket
     }

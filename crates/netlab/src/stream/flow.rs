@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use selvedge_model::Time;
@@ -21,7 +21,10 @@ pub(super) struct Flow {
     /// The pause between two packets.
     pub(super) interval: Duration,
     from: UdpSocket,
-    destination: SocketAddr,
+    destination: Arc<Mutex<SocketAddr>>,
+    /// Where the packets of the other direction go: back to where these come from.
+    answers: Option<Arc<Mutex<SocketAddr>>>,
+    ipv6: bool,
     /// The socket at which the packets arrive.
     pub(super) to: UdpSocket,
     sent: AtomicU64,
@@ -38,12 +41,13 @@ pub(super) fn open(specs: &[Spec]) -> Result<Vec<Flow>, Error> {
             socket.try_clone().map_err(Error::io("duplicate a stream's descriptor"))
         };
         let (a2, b2) = (again(&a)?, again(&b)?);
-        for (direction, from, to) in [(Direction::Out, a, b), (Direction::Back, b2, a2)] {
+        let to_b = Arc::new(Mutex::new(spec.b.address));
+        let to_a = Arc::new(Mutex::new(spec.a.address));
+        for (direction, from, to, destination, answers) in [
+            (Direction::Out, a, b, to_b, Some(Arc::clone(&to_a))),
+            (Direction::Back, b2, a2, to_a, None),
+        ] {
             let number = u32::try_from(flows.len()).unwrap_or(u32::MAX);
-            let destination = match direction {
-                Direction::Out => spec.b.address,
-                Direction::Back => spec.a.address,
-            };
             flows.push(Flow {
                 label: spec.label,
                 direction,
@@ -51,6 +55,8 @@ pub(super) fn open(specs: &[Spec]) -> Result<Vec<Flow>, Error> {
                 interval: spec.interval,
                 from,
                 destination,
+                answers,
+                ipv6: spec.b.address.is_ipv6(),
                 to,
                 sent: AtomicU64::new(0),
                 received: AtomicU64::new(0),
@@ -80,16 +86,16 @@ impl Flow {
         self.sent.fetch_add(1, Ordering::Relaxed);
         // Whatever the reason for which it cannot be sent: the packet does not arrive, and that
         // is what counts.
-        let _ =
-            self.from.send_to(&Packet { flow: self.number, sequence }.encode(), self.destination);
+        let packet = Packet { flow: self.number, sequence };
+        let _ = self.from.send_to(&packet.encode(), *whole(&self.destination));
     }
 
     /// Takes in the next packet. Whoever calls this is told again if there are more.
     pub(super) fn receive(&self, now: impl Fn() -> Time) {
         let mut buffer = [0; 128];
         // An error is an ICMP message about an earlier packet; reading it has cleared it.
-        if let Ok(length) = self.to.recv(&mut buffer) {
-            self.arrived(&buffer[..length], now());
+        if let Ok((length, source)) = self.to.recv_from(&mut buffer) {
+            self.arrived(&buffer[..length], source, now());
         }
     }
 
@@ -97,21 +103,28 @@ impl Flow {
     pub(super) fn report(&self, from: Time, to: Time) -> FlowReport {
         // Copied, so that neither pump waits for the evaluation.
         let extract = self.log().between(from, to);
-        extract.report(self.label, self.destination.is_ipv6(), self.direction)
+        extract.report(self.label, self.ipv6, self.direction)
     }
 
-    fn arrived(&self, bytes: &[u8], now: Time) {
+    fn arrived(&self, bytes: &[u8], source: SocketAddr, now: Time) {
         let Some(packet) = Packet::decode(bytes) else { return };
         if packet.flow == self.number {
             self.received.fetch_add(1, Ordering::Relaxed);
             self.log().arrived(packet.sequence, now);
+            if let Some(answers) = &self.answers {
+                *whole(answers) = source;
+            }
         }
     }
 
     fn log(&self) -> MutexGuard<'_, Packets> {
-        // Every change of the log is complete at once, so a poisoned one is whole.
-        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
+        whole(&self.packets)
     }
+}
+
+/// Every change of what these hold is complete at once, so that what is poisoned is whole, too.
+fn whole<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a packet holds: a mark, the flow's number, and its own. Padded to 64 bytes.

@@ -193,18 +193,29 @@ impl Extract {
         }
     }
 
-    /// The edges count: a stream of which nothing ever arrives has a gap from `from` to `to`.
     fn measure_gaps(&self, report: &mut FlowReport) {
-        let within = self.arrivals.iter().map(|(_, at)| *at).filter(|at| *at <= self.to);
-        let mut last = self.from;
-        for at in within.chain([self.to]) {
-            if at - last > report.longest_gap {
-                report.longest_gap = at - last;
-                report.gap_began_us = last.as_micros();
-            }
-            last = at;
-        }
+        let arrivals = self.arrivals.iter().map(|(_, at)| *at);
+        let (gap, began) = longest_gap(arrivals, self.from, self.to);
+        (report.longest_gap, report.gap_began_us) = (gap, began.as_micros());
     }
+}
+
+/// The longest time between two moments in which nothing arrived, and when it began. The edges
+/// count: where nothing ever arrives it is all of the time. The arrivals are in the order of time
+/// and none is before `from`.
+pub(crate) fn longest_gap(
+    arrivals: impl Iterator<Item = Time>,
+    from: Time,
+    to: Time,
+) -> (Duration, Time) {
+    let (mut last, mut longest) = (from, (Duration::ZERO, Time::from_micros(0)));
+    for at in arrivals.take_while(|at| *at <= to).chain([to]) {
+        if at - last > longest.0 {
+            longest = (at - last, last);
+        }
+        last = at;
+    }
+    longest
 }
 
 #[cfg(test)]

@@ -4,14 +4,13 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Subcommand};
-use selvedge_api::gateway::{
-    ChangeRow, Duty, Finding, HistoryQuery, NetworkRow, Place, Severity, Upstream,
-};
+use selvedge_api::gateway::{ChangeRow, Duty, HistoryQuery, NetworkRow, Upstream};
 use selvedge_model::{NodeName, Vni, VniRanges};
 
 use super::ClientArgs;
+use super::findings;
 use super::output::{duration, or_dash, print, table, utc};
 use crate::config::{Config, GatewayConfig};
 use crate::gateway_plane;
@@ -143,8 +142,8 @@ pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
                 Some(file) => gateway_plane::check(&gateway_of(&file)?).await,
                 None => client.check().await.context("with --config FILE no agent is needed")?,
             };
-            print(json, &findings, |findings| checked(findings))?;
-            verdict(&findings)
+            print(json, &findings, |findings| findings::gravest_last(findings))?;
+            findings::verdict(&findings)
         }
     }
 }
@@ -163,34 +162,6 @@ fn history(rows: &[ChangeRow]) -> String {
         vec![utc(*at_ms), vni.to_string(), epoch.to_string(), owner.to_string(), reason.clone()]
     };
     table(&header, rows.iter().map(row))
-}
-
-/// The findings, what is wrong last: that is where people look. What puts it right stands below.
-fn checked(findings: &[Finding]) -> String {
-    let mut findings: Vec<&Finding> = findings.iter().collect();
-    findings.sort_by_key(|finding| finding.severity);
-    let text = |finding: &&Finding| {
-        let Finding { severity, subject, text, place, fix } = finding;
-        let lines = fix.iter().map(|line| format!("\n    {line}"));
-        let place = match place {
-            Place::Vtysh if !fix.is_empty() => {
-                Some("\n    vtysh\n    configure terminal".to_owned())
-            }
-            Place::Vtysh | Place::Shell => None,
-        };
-        let fix: String = place.into_iter().chain(lines).collect();
-        format!("{:<8} {subject}: {text}{fix}\n", severity.as_str())
-    };
-    findings.iter().map(text).collect()
-}
-
-fn verdict(findings: &[Finding]) -> anyhow::Result<()> {
-    let problem = |finding: &&Finding| finding.severity == Severity::Problem;
-    match findings.iter().filter(problem).count() {
-        0 => Ok(()),
-        1 => bail!("1 problem was found"),
-        problems => bail!("{problems} problems were found"),
-    }
 }
 
 fn networks(rows: &[NetworkRow]) -> String {
@@ -241,26 +212,6 @@ mod tests {
 
     fn name(text: &str) -> NodeName {
         text.parse().expect("valid")
-    }
-
-    #[test]
-    fn what_is_wrong_comes_last_with_what_puts_it_right() {
-        let finding = |severity, text: &str, fix: &[&str]| Finding {
-            severity,
-            subject: "bgpd".to_owned(),
-            text: text.to_owned(),
-            place: Place::Vtysh,
-            fix: fix.iter().map(|&line| line.to_owned()).collect(),
-        };
-        let findings = [
-            finding(Severity::Problem, "no EVPN", &["router bgp 65000", " advertise-all-vni"]),
-            finding(Severity::Ok, "it answers", &[]),
-        ];
-        let expected = "ok       bgpd: it answers\n\
-                        problem  bgpd: no EVPN\n    vtysh\n    configure terminal\n    router bgp 65000\n     advertise-all-vni\n";
-        assert_eq!(checked(&findings), expected);
-        assert!(verdict(&findings).is_err());
-        verdict(&findings[1..]).expect("nothing is wrong");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use selvedge_api::mesh::{CreateRequest, Invite, InviteRequest, JoinRequest, Mesh
 use selvedge_model::Prefix;
 
 use super::ClientArgs;
+use super::findings;
 use super::output::{duration, print, seconds, spinner};
 use page::{list, names, show};
 
@@ -27,7 +28,8 @@ Examples:
   selvedge mesh evict lab beta           it comes back with a new invite only
   selvedge mesh query \"[?type=='client'].{name: name, via: via}\"
   selvedge mesh graph | dot -Tsvg > meshes.svg
-  selvedge mesh watch                    what happens, as it happens")]
+  selvedge mesh watch                    what happens, as it happens
+  selvedge mesh doctor                   what is wrong, and what to do")]
 pub(super) struct MeshArgs {
     #[command(flatten)]
     client: ClientArgs,
@@ -78,6 +80,9 @@ enum MeshCommand {
     Join {
         /// The token; - reads it from standard input, where no other user sees it
         token: String,
+        /// What this node is to be [default: what the token says]
+        #[arg(long)]
+        role: Option<Role>,
         #[command(flatten)]
         about: About,
     },
@@ -109,6 +114,14 @@ enum MeshCommand {
     },
     /// Show what happens in all meshes, as it happens
     Watch,
+    /// Look at this node's meshes, and say what is wrong and what to do, the gravest first
+    ///
+    /// Whether the members' agents are heard and WireGuard reaches them, with the largest packets
+    /// too; clocks, forwarding, firewall, names. Changes nothing.
+    Doctor {
+        /// Name or id of a mesh [default: all]
+        mesh: Option<String>,
+    },
     /// Show where names of members are answered, and how this host comes to ask there
     Names,
 }
@@ -137,7 +150,9 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = InviteRequest { uses, expires_s, role, allow, may_invite };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
-        MeshCommand::Join { token, about } => join(&client, json, token, about).await,
+        MeshCommand::Join { token, role, about: About { alias, description } } => {
+            join(&client, json, JoinRequest { token, alias, description, role }).await
+        }
         MeshCommand::Leave { mesh } => {
             let left = client.leave_mesh(&mesh).await?;
             print(json, &left, |left| format!("left mesh {} ({})", left.name, left.id))
@@ -156,12 +171,17 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
         }
         MeshCommand::Graph { output } => ask::graph(&client, output.as_deref(), json).await,
         MeshCommand::Watch => ask::watch(&client, json).await,
+        MeshCommand::Doctor { mesh } => {
+            let findings = client.doctor(mesh.as_deref()).await?;
+            print(json, &findings, |findings| findings::in_order(findings))?;
+            findings::verdict(&findings)
+        }
         MeshCommand::Names => print(json, &client.dns().await?, names),
     }
 }
 
-async fn join(client: &Client, json: bool, token: String, about: About) -> anyhow::Result<()> {
-    let token = match token.as_str() {
+async fn join(client: &Client, json: bool, request: JoinRequest) -> anyhow::Result<()> {
+    let token = match request.token.as_str() {
         "-" => {
             let mut text = String::new();
             std::io::stdin()
@@ -170,11 +190,10 @@ async fn join(client: &Client, json: bool, token: String, about: About) -> anyho
                 .context("cannot read the token from standard input")?;
             text.trim().to_owned()
         }
-        _ => token,
+        given => given.to_owned(),
     };
-    let About { alias, description } = about;
     let bar = spinner().with_message("joining");
-    let joined = client.join_mesh(&JoinRequest { token, alias, description }).await;
+    let joined = client.join_mesh(&JoinRequest { token, ..request }).await;
     bar.finish_and_clear();
     print(json, &joined?, |mesh| {
         let others = mesh.members.len().saturating_sub(1);

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use selvedge_api::mesh::{EditRequest, Member, Mesh};
+use selvedge_api::mesh::{EditRequest, Member, Mesh, Role};
 
 use super::ClientArgs;
 use super::mesh::choose;
@@ -37,6 +37,12 @@ enum NodeCommand {
         /// A word on this node; an empty text takes it away
         #[arg(long)]
         description: Option<String>,
+        /// What it is to be: peer or client
+        #[arg(long)]
+        role: Option<Role>,
+        /// Have its clients leave it, because it is about to go
+        #[arg(long, value_name = "true|false")]
+        drained: Option<bool>,
     },
     /// Show what this node says of itself
     Show,
@@ -80,11 +86,12 @@ pub(super) async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let mesh = choose(&client, args.mesh).await?;
     let shown = match args.command {
         NodeCommand::Show => client.mesh(&mesh).await?,
-        NodeCommand::Set { alias: None, shared: None, description: None } => {
-            bail!("nothing to set: give --alias, --shared or --description")
-        }
-        NodeCommand::Set { alias, shared, description } => {
-            let request = EditRequest { alias, shared, description, ..EditRequest::default() };
+        NodeCommand::Set { alias, shared, description, role, drained } => {
+            let services = BTreeMap::new();
+            let request = EditRequest { alias, shared, description, role, drained, services };
+            if request == EditRequest::default() {
+                bail!("nothing to set: give --alias, --shared, --description, --role or --drained")
+            }
             client.edit_node(&mesh, &request).await?
         }
     };

@@ -15,7 +15,8 @@ use super::file::{
 };
 use super::{
     Config, ConfigError, EtcdConfig, EtcdTls, FabricConfig, GatewayConfig, Ids, LOG, MeshConfig,
-    NetworkConfig, SOCKET, STATE, Secret, StoreConfig, detection, dns, health, hooks, ra,
+    NetworkConfig, OptionsFile, SOCKET, STATE, Secret, StoreConfig, detection, dns, health, hooks,
+    options, ra,
 };
 
 /// The longest name of an interface (IFNAMSIZ less the closing zero).
@@ -24,8 +25,6 @@ const INTERFACE_MAX: usize = 15;
 const SOCKET_MAX: usize = 107;
 /// The places on the ring unless the configuration says otherwise.
 const ID_COUNT: usize = 100;
-/// The smallest MTU on which IPv6 works (RFC 8200, section 5).
-const MTU_MIN: u16 = 1280;
 
 /// How many places may be named at which members may be found.
 const MAX_BOOTSTRAP: usize = 16;
@@ -57,10 +56,9 @@ fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConf
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7654));
     let interface = file.interface.unwrap_or_else(|| "sv-{name}".to_owned());
     pattern("mesh.interface", &interface, "{name}", "x")?;
-    let mtu = file.mtu.unwrap_or(1420);
-    if mtu < MTU_MIN {
-        return Err(value("mesh.mtu", mtu, format!("IPv6 needs at least {MTU_MIN}")));
-    }
+    let mtu = file.mtu.map(|bytes| options::mtu("mesh.mtu", bytes)).transpose()?;
+    let base = file.options.unwrap_or_default();
+    let base = OptionsFile { mtu: base.mtu.or(mtu), ..base };
     let endpoints = file.endpoints.unwrap_or_default();
     if let Some(bad) = endpoints.iter().find(|ip| ip.is_unspecified() || ip.is_multicast()) {
         return Err(value("mesh.endpoints", bad, "nobody can reach a node there"));
@@ -84,7 +82,7 @@ fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConf
         wireguard: file.wireguard.unwrap_or_default(),
         port: file.port.unwrap_or(0),
         interface,
-        mtu,
+        options: options::options(&base, &file.named.unwrap_or_default())?,
         dns: file.dns.as_ref().map(dns::dns).transpose()?,
         hooks: hooks::mesh_hooks(&file.hooks.unwrap_or_default())?,
     })
@@ -452,6 +450,7 @@ fn missing(key: &str, reason: impl fmt::Display) -> ConfigError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OptionsByMesh;
     use crate::config::WireGuard;
 
     const GATEWAY: &str = "name = 'gw1'\n[gateway]\nnetworks = '1-3'\n";
@@ -476,7 +475,8 @@ mod tests {
         assert_eq!(config.socket, Path::new(SOCKET));
         let mesh = config.mesh.expect("enabled");
         assert_eq!(mesh.listen.to_string(), "[::]:7654");
-        assert_eq!((mesh.mtu, mesh.port, mesh.wireguard), (1420, 0, WireGuard::Userspace));
+        assert_eq!((mesh.port, mesh.wireguard), (0, WireGuard::Userspace));
+        assert_eq!(mesh.options, OptionsByMesh::default());
         let gateway = config.gateway.expect("enabled");
         assert_eq!(gateway.ids, Ids::Derived(100));
         assert_eq!(gateway.lease, Duration::from_secs(3));

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,8 @@ use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, ProbeFile, RaFile,
+    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, OptionsFile, ProbeFile,
+    RaFile,
 };
 
 /// What may be written in a configuration file. Everything is optional here.
@@ -41,6 +43,8 @@ pub struct MeshFile {
     pub mtu: Option<u16>,
     pub dns: Option<DnsFile>,
     pub hooks: Option<MeshHooksFile>,
+    pub options: Option<OptionsFile>,
+    pub named: Option<BTreeMap<String, OptionsFile>>,
 }
 
 /// The section `[gateway]`: its presence enables the gateway plane.
@@ -337,6 +341,11 @@ mod tests {
                 assert!(text.contains(&format!("`{key}`")), "{header} {key}");
             }
         }
+        let (_, text) = PAGE.split_once("`[mesh.options]` is").expect("a section");
+        let text = text.split("\n##").next().expect("a first part");
+        for key in keys_of("[mesh.options]") {
+            assert!(text.contains(&format!("| `{key}` |")), "[mesh.options] {key}");
+        }
         for key in keys_of("[gateway]").iter().filter(|key| !sections.contains(&key.as_str())) {
             assert!(PAGE.contains(&format!("| `{key}` |")), "[gateway] {key}");
         }
@@ -346,7 +355,7 @@ mod tests {
     fn the_examples_of_the_documentation_are_valid() {
         let examples = PAGE.split("```toml\n").skip(1).map(|rest| rest.split("```").next());
         let examples: Vec<&str> = examples.flatten().collect();
-        assert_eq!(examples.len(), 2);
+        assert_eq!(examples.len(), 3);
         for example in examples {
             File::parse(example, "docs/configuration.md").unwrap_or_else(|error| panic!("{error}"));
         }

@@ -15,16 +15,16 @@ use crate::config::{FabricConfig, GatewayConfig, NetworkConfig};
 pub(super) async fn run(config: &GatewayConfig) -> Vec<Finding> {
     if config.fabric == FabricConfig::Dry {
         let text = "the gateway runs dry: the host is not touched and need not be fit";
-        return vec![finding(Severity::Ok, "fabric", text)];
+        return vec![Finding::ok("fabric", text)];
     }
     let mut findings = Vec::new();
     let found = found(config).unwrap_or_else(|error| {
-        findings.push(finding(Severity::Warning, "state", &format!("{error:#}")));
+        findings.push(Finding::warning("state", format!("{error:#}")));
         Vec::new()
     });
     match check_config(config, found) {
         Ok(config) => findings.extend(check::check(&config).await.into_iter().map(as_api)),
-        Err(error) => findings.push(finding(Severity::Problem, "configuration", &error)),
+        Err(error) => findings.push(Finding::problem("configuration", error)),
     }
     findings
 }
@@ -64,11 +64,6 @@ fn named(interfaces: &Interfaces) -> Option<Vec<String>> {
         Interfaces::These(names) => Some(names.clone()),
         Interfaces::Auto | Interfaces::Off => None,
     }
-}
-
-fn finding(severity: Severity, subject: &str, text: &str) -> Finding {
-    let (subject, text) = (subject.to_owned(), text.to_owned());
-    Finding { severity, subject, text, place: Place::Shell, fix: Vec::new() }
 }
 
 fn as_api(finding: check::Finding) -> Finding {

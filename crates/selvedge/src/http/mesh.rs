@@ -2,10 +2,11 @@
 
 use axum::Json;
 use axum::body::Body as Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use selvedge_api::Error;
+use selvedge_api::gateway::Finding;
 use selvedge_api::mesh::{
     CreateRequest, Dns, EditRequest, Event, Evicted, Invite, InviteRequest, JoinRequest, Left,
     Mesh, QueryRequest, Summary,
@@ -176,6 +177,29 @@ pub(super) async fn ask(
 pub(super) async fn draw(State(app): Shared) -> Result<impl IntoResponse, Failure> {
     let meshes = app.mesh()?.show_all().await?;
     Ok(([(header::CONTENT_TYPE, "text/vnd.graphviz; charset=utf-8")], graph::dot(&meshes)))
+}
+
+/// Which meshes are looked at.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Patient {
+    /// one of them: its name, its id, or the unique beginning of its id; all if it is left out
+    mesh: Option<String>,
+}
+
+/// What is wrong with the meshes of this node, and what to do about it; the gravest first.
+#[utoipa::path(
+    get,
+    path = "/meshes/doctor",
+    tag = "mesh",
+    params(Patient),
+    responses((status = 200, body = Vec<Finding>))
+)]
+pub(super) async fn doctor(
+    State(app): Shared,
+    Query(Patient { mesh }): Query<Patient>,
+) -> Answer<Vec<Finding>> {
+    Ok(Json(app.mesh()?.doctor(mesh.as_deref()).await?))
 }
 
 /// A line of JSON for each event in the meshes, without end.

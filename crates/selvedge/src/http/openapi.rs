@@ -62,7 +62,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
-    use selvedge_api::mesh::{Dns, EditRequest, Eviction, Hookup, Listener};
+    use selvedge_api::mesh::{Dns, EditRequest, Eviction, Hookup, Listener, Role};
     use serde_json::Value;
 
     use super::*;
@@ -163,6 +163,8 @@ mod tests {
             value.as_object().expect("an object").keys().cloned().collect()
         };
         let edit = EditRequest {
+            role: Some(Role::Client),
+            drained: Some(true),
             alias: Some(String::new()),
             shared: Some(true),
             description: Some(String::new()),

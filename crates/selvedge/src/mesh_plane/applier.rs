@@ -1,13 +1,14 @@
 //! Makes WireGuard on this host what the mesh wants: one small task per mesh, which converges on
 //! the latest desired state and makes the device anew when it has failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
 use std::time::Duration;
 
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{self, Device, PeerSpec, PeerStatus};
-use selvedge_model::WgKey;
+use selvedge_host::wireguard::{self, Changes, DETOUR, Device, PeerSpec, PeerStatus};
+use selvedge_model::{Prefix, WgKey};
+use selvedge_topology::Relays;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -17,6 +18,21 @@ use super::hooks::{Hooks, Kind};
 
 /// The peers that a device shall have.
 pub(super) type Peers = BTreeMap<WgKey, PeerSpec>;
+
+/// What a mesh's interface shall be, and what is behind it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Desired {
+    /// The peers.
+    pub(super) peers: Peers,
+    /// What becomes of packets beyond the mesh; `None`: it is not known yet.
+    pub(super) relays: Option<Relays>,
+    /// What is routed into it besides its own network.
+    pub(super) routes: BTreeSet<Prefix>,
+    /// The addresses of the interface; none: those that it was made with.
+    pub(super) addresses: Vec<Prefix>,
+    /// Its MTU in bytes; `None`: the one that it was made with.
+    pub(super) mtu: Option<u16>,
+}
 
 /// How often a device is looked after, and how long to wait before it is made anew.
 const CARE: Duration = Duration::from_secs(5);
@@ -41,7 +57,7 @@ pub(super) enum Status {
 /// The plane's end of an applier. Dropping it ends the task, and the device with it.
 #[derive(Debug)]
 pub(super) struct Applier {
-    desired: watch::Sender<Peers>,
+    desired: watch::Sender<Desired>,
     status: watch::Receiver<Status>,
     questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
     task: JoinHandle<()>,
@@ -69,7 +85,7 @@ impl Applier {
         config: wireguard::Config,
         hooks: Option<Hooks>,
     ) -> Self {
-        let (desired, follow) = watch::channel(Peers::new());
+        let (desired, follow) = watch::channel(Desired::default());
         let (report, status) = watch::channel(Status::Starting);
         let (questions, asked) = mpsc::channel(16);
         let worker = Worker { desired: follow, report, questions: asked, hooks };
@@ -83,19 +99,19 @@ impl Applier {
     }
 
     /// Sets the state to converge on.
-    pub(super) fn set(&self, peers: Peers) {
+    pub(super) fn set(&self, desired: Desired) {
         self.desired.send_if_modified(|current| {
-            let differs = *current != peers;
+            let differs = *current != desired;
             if differs {
-                *current = peers;
+                *current = desired;
             }
             differs
         });
     }
 
-    /// The state to converge on.
-    pub(super) fn desired(&self) -> Peers {
-        self.desired.borrow().clone()
+    /// The peers to converge on.
+    pub(super) fn peers(&self) -> Peers {
+        self.desired.borrow().peers.clone()
     }
 
     /// How the device does.
@@ -128,7 +144,7 @@ pub(super) async fn settled(mut status: watch::Receiver<Status>) -> Result<u16, 
 }
 
 struct Worker {
-    desired: watch::Receiver<Peers>,
+    desired: watch::Receiver<Desired>,
     report: watch::Sender<Status>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
     hooks: Option<Hooks>,
@@ -149,6 +165,9 @@ impl Worker {
             match Device::create(netlink, &config).await {
                 Ok(mut device) => {
                     config.listen_port = device.port().await;
+                    if let Err(error) = device.set_mark(DETOUR.mark).await {
+                        warn!(interface = config.name, %error, "cannot keep WireGuard's own packets off its exits");
+                    }
                     let ready = Status::Ready { port: config.listen_port };
                     info!(interface = config.name, port = config.listen_port, "WireGuard is up");
                     self.report.send_replace(ready);
@@ -211,7 +230,7 @@ impl Worker {
                 _ = care.tick() => {
                     match device.has_failed().await {
                         Ok(true) => return End::Failed,
-                        Ok(false) => repair(device).await,
+                        Ok(false) => self.repair(device).await,
                         Err(error) => warn!(interface = device.name(), %error, "cannot look after the device"),
                     }
                     if behind {
@@ -224,8 +243,8 @@ impl Worker {
 
     /// Applies the latest desired state; whether that worked.
     async fn apply(&mut self, device: &mut Device) -> bool {
-        let peers = self.desired.borrow_and_update().clone();
-        match device.apply(&peers).await {
+        let desired = self.desired.borrow_and_update().clone();
+        match converge(device, desired).await {
             Ok(changes) => {
                 debug!(interface = device.name(), ?changes, "applied");
                 true
@@ -233,6 +252,27 @@ impl Worker {
             Err(error) => {
                 error!(interface = device.name(), %error, "cannot apply; trying again");
                 false
+            }
+        }
+    }
+
+    /// Puts right what others have changed.
+    async fn repair(&self, device: &Device) {
+        let wrong = match device.repair().await {
+            Ok(wrong) => {
+                let routes = self.desired.borrow().routes.clone();
+                device.set_routes(&routes).await.map(|changed| wrong || changed)
+            }
+            Err(error) => Err(error),
+        };
+        match wrong {
+            Ok(false) => {}
+            Ok(true) => warn!(
+                interface = device.name(),
+                "somebody changed the interface's addresses, routes, MTU or state; put right"
+            ),
+            Err(error) => {
+                warn!(interface = device.name(), %error, "cannot put the interface right");
             }
         }
     }
@@ -263,16 +303,16 @@ impl Worker {
     }
 }
 
-/// Puts right what others have changed.
-async fn repair(device: &Device) {
-    match device.repair().await {
-        Ok(false) => {}
-        Ok(true) => warn!(
-            interface = device.name(),
-            "somebody changed the interface's addresses, MTU or state; put right"
-        ),
-        Err(error) => warn!(interface = device.name(), %error, "cannot put the interface right"),
+/// Makes a device what is desired. What carries packets comes before what leads them there.
+async fn converge(device: &mut Device, desired: Desired) -> Result<Changes, wireguard::Error> {
+    let Desired { peers, relays, routes, addresses, mtu } = desired;
+    if let Some(relays) = relays {
+        device.set_relays(relays);
     }
+    let changes = device.apply(&peers).await?;
+    device.shape(mtu, &addresses).await?;
+    device.set_routes(&routes).await?;
+    Ok(changes)
 }
 
 /// A port that nobody used a moment ago.
@@ -300,7 +340,8 @@ mod tests {
         let applier = Applier::start(None, config, None);
         assert!(settled(applier.status()).await.expect("dry always works") > 0);
         let peer = PeerSpec { keepalive: Some(25), ..PeerSpec::default() };
-        applier.set(Peers::from([(WgKey([2; 32]), peer)]));
+        let peers = Peers::from([(WgKey([2; 32]), peer)]);
+        applier.set(Desired { peers, ..Desired::default() });
         assert_eq!(applier.inquirer().peers().await, []);
         applier.stop().await;
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use selvedge_host::netlink::{Address, Link, LinkKind, Netlink};
+use selvedge_host::wireguard::DETOUR;
 
 /// How many addresses are announced at most.
 const MAX: usize = 8;
@@ -31,10 +32,12 @@ pub(super) async fn discover(netlink: Option<&Netlink>) -> Vec<IpAddr> {
     ordered(found)
 }
 
-/// The address from which packets to `remote` leave. Nothing is sent.
+/// The address from which packets of the agent to `remote` leave. Nothing is sent.
 pub(super) fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).ok()?;
+    // Without the capability there is no exit that would have to be left out either.
+    socket2::SockRef::from(&socket).set_mark(DETOUR.mark).unwrap_or_default();
     socket.connect(remote).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)

@@ -4,16 +4,18 @@
 //! ```text
 //!  requests ─┐                 ┌─▶ files      (before anything that was decided is sent)
 //!  packets ──┼─▶ plane ─ core ─┼─▶ transport
-//!  timers ───┘                 └─▶ applier ─▶ WireGuard
+//!  timers ───┘                 └─▶ topology ─▶ applier ─▶ WireGuard, routes
 //! ```
 
 mod applier;
 mod dns;
+mod doctor;
 pub(crate) mod endpoints;
 mod error;
 mod events;
 mod files;
 pub(crate) mod graph;
+mod ground;
 mod hooks;
 mod names;
 mod plane;
@@ -22,16 +24,20 @@ mod recorder;
 mod resolved;
 mod seat;
 mod setup;
+mod topology;
 mod view;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
 use selvedge_api::Error;
+use selvedge_api::gateway::Finding;
 use selvedge_api::mesh::{
     CreateRequest, Dns, EditRequest, Evicted, Invite, InviteRequest, JoinRequest, Left, Mesh,
     Summary,
 };
+use selvedge_model::{MeshId, NodeId};
 use selvedge_transport::CounterValues;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -57,9 +63,13 @@ pub struct MeshHandle {
     requests: mpsc::Sender<Request>,
     stream: Stream,
     dns: watch::Receiver<Dns>,
+    place: doctor::Place,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// By mesh and member.
+type Controls = BTreeMap<MeshId, BTreeMap<NodeId, doctor::Control>>;
 
 /// What the plane can be asked for.
 #[derive(Debug)]
@@ -69,6 +79,8 @@ enum Request {
     Join(JoinRequest, Reply<Mesh>),
     List(Reply<Vec<Summary>>),
     Show(String, Reply<Mesh>),
+    /// How the members of all meshes are heard.
+    Control(Reply<Controls>),
     /// All meshes, as far as names are made of them.
     Sites(Reply<Vec<Seen>>),
     Edit(String, EditRequest, Reply<Mesh>),
@@ -91,10 +103,11 @@ pub async fn spawn(
     let stream = Stream::new();
     let dns_config = config.dns.clone();
     let overlay = config.wireguard != crate::config::WireGuard::Dry;
+    let place = doctor::Place { port: config.listen.port(), dry: !overlay };
     let opened = Plane::open(config, stream.clone()).await;
     let plane = opened.context("cannot start the mesh plane")?;
     let (status, dns) = watch::channel(Dns::default());
-    let handle = MeshHandle { requests, stream, dns };
+    let handle = MeshHandle { requests, stream, dns, place };
     if let Some(config) = dns_config {
         let shutdown = shutdown.clone();
         tokio::spawn(dns::run(config, handle.clone(), status, overlay, shutdown));
@@ -181,6 +194,20 @@ impl MeshHandle {
     #[must_use]
     pub fn dns(&self) -> Dns {
         self.dns.borrow().clone()
+    }
+
+    /// What is wrong with all meshes, or with one, and what to do about it; the gravest first.
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// If there is no such mesh, or several.
+    pub async fn doctor(&self, mesh: Option<&str>) -> Result<Vec<Finding>, Error> {
+        let meshes = match mesh {
+            Some(mesh) => vec![self.show(mesh).await?],
+            None => self.show_all().await?,
+        };
+        let control = self.ask(Request::Control).await?;
+        Ok(doctor::examine(self.place, meshes, control, self.dns()).await)
     }
 
     async fn sites(&self) -> Result<Vec<Seen>, Error> {

@@ -1,5 +1,6 @@
 //! The loop of the mesh plane.
 
+mod planning;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selvedge_api::Error;
-use selvedge_api::mesh::{Mesh, What};
+use selvedge_api::mesh::{Mesh, Role, What};
 use selvedge_host::netlink::Netlink;
+use selvedge_host::wireguard::DETOUR;
 use selvedge_mesh::wire::{self, Envelope, Refused, RefusedReason};
 use selvedge_mesh::{Identity, Knock, State};
 use selvedge_model::{MeshId, NodeId, Time};
@@ -23,12 +25,15 @@ use tracing::{debug, error, info, warn};
 use super::error::PlaneError;
 use super::events::{self, Stream};
 use super::files::{Files, FilesError, MeshFile};
+use super::ground::Landlord;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Wire, wall};
+use super::topology::Outcome;
 use super::{Reply, Request, view};
 use crate::config::{MeshConfig, WireGuard};
 use crate::identity;
+use planning::Planning;
 
 /// How often the host's addresses are looked at, and forgotten nodes forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -62,6 +67,8 @@ enum Report {
     WriteAgain(MeshId),
     /// The members of a mesh that was left have had time to hear of it.
     Forgotten,
+    /// What the host is to do for all meshes; `None` if that could not be planned.
+    Planned(Option<Box<Outcome>>),
     /// The addresses to announce in each mesh.
     Addresses(BTreeMap<MeshId, Vec<IpAddr>>),
 }
@@ -81,6 +88,9 @@ pub(super) struct Plane {
     /// Interfaces that are being made or removed.
     reserved: BTreeSet<String>,
     heard: view::Heard,
+    planning: Planning,
+    /// `None`: dry, the host is not touched.
+    landlord: Option<Landlord>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
 }
@@ -94,13 +104,18 @@ impl Plane {
         let identity = Identity::from_secret(&secret);
         let nobody = AccessList { strangers: true, ..AccessList::default() };
         let (access, follow) = watch::channel(nobody);
-        let listen = config.listen;
-        let (transport, received) =
-            Transport::bind(selvedge_transport::Config { listen, secret, access: follow })?;
         let netlink = match config.wireguard {
             WireGuard::Userspace => Some(Netlink::new().context("cannot talk to the kernel")?),
             WireGuard::Dry => None,
         };
+        let (transport, received) = Transport::bind(selvedge_transport::Config {
+            listen: config.listen,
+            secret,
+            access: follow,
+            mark: netlink.as_ref().map(|_| DETOUR.mark),
+        })?;
+        let settings = config.state.join("settings.json");
+        let landlord = netlink.clone().map(|netlink| Landlord::start(netlink, settings));
         info!(node = %identity.node_id(), listen = %transport.local_addr(), "this is the mesh node");
         let setup = Setup {
             identity,
@@ -111,7 +126,7 @@ impl Plane {
             announce: config.endpoints.clone(),
             default_alias: config.name.to_string(),
             wireguard_port: config.port,
-            mtu: config.mtu,
+            options: config.options.clone(),
             hooks: config.hooks.clone(),
             stream,
         };
@@ -127,10 +142,14 @@ impl Plane {
             leaving: BTreeSet::new(),
             reserved: BTreeSet::new(),
             heard: view::Heard::new(),
+            planning: Planning::default(),
+            landlord,
             reports,
             reporter,
         };
         plane.restore(stored).await;
+        // Also without a mesh: an earlier run may have left something behind.
+        plane.planning.note();
         Ok(plane)
     }
 
@@ -181,6 +200,9 @@ impl Plane {
     }
 
     fn handle_timeout(&mut self) {
+        if self.planning.begin(Instant::now()) {
+            self.plan();
+        }
         let (now, wall) = (now(self.began), wall());
         let due = |seat: &Seated| seat.core.poll_timeout().is_some_and(|due| due <= now);
         let due: Vec<_> = self.meshes.values().filter(|seat| due(seat)).map(Seated::id).collect();
@@ -215,6 +237,7 @@ impl Plane {
                 }
             }
             Report::Forgotten => self.update_access(),
+            Report::Planned(outcome) => self.follow(outcome),
             Report::Addresses(addresses) => self.announce(addresses),
         }
     }
@@ -273,9 +296,13 @@ impl Plane {
         let mut core = begin(identity, state, config, seed, now, wall)?;
         core.set_bootstrap(self.config.bootstrap.clone());
         let mesh = core.id();
+        let options = self.setup.options.of(mesh, &core.genesis().name).clone();
+        if let Some(role) = options.role {
+            core.edit_profile(|profile| profile.client = role == Role::Client)?;
+        }
         info!(mesh = core.genesis().name, id = %mesh, address = %core.address(), "member of a mesh");
         self.setup.stream.publish(events::event(mesh, &core.genesis().name, What::Entered));
-        self.meshes.insert(mesh, Seated::new(core, wire, recorder));
+        self.meshes.insert(mesh, Seated::new(core, wire, options, recorder));
         self.update_access();
         self.drive(mesh);
         Ok(mesh)
@@ -308,6 +335,9 @@ impl Plane {
     fn carry_out(&mut self, mesh: MeshId, wanted: Wanted) {
         if wanted.members_changed {
             self.update_access();
+        }
+        if wanted.replan {
+            self.planning.note();
         }
         let Some(seat) = self.meshes.get_mut(&mesh) else { return };
         for what in wanted.told {
@@ -416,7 +446,8 @@ impl Plane {
     fn due(&self) -> Instant {
         let timers = self.meshes.values().filter_map(|seat| seat.core.poll_timeout());
         let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
-        Instant::now() + wait
+        let due = Instant::now() + wait;
+        self.planning.due().map_or(due, |planning| due.min(planning))
     }
 
     async fn close(mut self) {
@@ -428,6 +459,9 @@ impl Plane {
             {
                 error!(%mesh, %error, "cannot write the state of a mesh");
             }
+        }
+        if let Some(landlord) = self.landlord {
+            landlord.stop().await;
         }
         let appliers = self.meshes.into_values().map(|seat| seat.wire.applier.stop());
         futures_util::future::join_all(appliers).await;

@@ -320,6 +320,8 @@ pub(crate) mod tests {
             address: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
             prefix: "fd00::/64".parse().expect("a prefix"),
             listen_port: 51820,
+            routes: vec![],
+            not_permitted: vec![],
             members: vec![member(1, "gw1"), gateway, client],
             evicted: None,
             evictions: Vec::new(),

@@ -1,25 +1,50 @@
 //! One mesh of this node: its core, its WireGuard, and its file.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::What;
-use selvedge_host::wireguard::PeerSpec;
-use selvedge_mesh::{Event, Knock, Mesh, Transmit, wire};
-use selvedge_model::{MeshId, NodeId, WgKey};
+use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
+use selvedge_model::{MeshId, NodeId};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::applier::Peers;
 use super::events;
 use super::files::MeshFile;
 use super::recorder::Recorder;
 use super::setup::Wire;
+use super::topology::{Layout, Site};
+use crate::config::MeshOptions;
 
 /// How many messages wait for a write at most, and how many bytes; what is dropped,
 /// reconciliation repeats.
 const MAX_HELD: usize = 4096;
 const MAX_HELD_BYTES: usize = 16 << 20;
+
+/// So often may a node say something new of its routes at once, and then so seldom: a member
+/// beyond it that comes and goes must not keep all others busy.
+const ANNOUNCEMENTS: u32 = 5;
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often something may be done: a few times at once, then at intervals.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Patience {
+    /// When all that was done will be forgiven.
+    until: Option<Instant>,
+}
+
+impl Patience {
+    /// Takes note that it is done now; or says when it may be.
+    fn take(&mut self, now: Instant) -> Option<Instant> {
+        let until = self.until.map_or(now, |until| until.max(now)) + ANNOUNCE_EVERY;
+        let allowed = now + ANNOUNCE_EVERY * ANNOUNCEMENTS;
+        if until > allowed {
+            return Some(now + (until - allowed));
+        }
+        self.until = Some(until);
+        None
+    }
+}
 
 /// A message to a member.
 #[derive(Clone, Debug)]
@@ -65,6 +90,11 @@ impl From<Transmit> for Message {
 pub(super) struct Seated {
     pub(super) core: Mesh,
     pub(super) wire: Wire,
+    pub(super) options: MeshOptions,
+    /// What was planned last.
+    pub(super) layout: Layout,
+    /// How often this node may still say something new about its routes.
+    pub(super) patience: Patience,
     changed: bool,
     writing: bool,
     /// A write failed, and the next attempt is not due yet.
@@ -88,16 +118,26 @@ pub(super) struct Wanted {
     pub(super) write: Option<MeshFile>,
     /// Whether somebody became a member or ceased to be one.
     pub(super) members_changed: bool,
+    /// Whether the plan may be another.
+    pub(super) replan: bool,
     /// What those who watch are to be told.
     pub(super) told: Vec<What>,
 }
 
 impl Seated {
-    pub(super) fn new(core: Mesh, wire: Wire, recorder: Option<Recorder>) -> Self {
+    pub(super) fn new(
+        core: Mesh,
+        wire: Wire,
+        options: MeshOptions,
+        recorder: Option<Recorder>,
+    ) -> Self {
         let (in_write, held) = (Vec::new(), Vec::new());
         Self {
             core,
             wire,
+            options,
+            layout: Layout::default(),
+            patience: Patience::default(),
             changed: false,
             writing: false,
             pausing: false,
@@ -116,6 +156,73 @@ impl Seated {
         &self.core.genesis().name
     }
 
+    /// What a plan is made of.
+    pub(super) fn site(&self) -> Site {
+        let live = |member: selvedge_mesh::Member| {
+            let live = !self.core.is_down(member.node);
+            (member, live)
+        };
+        Site {
+            mesh: self.id(),
+            own: self.core.node(),
+            interface: self.wire.interface.clone(),
+            members: self.core.members().map(live).collect(),
+            options: self.options.clone(),
+            attempts: Vec::new(),
+        }
+    }
+
+    /// Follows a plan. Says when this node may say what it is to say of its routes, if it has
+    /// done so too often.
+    pub(super) fn follow(&mut self, layout: Layout, now: Instant) -> Option<Instant> {
+        self.note_layout(&layout);
+        self.wire.applier.set(layout.desired.clone());
+        self.layout = layout;
+        if self.said(&self.core.profile()) {
+            return None;
+        }
+        if let Some(later) = self.patience.take(now) {
+            return Some(later);
+        }
+        let (layout, options) = (&self.layout, &self.options);
+        let said = self.core.edit_profile(|profile| {
+            profile.bridged.clone_from(&layout.announce);
+            profile.overlay_ipv4 = layout.ipv4;
+            profile.routes.clone_from(&options.advertise);
+        });
+        if let Err(error) = said {
+            warn!(mesh = self.name(), %error, "cannot tell the members what is reached by this node");
+        }
+        None
+    }
+
+    fn said(&self, profile: &Profile) -> bool {
+        profile.bridged == self.layout.announce
+            && profile.overlay_ipv4 == self.layout.ipv4
+            && profile.routes == self.options.advertise
+    }
+
+    fn note_layout(&self, new: &Layout) {
+        let (mesh, old) = (self.name(), &self.layout);
+        if old.used != new.used {
+            info!(mesh, routes = new.used.len(), "the routes by other members have changed");
+            debug!(mesh, routes = ?new.used, "routes");
+        }
+        if let Some(exit) = new.lost_exit.as_ref().filter(|_| old.lost_exit != new.lost_exit) {
+            warn!(
+                mesh,
+                exit, "the exit is no member: packets to elsewhere are dropped; correct `exit`"
+            );
+        }
+        if new.left_out > 0 && old.left_out == 0 {
+            warn!(
+                mesh,
+                left_out = new.left_out,
+                "more is reached by other meshes than can be announced"
+            );
+        }
+    }
+
     /// To be called after each call of the core.
     pub(super) fn drive(&mut self) -> Wanted {
         let mut wanted = Wanted::default();
@@ -124,11 +231,10 @@ impl Seated {
             wanted.members_changed |= note(&self.core, &event);
             wanted.told.extend(events::what(&self.core, &event));
             state_changed |= event == Event::StateChanged;
+            wanted.replan |= matches!(event, Event::MemberDown(_) | Event::MemberUp(_));
         }
-        if state_changed {
-            self.changed = true;
-            self.wire.applier.set(peers(&self.core));
-        }
+        self.changed |= state_changed;
+        wanted.replan |= state_changed;
         wanted.knocks.extend(std::iter::from_fn(|| self.core.poll_knock()));
         if let (Some(recorder), Some(bytes)) = (&mut self.recorder, self.core.poll_journal()) {
             recorder.append(&bytes);
@@ -251,17 +357,6 @@ fn note(core: &Mesh, event: &Event) -> bool {
     matches!(event, Event::MemberJoined(_) | Event::MemberLeft(_))
 }
 
-/// The core's wishes in the words of the host.
-fn peers(core: &Mesh) -> Peers {
-    let wishes: BTreeMap<WgKey, selvedge_mesh::PeerSpec> = core.desired_wireguard();
-    let spec = |spec: selvedge_mesh::PeerSpec| PeerSpec {
-        endpoint: spec.endpoint,
-        allowed: spec.allowed.into_iter().collect(),
-        keepalive: spec.keepalive.map(|every| u16::try_from(every.as_secs()).unwrap_or(u16::MAX)),
-    };
-    wishes.into_iter().map(|(key, wish)| (key, spec(wish))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use selvedge_host::wireguard::{self, PrivateKey};
@@ -289,7 +384,7 @@ mod tests {
         let applier = Applier::start(None, config, None);
         let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
         let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
-        Seated::new(core.expect("its own state"), wire, None)
+        Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None)
     }
 
     fn rename(seat: &mut Seated, alias: &str) -> Wanted {
@@ -331,6 +426,19 @@ mod tests {
         assert!(!carries(&seat.written(false)));
         assert!(seat.resume().write.is_some());
         assert!(carries(&seat.written(true)));
+    }
+
+    #[test]
+    fn what_flaps_is_said_a_few_times_and_then_at_intervals() {
+        let (mut patience, start) = (Patience::default(), Instant::now());
+        for _ in 0..ANNOUNCEMENTS {
+            assert_eq!(patience.take(start), None);
+        }
+        assert_eq!(patience.take(start), Some(start + ANNOUNCE_EVERY));
+        assert_eq!(patience.take(start + ANNOUNCE_EVERY), None);
+        let later = start + ANNOUNCE_EVERY * 60;
+        assert!((0..ANNOUNCEMENTS).all(|_| patience.take(later).is_none()));
+        assert!(patience.take(later).is_some());
     }
 
     #[tokio::test]

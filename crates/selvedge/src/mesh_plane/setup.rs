@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use selvedge_api::mesh::{CreateRequest, JoinRequest};
+use selvedge_api::mesh::{CreateRequest, JoinRequest, Role};
 use selvedge_host::netlink::Netlink;
 use selvedge_host::wireguard::{self, PrivateKey};
 use selvedge_mesh::{
@@ -22,10 +22,15 @@ use super::error::PlaneError;
 use super::events::Stream;
 use super::files::{Files, MeshFile};
 use super::hooks::{Hooks, MeshHooks};
+use crate::config::OptionsByMesh;
 
 /// How often a bootstrap node is asked, and how long it may take to answer each time.
 const ATTEMPTS: usize = 3;
 const ANSWER: Duration = Duration::from_secs(4);
+
+/// The MTU of an interface in bytes until it is known by what ways its packets go: that of
+/// Ethernet less what WireGuard adds.
+pub(super) const MTU: u16 = 1500 - wireguard::OVERHEAD;
 
 /// What every setup needs.
 #[derive(Clone)]
@@ -42,7 +47,7 @@ pub(super) struct Setup {
     pub(super) listen_port: u16,
     /// The port of WireGuard; 0 for a free one.
     pub(super) wireguard_port: u16,
-    pub(super) mtu: u16,
+    pub(super) options: OptionsByMesh,
     pub(super) hooks: MeshHooks,
     pub(super) stream: Stream,
 }
@@ -117,6 +122,7 @@ impl Setup {
         let prepare = |wg, port| {
             let (alias, description) = (request.alias.clone(), request.description.clone());
             let profile = self.profile(port, &addresses, alias, description);
+            let profile = Profile { client: request.role == Some(Role::Client), ..profile };
             Joining::new(self.identity.clone(), invite.clone(), wg, profile, wall())
         };
         let draft = prepare(key.public(), 0)?;
@@ -164,7 +170,7 @@ impl Setup {
             name: interface.to_owned(),
             private_key: key.clone(),
             listen_port,
-            mtu: self.mtu,
+            mtu: self.options.of(mesh, name).mtu.unwrap_or(MTU),
             addresses: vec![interface_address(mesh, self.identity.node_id())],
             control: None,
         };

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use selvedge_api::mesh::{Admission, Eviction, Member, MemberState, Mesh, Role, Route, Summary};
+use selvedge_api::mesh::{
+    Admission, Eviction, Member, MemberState, Mesh, Role, Route, Summary, UsedRoute,
+};
 use selvedge_dns::names::{Claim, Named, names};
 use selvedge_dns::{Host, Site};
 use selvedge_host::wireguard::{PeerSpec, PeerStatus};
@@ -62,7 +64,7 @@ pub(super) fn site(seat: &Seated) -> Seen {
     Seen { site, address: seat.core.address().into(), interface }
 }
 
-fn claim(member: &selvedge_mesh::Member) -> Claim {
+pub(super) fn claim(member: &selvedge_mesh::Member) -> Claim {
     Claim {
         node: member.node,
         rank: member.serial,
@@ -90,6 +92,8 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         address: seat.core.address(),
         prefix: seat.core.prefix(),
         listen_port: seat.wire.port,
+        routes: used_routes(seat),
+        not_permitted: not_permitted(seat),
         members: members.into_iter().map(&mut shown).collect(),
         evicted: seat.core.evicted().map(eviction),
         evictions: seat.core.evictions().map(eviction).collect(),
@@ -111,6 +115,17 @@ pub(super) fn find(seat: &Seated, selector: &str) -> Result<NodeId, FindError> {
     let names = claims.iter().map(called);
     let aliases = claims.iter().map(|claim| (claim.node, claim.alias.as_str()));
     find_member(selector, names.chain(aliases))
+}
+
+fn used_routes(seat: &Seated) -> Vec<UsedRoute> {
+    let used = seat.layout.used.iter();
+    used.map(|(destination, via)| UsedRoute { destination: *destination, via: *via }).collect()
+}
+
+/// What this node would announce, if it might.
+fn not_permitted(seat: &Seated) -> Vec<Prefix> {
+    let Some(own) = seat.core.member(seat.core.node()) else { return Vec::new() };
+    own.profile.routes.iter().copied().filter(|prefix| !own.may_announce(*prefix)).collect()
 }
 
 fn member(
@@ -186,7 +201,7 @@ struct Paths {
 
 impl Paths {
     fn new(seat: &Seated) -> Self {
-        let desired = seat.wire.applier.desired();
+        let desired = seat.wire.applier.peers();
         Self {
             own: seat.core.node(),
             carriers: Carriers::new(&desired),

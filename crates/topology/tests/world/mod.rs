@@ -25,6 +25,7 @@ pub(crate) fn member(of: MeshId, number: u8, role: Role) -> Member {
         key: WgKey([number; 32]),
         role,
         address: node_address(of, node(number)),
+        serial: number.into(),
         ipv4: None,
         live: true,
         drained: false,
@@ -34,6 +35,10 @@ pub(crate) fn member(of: MeshId, number: u8, role: Role) -> Member {
         bridged: Vec::new(),
         permits: Vec::new(),
     }
+}
+
+pub(crate) fn any_mesh() -> Prefix {
+    "fd00::/8".parse().expect("a prefix")
 }
 
 /// What became of a packet.
@@ -65,7 +70,9 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn join(&mut self, of: MeshId, member: Member, options: Options) {
+    /// A bridge has a certificate that lets it announce all meshes.
+    pub(crate) fn join(&mut self, of: MeshId, mut member: Member, options: Options) {
+        member.permits.extend(options.bridge.then(any_mesh));
         self.options.insert((of, member.node), options);
         self.members.entry(of).or_default().insert(member.node, member);
     }

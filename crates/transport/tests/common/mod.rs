@@ -17,7 +17,8 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn bind(seed: u8, listen: SocketAddr, list: AccessList) -> Self {
         let (access, follow) = watch::channel(list);
-        let config = Config { listen, secret: Zeroizing::new([seed; 32]), access: follow };
+        let config =
+            Config { listen, secret: Zeroizing::new([seed; 32]), access: follow, mark: None };
         let (transport, inbox) = Transport::bind(config).expect("loopback can be bound");
         Self { transport, inbox, access }
     }

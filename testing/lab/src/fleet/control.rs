@@ -119,7 +119,8 @@ impl Fleet {
 
 const RETURN: Duration = Duration::from_secs(30);
 
-fn this_program() -> anyhow::Result<PathBuf> {
+/// The file of the running program.
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("cannot find this program")
 }
 

@@ -265,7 +265,7 @@ async fn start(folder: &Path, number: u32) -> anyhow::Result<(MeshHandle, JoinHa
         wireguard: WireGuard::Dry,
         port: 0,
         interface: "sv-{name}".to_owned(),
-        mtu: 1420,
+        options: Default::default(),
         dns: None,
         hooks: Default::default(),
     };

@@ -23,6 +23,7 @@ fn relays(own: &str) -> Relays {
         hops: Table::default(),
         serves: Table::default(),
         sources: BTreeMap::new(),
+        local: Vec::new(),
     }
 }
 
@@ -106,4 +107,54 @@ fn nobody_becomes_a_router_against_its_will() {
     let nowhere = "[fd66::1]:9".parse().expect("an address");
     assert!(!round_trip(&ours, nowhere, 1, 100).expect("sent"));
     assert!(left.refused() > before, "the sender drops what nobody announces");
+}
+
+/// Two networks in IPv4, each behind a member that has no such address inside the mesh.
+fn connect_networks(pair: &Pair) -> (Device, Device) {
+    let Pair { runtime, a, b, .. } = pair;
+    let (mut left, mut right) = (a.device(runtime), b.device(runtime));
+    runtime.block_on(async {
+        right.apply(&a.as_peer("fd00:99::1")).await.expect("applied");
+        left.apply(&b.as_peer("fd00:99::2")).await.expect("applied");
+    });
+    wait_for_session(a, b);
+    for (host, device, near, far, via) in [
+        (a, &left, "192.168.7.1/24", "192.168.9.0/24", "fd77::2"),
+        (b, &right, "192.168.9.1/24", "192.168.7.0/24", "fd77::1"),
+    ] {
+        runtime.block_on(stand_in(host, near, far));
+        let hop = Hop { via: address(via), distance: 1 };
+        device.set_relays(Relays {
+            hops: [(prefix(far), hop)].into_iter().collect(),
+            serves: [(prefix(near), 0)].into_iter().collect(),
+            sources: [(address(via), BTreeSet::from([prefix(far)]))].into(),
+            ..relays(host.overlay)
+        });
+    }
+    (left, right)
+}
+
+/// The host has an address in the network `near` and reaches `far` by the mesh, and takes nothing
+/// from where it would not answer to.
+async fn stand_in(host: &Host, near: &str, far: &str) {
+    let lo = interface(host, "lo").await;
+    host.netlink.set_up(lo, true, None).await.expect("up");
+    let options = AddressOptions { no_dad: true, no_prefix_route: true };
+    host.netlink.add_address(lo, prefix(near), options).await.expect("added");
+    route(host, far).await;
+    let strict = || std::fs::write("/proc/sys/net/ipv4/conf/wg0/rp_filter", "1");
+    host.namespace.run(strict).expect("entered").expect("written");
+}
+
+#[test]
+fn a_sender_in_ipv4_is_told_by_a_member_without_an_address_of_its_own() {
+    let Some(pair) = Pair::new("told_in_ipv4") else { return };
+    let (_left, _right) = connect_networks(&pair);
+    let (ours, theirs) = (pair.a.socket_at("192.168.7.1"), pair.b.echo_at("192.168.9.1"));
+    assert!(round_trip(&ours, theirs, 0, 100).expect("sent"), "the networks are connected");
+    // What it is told makes the host cut what is larger into pieces, here and on the way back.
+    let whole = usize::from(MTU) - 28;
+    assert!(!round_trip(&ours, theirs, 1, whole).expect("sent"), "it does not fit in one");
+    let arrived = (2..20).any(|number| round_trip(&ours, theirs, number, whole).expect("sent"));
+    assert!(arrived, "nobody is told how much is carried");
 }

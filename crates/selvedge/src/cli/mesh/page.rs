@@ -1,6 +1,6 @@
 //! What `mesh list`, `mesh show` and `mesh names` print for people.
 
-use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary};
+use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, UsedRoute};
 
 use selvedge_model::NodeId;
 
@@ -42,7 +42,8 @@ pub(super) fn show(mesh: &Mesh) -> String {
     let quarrels: String = quarrels.collect();
     let rights: String = mesh.members.iter().filter_map(|member| rights(mesh, member)).collect();
     let evictions: String = mesh.evictions.iter().map(|one| evicted(mesh, one)).collect();
-    format!("{head}\n{members}{quarrels}{rights}{evictions}")
+    let (routes, refused) = (routes(mesh), not_permitted(mesh));
+    format!("{head}\n{members}{quarrels}{routes}{refused}{rights}{evictions}")
 }
 
 /// Why this node is out, and what to do.
@@ -76,6 +77,23 @@ fn evicted(mesh: &Mesh, eviction: &Eviction) -> String {
     format!("\n{} was evicted by {} at {at}", eviction.node.short(), called(mesh, eviction.by))
 }
 
+/// What is reached beyond the mesh, and by whom.
+fn routes(mesh: &Mesh) -> String {
+    if mesh.routes.is_empty() {
+        return String::new();
+    }
+    let row = |route: &UsedRoute| vec![route.destination.to_string(), called(mesh, route.via)];
+    format!("\n\n{}", table(&["DESTINATION", "BY"], mesh.routes.iter().map(row)))
+}
+
+fn not_permitted(mesh: &Mesh) -> String {
+    let refused = mesh.not_permitted.iter();
+    refused.map(|prefix| {
+        format!("\n{prefix} is not announced: this node's certificate does not allow it; join again \
+                 with an invite that does")
+    }).collect()
+}
+
 /// The name of a node, or how its id begins if it is no member.
 fn called(mesh: &Mesh, node: NodeId) -> String {
     let member = mesh.members.iter().find(|member| member.node == node);
@@ -93,9 +111,7 @@ fn quarrel(member: &Member) -> String {
 fn path(mesh: &Mesh, member: &Member) -> String {
     match member.via {
         _ if member.own => "-".to_owned(),
-        Some(via) => {
-            format!("by {}", called(mesh, via))
-        }
+        Some(via) => format!("by {}", called(mesh, via)),
         None if member.allowed_ips.is_empty() => "none".to_owned(),
         None => "direct".to_owned(),
     }
@@ -228,6 +244,8 @@ mod tests {
             address: me.address,
             prefix: "fd00::/64".parse().expect("valid"),
             listen_port: 51820,
+            routes: vec![],
+            not_permitted: vec![],
             members: vec![me, other, client],
             evicted: None,
             evictions: vec![],
@@ -246,6 +264,19 @@ a4dqobyha4  calm-otter-0001  peer    unknown  fd00::2  direct              192.0
 baeaqcaiba  gw1-baea         client  alive    fd00::3  by calm-otter-0001  -                -          0 B      0 B    -
 baeaqcaiba calls itself \"gw1\" as another member does: its name is gw1-baea";
         assert_eq!(show(&mesh()), expected);
+        let prefix = |text: &str| text.parse().expect("a prefix");
+        let route = UsedRoute { destination: prefix("192.168.7.0/24"), via: NodeId([7; 32]) };
+        let routed =
+            Mesh { routes: vec![route], not_permitted: vec![prefix("10.0.0.0/8")], ..mesh() };
+        let expected = format!(
+            "{expected}
+
+DESTINATION     BY
+192.168.7.0/24  calm-otter-0001
+10.0.0.0/8 is not announced: this node's certificate does not allow it; join again with an invite \
+             that does"
+        );
+        assert_eq!(show(&routed), expected);
     }
 
     #[test]

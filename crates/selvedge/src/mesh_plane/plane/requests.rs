@@ -17,7 +17,7 @@ use super::super::events;
 use super::super::names::{self, FindError};
 use super::super::seat::Message;
 use super::super::setup::{self, Setup, wall};
-use super::super::{Reply, Request, view};
+use super::super::{Reply, Request, doctor, view};
 use super::{Plane, Report, answer, report};
 
 /// How long the members of a mesh that was left may take to hear of it before their connections
@@ -39,6 +39,11 @@ impl Plane {
             },
             Request::Sites(reply) => {
                 answer(reply, Ok(self.meshes.values().map(view::site).collect()));
+            }
+            Request::Control(reply) => {
+                let control = |seat| doctor::control(seat, &self.heard);
+                let all = self.meshes.iter().map(|(mesh, seat)| (*mesh, control(seat)));
+                answer(reply, Ok(all.collect()));
             }
             Request::Edit(mesh, request, reply) => match self.edit(&mesh, request) {
                 Ok(mesh) => self.show(mesh, reply),
@@ -145,6 +150,8 @@ impl Plane {
         seat.core.edit_profile(|profile| {
             profile.alias = request.alias.unwrap_or(std::mem::take(&mut profile.alias));
             profile.shared = request.shared.unwrap_or(profile.shared);
+            profile.client = request.role.map_or(profile.client, |role| role == Role::Client);
+            profile.drained = request.drained.unwrap_or(profile.drained);
             let description = std::mem::take(&mut profile.description);
             profile.description = request.description.unwrap_or(description);
             for (key, value) in request.services {
@@ -175,6 +182,7 @@ impl Plane {
             let addrs = partners.get(&message.to).map_or(&[][..], Vec::as_slice);
             self.send(&message, addrs);
         }
+        self.planning.note();
         info!(mesh = left.name, id = %mesh, "left the mesh");
         self.setup.stream.publish(events::event(mesh, &left.name, What::Left));
         let interface = seat.wire.interface.clone();

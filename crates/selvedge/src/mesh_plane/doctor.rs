@@ -1,0 +1,189 @@
+//! What is wrong with the meshes of this node, and what to do about it.
+//!
+//! [`examine`] asks the host and the members, and changes nothing; [`judge`] says what the answers
+//! mean.
+
+mod judge;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use selvedge_api::gateway::Finding;
+use selvedge_api::mesh::{Dns, Member, Mesh};
+use selvedge_host::clock;
+use selvedge_host::firewall::Ruleset;
+use selvedge_host::netlink::Netlink;
+use selvedge_host::ping::{Probe, ping};
+use selvedge_host::sysctl::{self, Family};
+use selvedge_model::{MeshId, NodeId};
+
+use super::seat::Seated;
+use super::setup::wall;
+use super::view::Heard;
+
+/// So many members of a mesh are asked whether WireGuard reaches them.
+const ASKED: usize = 64;
+/// How long they may take, the handshake included.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// What the smallest packet has that is sent.
+const SMALL: u16 = 64;
+
+/// What is known of the agent beside its meshes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The UDP port on which agents talk to each other; 0 if any was to be taken.
+    pub(super) port: u16,
+    /// The kernel is left alone.
+    pub(super) dry: bool,
+}
+
+/// How a member is heard by its agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Control {
+    /// The members agree that it is down.
+    pub(super) down: bool,
+    /// How long ago it was heard last by this node itself.
+    pub(super) heard: Option<Duration>,
+}
+
+/// How the members are heard.
+pub(super) fn control(seat: &Seated, heard: &Heard) -> BTreeMap<NodeId, Control> {
+    let of_member = |member: selvedge_mesh::Member| {
+        let heard = heard.get(&member.node).map(Instant::elapsed);
+        (member.node, Control { down: seat.core.is_down(member.node), heard })
+    };
+    seat.core.members().map(of_member).collect()
+}
+
+/// What there is to judge.
+struct Facts {
+    place: Place,
+    /// Seconds since 1970, by this host's clock.
+    now: u64,
+    meshes: Vec<Examined>,
+    dns: Dns,
+    /// `None` if the agent leaves it alone.
+    host: Option<Host>,
+}
+
+/// A mesh and its members.
+struct Examined {
+    mesh: Mesh,
+    control: BTreeMap<NodeId, Control>,
+    link: Option<Link>,
+    echoes: BTreeMap<NodeId, Echo>,
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    up: bool,
+    mtu: u32,
+}
+
+/// What a member answered to through WireGuard.
+#[derive(Clone, Copy, Default)]
+struct Echo {
+    small: Option<Duration>,
+    /// To a packet as large as the interface's MTU.
+    full: Option<Duration>,
+}
+
+/// What the host's kernel says.
+struct Host {
+    synchronized: Option<bool>,
+    /// By family: whether packets are forwarded.
+    forwarding: [(Family, Result<bool, String>); 2],
+    /// The interfaces that take packets only from where they would answer to.
+    strict: BTreeSet<String>,
+    firewall: Result<Ruleset, String>,
+}
+
+/// Looks at everything once.
+pub(super) async fn examine(
+    place: Place,
+    meshes: Vec<Mesh>,
+    mut control: BTreeMap<MeshId, BTreeMap<NodeId, Control>>,
+    dns: Dns,
+) -> Vec<Finding> {
+    let examined = meshes.into_iter().map(|mesh| Examined {
+        control: control.remove(&mesh.id).unwrap_or_default(),
+        mesh,
+        link: None,
+        echoes: BTreeMap::new(),
+    });
+    let mut meshes: Vec<Examined> = examined.collect();
+    let mut unseen = Vec::new();
+    if !place.dry {
+        unseen.extend(look_at_links(&mut meshes).await);
+        unseen.extend(ask(&mut meshes).await);
+    }
+    let host = if place.dry { None } else { Some(host(&meshes).await) };
+    let facts = Facts { place, now: wall().0, meshes, dns, host };
+    judge::judge(&facts, unseen)
+}
+
+/// Fills in the interfaces. What cannot be read is a finding.
+async fn look_at_links(meshes: &mut [Examined]) -> Option<Finding> {
+    let links = match Netlink::new() {
+        Ok(netlink) => netlink.links().await,
+        Err(error) => Err(error),
+    };
+    let links = match links {
+        Ok(links) => links,
+        Err(error) => return Some(Finding::warning("interfaces", error.to_string())),
+    };
+    for examined in meshes {
+        let link = links.iter().find(|link| link.name == examined.mesh.interface);
+        examined.link = link.map(|link| Link { up: link.up, mtu: link.mtu });
+    }
+    None
+}
+
+/// Fills in whom WireGuard reaches.
+async fn ask(meshes: &mut [Examined]) -> Option<Finding> {
+    let mut asked = Vec::new();
+    let mut probes = Vec::new();
+    for (number, examined) in meshes.iter().enumerate() {
+        let Some(link) = examined.link.filter(|link| link.up) else { continue };
+        let full = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+        for member in sample(&examined.mesh) {
+            asked.push((number, member.node));
+            probes.extend([SMALL, full].map(|size| Probe { to: member.address, size }));
+        }
+    }
+    let answers = match ping(&probes, PATIENCE).await {
+        Ok(answers) => answers,
+        Err(error) => {
+            let text = format!("nobody can be asked whether WireGuard reaches it: {error}");
+            return Some(Finding::warning("ping", text));
+        }
+    };
+    for ((number, node), answer) in asked.into_iter().zip(answers.chunks(2)) {
+        let [small, full] = [0, 1].map(|at| answer.get(at).copied().flatten());
+        meshes[number].echoes.insert(node, Echo { small, full });
+    }
+    None
+}
+
+/// The members that are asked, those with whom this node has no session first.
+fn sample(mesh: &Mesh) -> Vec<&Member> {
+    let mut others: Vec<&Member> = mesh.members.iter().filter(|member| !member.own).collect();
+    others.sort_by_key(|member| (member.via.is_some(), member.handshake_age_s.is_some()));
+    others.truncate(ASKED);
+    others
+}
+
+async fn host(meshes: &[Examined]) -> Host {
+    let forwarding = [Family::V4, Family::V6].map(|family| {
+        let on = sysctl::get(family, "all", "forwarding").map(|value| value != 0);
+        (family, on.map_err(|error| error.to_string()))
+    });
+    let names = meshes.iter().map(|examined| &examined.mesh.interface);
+    let strict = names.filter(|name| sysctl::effective(name, "rp_filter").is_ok_and(|it| it == 1));
+    Host {
+        synchronized: clock::is_synchronized(),
+        forwarding,
+        strict: strict.cloned().collect(),
+        firewall: Ruleset::read().await.map_err(|error| error.to_string()),
+    }
+}

@@ -1,0 +1,117 @@
+//! When the host's part in all meshes is planned anew.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+use tracing::{debug, error};
+
+use super::super::seat::Seated;
+use super::super::topology::{Outcome, decide};
+use super::{Plane, Report, report};
+
+/// What happens within this time is planned for at once.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// When to plan. One plan is made at a time, and what changes meanwhile makes another one; between
+/// two of them is as much time as the first one took, so that a large mesh leaves room for the rest.
+#[derive(Debug, Default)]
+pub(super) struct Planning {
+    due: Option<Instant>,
+    began: Option<Instant>,
+    /// Something has changed since it began.
+    stale: bool,
+}
+
+impl Planning {
+    /// Takes note that the plan may be another.
+    pub(super) fn note(&mut self) {
+        match self.began {
+            Some(_) => self.stale = true,
+            None => drop(self.due.get_or_insert_with(|| Instant::now() + GATHER)),
+        }
+    }
+
+    /// Has a plan be made then, if none is before.
+    fn note_by(&mut self, then: Instant) {
+        self.due = Some(self.due.map_or(then, |due| due.min(then)));
+    }
+
+    /// When a plan is to be made, if one is.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due.filter(|_| self.began.is_none())
+    }
+
+    /// Whether a plan is to be made now; then [`Planning::end`] is to be called afterwards.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        let begins = self.due().is_some_and(|due| due <= now);
+        if begins {
+            (self.due, self.began) = (None, Some(now));
+        }
+        begins
+    }
+
+    fn end(&mut self, now: Instant) {
+        let took = self.began.take().map_or(Duration::ZERO, |began| now - began);
+        if std::mem::take(&mut self.stale) {
+            self.note_by(now + took.max(GATHER));
+        }
+    }
+}
+
+impl Plane {
+    /// Has a plan be made, aside from the loop: with thousands of members it takes a while.
+    pub(super) fn plan(&self) {
+        let sites: Vec<_> = self.meshes.values().map(Seated::site).collect();
+        let reporter = self.reporter.clone();
+        tokio::spawn(async move {
+            let outcome = spawn_blocking(move || decide(&sites)).await;
+            let outcome = outcome.inspect_err(|error| {
+                error!(%error, "no plan for the meshes; what was planned before stays");
+            });
+            report(&reporter, Report::Planned(outcome.ok().map(Box::new))).await;
+        });
+    }
+
+    /// Follows a plan.
+    pub(super) fn follow(&mut self, outcome: Option<Box<Outcome>>) {
+        let now = Instant::now();
+        self.planning.end(now);
+        let Some(outcome) = outcome else { return };
+        debug!(meshes = outcome.layouts.len(), ground = ?outcome.ground, "planned");
+        if let Some(landlord) = &self.landlord {
+            landlord.set(outcome.ground);
+        }
+        for (mesh, layout) in outcome.layouts {
+            let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
+            if let Some(later) = seat.follow(layout, now) {
+                self.planning.note_by(later);
+            }
+            self.drive(mesh);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_while_a_plan_is_made_makes_another_one() {
+        let mut planning = Planning::default();
+        let start = Instant::now();
+        assert!(!planning.begin(start) && planning.due().is_none());
+        planning.note();
+        planning.note();
+        assert!(!planning.begin(start), "what follows at once is waited for");
+        let due = planning.due().expect("noted");
+        assert!(planning.begin(due) && !planning.begin(due), "one at a time");
+        planning.note();
+        assert_eq!(planning.due(), None);
+        let took = Duration::from_secs(2);
+        planning.end(due + took);
+        assert_eq!(planning.due(), Some(due + took + took), "a rest as long as the work");
+        assert!(planning.begin(due + took + took));
+        planning.end(due + took * 3);
+        assert_eq!(planning.due(), None);
+    }
+}

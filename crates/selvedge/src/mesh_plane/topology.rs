@@ -1,0 +1,208 @@
+//! What this host is to do for all meshes of its node together: the plan of `selvedge_topology`,
+//! made from what the members say and what the operator wants, in the words of the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use selvedge_host::masquerade::Masquerade;
+use selvedge_host::wireguard::PeerSpec;
+use selvedge_mesh::Bridged;
+use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_topology::{Claim, ExitUse, Member, MeshPlan, Options, View, claim, owners, plan};
+
+use super::applier::{Desired, Peers};
+use super::view;
+use crate::config::{Exit, MeshOptions};
+
+/// A mesh as the plane knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Site {
+    pub(super) mesh: MeshId,
+    pub(super) own: NodeId,
+    pub(super) interface: String,
+    /// All members, and whether they answer.
+    pub(super) members: Vec<(selvedge_mesh::Member, bool)>,
+    pub(super) options: MeshOptions,
+    /// How often a member's endpoint was tried in vain.
+    pub(super) attempts: Vec<(NodeId, usize)>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outcome {
+    /// For each mesh.
+    pub(super) layouts: BTreeMap<MeshId, Layout>,
+    /// For all of them.
+    pub(super) ground: Ground,
+}
+
+/// What is to be done for one mesh.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Layout {
+    /// The interface and what is behind it.
+    pub(super) desired: Desired,
+    /// What the node is to say that it reaches by its other meshes.
+    pub(super) announce: Vec<Bridged>,
+    /// How much of that a record has no room for.
+    pub(super) left_out: usize,
+    /// The IPv4 address that it is to claim.
+    pub(super) ipv4: Option<Ipv4Addr>,
+    /// Where packets beyond the mesh go, and the member by which.
+    pub(super) used: BTreeMap<Prefix, NodeId>,
+    /// The exit that is wanted is no member.
+    pub(super) lost_exit: Option<String>,
+}
+
+/// What this host is to do for all meshes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ground {
+    /// There are routes in the table of their own, which is to be looked into.
+    pub(super) detour: bool,
+    /// Some of them are for IPv4.
+    pub(super) detour_ipv4: bool,
+    /// Packets of others pass.
+    pub(super) forward: bool,
+    /// What bears the address of this host when it leaves.
+    pub(super) masquerade: Masquerade,
+}
+
+/// Plans for all meshes of the node.
+pub(super) fn decide(sites: &[Site]) -> Outcome {
+    let views: Vec<View> = sites.iter().map(view_of).collect();
+    let mut planned = plan(&views).meshes;
+    let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
+    let mut outcome = Outcome::default();
+    for (site, view) in sites.iter().zip(&views) {
+        let Some(plan) = planned.remove(&site.mesh) else { continue };
+        outcome.ground.add(site, &plan);
+        let layout = Layout::of(site, view, plan, speaks_ipv4);
+        outcome.ground.detour |= !layout.desired.routes.is_empty();
+        outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
+        outcome.layouts.insert(site.mesh, layout);
+    }
+    outcome.ground.masquerade.meshes = match outcome.ground.masquerade.sources.is_empty() {
+        true => BTreeSet::new(),
+        false => sites.iter().map(|site| site.interface.clone()).collect(),
+    };
+    outcome
+}
+
+impl Ground {
+    fn add(&mut self, site: &Site, plan: &MeshPlan) {
+        self.forward |= plan.forwards && site.options.forward;
+        if site.options.masquerade {
+            let own = [Some(plan.relays.overlay), site.options.ipv4];
+            self.masquerade.sources.extend(own.into_iter().flatten());
+            self.masquerade.sources.extend(&plan.routes);
+        }
+    }
+}
+
+impl Layout {
+    fn of(site: &Site, view: &View, plan: MeshPlan, speaks_ipv4: bool) -> Self {
+        let me = view.me();
+        let ipv4 = me.and_then(|me| me.ipv4);
+        // What one exit alone may carry is never sent past it.
+        let closed = matches!(view.options.exit, ExitUse::Only(_));
+        let usable = |prefix: &&Prefix| speaks_ipv4 || prefix.addr().is_ipv6();
+        let defaults = plan.defaults.iter().filter(|it| closed || usable(it));
+        let routes = plan.routes.iter().filter(usable).chain(defaults).copied().collect();
+        let own = me.and_then(|me| Prefix::new(me.address.into(), 64));
+        let within = |address: Ipv4Addr| Prefix::new(address.into(), site.options.ipv4?.len());
+        let addresses = [own, ipv4.and_then(within)];
+        Self {
+            used: used(view, &plan),
+            announce: plan.announce,
+            left_out: plan.left_out,
+            ipv4,
+            lost_exit: lost_exit(site),
+            desired: Desired {
+                peers: peers(plan.peers),
+                relays: Some(plan.relays),
+                routes,
+                addresses: addresses.into_iter().flatten().collect(),
+                mtu: site.options.mtu,
+            },
+        }
+    }
+}
+
+fn view_of(site: &Site) -> View {
+    let MeshOptions { bridge, accept, ipv4, keepalive, .. } = site.options.clone();
+    let exit = match &site.options.exit {
+        Exit::None => ExitUse::None,
+        Exit::Any => ExitUse::Any,
+        // Nobody has this id: packets to elsewhere are dropped rather than sent past the exit.
+        Exit::Member(name) => ExitUse::Only(member_called(site, name).unwrap_or(NOBODY)),
+    };
+    let attempts = site.attempts.clone();
+    let options = Options {
+        bridge,
+        accept,
+        exit,
+        ipv4,
+        client_keepalive: keepalive,
+        attempts,
+        ..Options::default()
+    };
+    let addresses = addresses(site);
+    let member = |(member, live): &(selvedge_mesh::Member, bool)| Member {
+        ipv4: addresses.get(&member.node).copied(),
+        ..Member::new(member, *live || member.node == site.own)
+    };
+    let members = site.members.iter().map(member).collect();
+    View { mesh: site.mesh, own: site.own, members, options }
+}
+
+const NOBODY: NodeId = NodeId([0; 32]);
+
+/// Who has which IPv4 address in the mesh, the own node as it is to claim.
+fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
+    let Some(prefix) = site.options.ipv4 else { return BTreeMap::new() };
+    let of = |(member, _): &(selvedge_mesh::Member, bool)| Claim {
+        node: member.node,
+        rank: member.serial,
+        address: member.profile.overlay_ipv4,
+    };
+    let mut claims: Vec<Claim> = site.members.iter().map(of).collect();
+    let own = claim(site.mesh, prefix, site.own, &claims);
+    for claim in claims.iter_mut().filter(|claim| claim.node == site.own) {
+        claim.address = own;
+    }
+    owners(site.mesh, prefix, &claims).into_iter().map(|(address, node)| (node, address)).collect()
+}
+
+/// The member that an operator means: by its id, or by its name in the mesh.
+fn member_called(site: &Site, name: &str) -> Option<NodeId> {
+    let members = || site.members.iter().map(|(member, _)| member);
+    if let Ok(node) = name.parse::<NodeId>() {
+        return members().map(|member| member.node).find(|it| *it == node);
+    }
+    let claims: Vec<_> = members().map(view::claim).collect();
+    let named = selvedge_dns::names::names(&claims);
+    named.into_iter().find(|(_, named)| named.name == name).map(|(node, _)| node)
+}
+
+fn lost_exit(site: &Site) -> Option<String> {
+    match &site.options.exit {
+        Exit::Member(name) if member_called(site, name).is_none() => Some(name.clone()),
+        Exit::None | Exit::Any | Exit::Member(_) => None,
+    }
+}
+
+fn used(view: &View, plan: &MeshPlan) -> BTreeMap<Prefix, NodeId> {
+    let nodes: BTreeMap<_, _> =
+        view.members.iter().map(|member| (member.address, member.node)).collect();
+    // Those at no distance are the members' own addresses.
+    let beyond = plan.relays.hops.iter().filter(|(_, hop)| hop.distance > 0);
+    beyond.filter_map(|(prefix, hop)| Some((*prefix, *nodes.get(&hop.via)?))).collect()
+}
+
+fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
+    let spec = |spec: selvedge_topology::PeerSpec| PeerSpec {
+        endpoint: spec.endpoint,
+        allowed: spec.allowed,
+        keepalive: spec.keepalive.map(|every| u16::try_from(every.as_secs()).unwrap_or(u16::MAX)),
+    };
+    planned.into_iter().map(|(key, wish)| (key, spec(wish))).collect()
+}
