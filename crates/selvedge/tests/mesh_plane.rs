@@ -96,7 +96,12 @@ impl Node {
     /// Waits until the mesh has so many members here.
     async fn sees(&self, mesh: &str, members: usize) {
         let deadline = Instant::now() + Duration::from_secs(15);
-        while self.show(mesh).await.members.len() != members {
+        // Packets follow a moment after the news.
+        let seen = |mesh: &Mesh| {
+            let linked = mesh.members.iter().filter(|it| it.own || !it.allowed_ips.is_empty());
+            (mesh.members.len(), linked.count()) == (members, members)
+        };
+        while !seen(&self.show(mesh).await) {
             assert!(Instant::now() < deadline, "{} never saw {members} members", self.name);
             sleep(Duration::from_millis(20)).await;
         }

@@ -15,9 +15,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::hooks::{Hooks, Kind};
+use super::silence::Silence;
 
 /// The peers that a device shall have.
 pub(super) type Peers = BTreeMap<WgKey, PeerSpec>;
+
+/// How often each peer's endpoint was tried in vain.
+pub(super) type Unanswered = BTreeMap<WgKey, usize>;
 
 /// What a mesh's interface shall be, and what is behind it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,6 +63,7 @@ pub(super) enum Status {
 pub(super) struct Applier {
     desired: watch::Sender<Desired>,
     status: watch::Receiver<Status>,
+    unanswered: watch::Receiver<Unanswered>,
     questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
     task: JoinHandle<()>,
 }
@@ -88,14 +93,16 @@ impl Applier {
         let (desired, follow) = watch::channel(Desired::default());
         let (report, status) = watch::channel(Status::Starting);
         let (questions, asked) = mpsc::channel(16);
-        let worker = Worker { desired: follow, report, questions: asked, hooks };
+        let (count, unanswered) = watch::channel(Unanswered::default());
+        let patience = Silence::default();
+        let worker = Worker { desired: follow, report, questions: asked, hooks, patience, count };
         let task = tokio::spawn(async move {
             match netlink {
                 Some(netlink) => worker.run(&netlink, config).await,
                 None => worker.run_dry(config.listen_port).await,
             }
         });
-        Self { desired, status, questions, task }
+        Self { desired, status, unanswered, questions, task }
     }
 
     /// Sets the state to converge on.
@@ -117,6 +124,16 @@ impl Applier {
     /// How the device does.
     pub(super) fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// How often each peer's endpoint was tried in vain.
+    pub(super) fn unanswered(&mut self) -> Unanswered {
+        self.unanswered.borrow_and_update().clone()
+    }
+
+    /// Whether that is news since it was asked.
+    pub(super) fn has_news(&self) -> bool {
+        self.unanswered.has_changed().unwrap_or(false)
     }
 
     pub(super) fn inquirer(&self) -> Inquirer {
@@ -148,6 +165,8 @@ struct Worker {
     report: watch::Sender<Status>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
     hooks: Option<Hooks>,
+    patience: Silence,
+    count: watch::Sender<Unanswered>,
 }
 
 /// Why a device is used no longer.
@@ -230,7 +249,10 @@ impl Worker {
                 _ = care.tick() => {
                     match device.has_failed().await {
                         Ok(true) => return End::Failed,
-                        Ok(false) => self.repair(device).await,
+                        Ok(false) => {
+                            self.repair(device).await;
+                            self.note_silence(&device.peers().await);
+                        }
                         Err(error) => warn!(interface = device.name(), %error, "cannot look after the device"),
                     }
                     if behind {
@@ -253,6 +275,16 @@ impl Worker {
                 error!(interface = device.name(), %error, "cannot apply; trying again");
                 false
             }
+        }
+    }
+
+    /// Counts whose endpoint was tried in vain.
+    fn note_silence(&mut self, peers: &[PeerStatus]) {
+        let silent = self.patience.note(peers);
+        if !silent.is_empty() {
+            self.count.send_modify(|count| {
+                silent.into_iter().for_each(|key| *count.entry(key).or_default() += 1);
+            });
         }
     }
 

@@ -24,6 +24,7 @@ mod recorder;
 mod resolved;
 mod seat;
 mod setup;
+mod silence;
 mod topology;
 mod view;
 

@@ -200,6 +200,9 @@ impl Plane {
     }
 
     fn handle_timeout(&mut self) {
+        if self.meshes.values().any(|seat| seat.wire.applier.has_news()) {
+            self.planning.note();
+        }
         if self.planning.begin(Instant::now()) {
             self.plan();
         }

@@ -21,6 +21,9 @@ use crate::config::MeshOptions;
 const MAX_HELD: usize = 4096;
 const MAX_HELD_BYTES: usize = 16 << 20;
 
+/// For so long a peer that is drained goes on serving: until its clients have surely heard of it.
+pub(super) const DRAIN: Duration = Duration::from_secs(3);
+
 /// So often may a node say something new of its routes at once, and then so seldom: a member
 /// beyond it that comes and goes must not keep all others busy.
 const ANNOUNCEMENTS: u32 = 5;
@@ -95,6 +98,8 @@ pub(super) struct Seated {
     pub(super) layout: Layout,
     /// How often this node may still say something new about its routes.
     pub(super) patience: Patience,
+    /// When this node was drained, if it was since it started.
+    drained: Option<Instant>,
     changed: bool,
     writing: bool,
     /// A write failed, and the next attempt is not due yet.
@@ -138,6 +143,7 @@ impl Seated {
             options,
             layout: Layout::default(),
             patience: Patience::default(),
+            drained: None,
             changed: false,
             writing: false,
             pausing: false,
@@ -157,18 +163,24 @@ impl Seated {
     }
 
     /// What a plan is made of.
-    pub(super) fn site(&self) -> Site {
-        let live = |member: selvedge_mesh::Member| {
+    pub(super) fn site(&mut self, now: Instant) -> Site {
+        self.drained = self.core.profile().drained.then(|| self.drained.unwrap_or(now));
+        let unanswered = self.wire.applier.unanswered();
+        let mut attempts = Vec::new();
+        let mut members = Vec::new();
+        for member in self.core.members() {
+            attempts.extend(unanswered.get(&member.wg).map(|count| (member.node, *count)));
             let live = !self.core.is_down(member.node);
-            (member, live)
-        };
+            members.push((member, live));
+        }
         Site {
             mesh: self.id(),
             own: self.core.node(),
             interface: self.wire.interface.clone(),
-            members: self.core.members().map(live).collect(),
+            members,
             options: self.options.clone(),
-            attempts: Vec::new(),
+            attempts,
+            still_serving: self.drained.is_some_and(|since| now < since + DRAIN),
         }
     }
 
@@ -212,6 +224,14 @@ impl Seated {
             warn!(
                 mesh,
                 exit, "the exit is no member: packets to elsewhere are dropped; correct `exit`"
+            );
+        }
+        if !new.unpermitted.is_empty() && old.unpermitted != new.unpermitted {
+            warn!(
+                mesh,
+                prefixes = ?new.unpermitted,
+                "the certificate of this node does not let it announce what it reaches by its \
+                 other meshes; join again by an invite that allows it"
             );
         }
         if new.left_out > 0 && old.left_out == 0 {

@@ -2,15 +2,20 @@
 //! made from what the members say and what the operator wants, in the words of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use selvedge_host::masquerade::Masquerade;
+use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
-use selvedge_topology::{Claim, ExitUse, Member, MeshPlan, Options, View, claim, owners, plan};
+use selvedge_topology::{
+    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, overlay_mtu, owners,
+    plan,
+};
 
 use super::applier::{Desired, Peers};
+use super::endpoints::source_towards;
 use super::view;
 use crate::config::{Exit, MeshOptions};
 
@@ -25,7 +30,54 @@ pub(super) struct Site {
     pub(super) options: MeshOptions,
     /// How often a member's endpoint was tried in vain.
     pub(super) attempts: Vec<(NodeId, usize)>,
+    /// The node was drained so lately that its clients may not have heard of it.
+    pub(super) still_serving: bool,
 }
+
+/// What is around this host.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Links {
+    /// The MTU in bytes of the link that an address of its own is on.
+    mtus: BTreeMap<IpAddr, u16>,
+}
+
+impl Links {
+    /// Looks at the host. What cannot be seen is taken for not there.
+    pub(super) async fn look(netlink: Option<&Netlink>) -> Self {
+        let Some(netlink) = netlink else { return Self::default() };
+        match (netlink.links().await, netlink.addresses().await) {
+            (Ok(links), Ok(addresses)) => Self::of(&links, &addresses),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::debug!(%error, "the links of this host cannot be seen");
+                Self::default()
+            }
+        }
+    }
+
+    fn of(links: &[Link], addresses: &[Address]) -> Self {
+        let mtus: BTreeMap<u32, u32> = links.iter().map(|link| (link.index, link.mtu)).collect();
+        let of = |address: &Address| {
+            let mtu = *mtus.get(&address.index)?;
+            Some((address.prefix.addr(), u16::try_from(mtu).unwrap_or(u16::MAX)))
+        };
+        Self { mtus: addresses.iter().filter_map(of).collect() }
+    }
+
+    /// The MTU of an interface whose peers are reached there: whatever fits through the narrowest
+    /// link, also over IPv6, which the next partner may have. `None` if no link is known.
+    fn mtu(&self, peers: &Peers) -> Option<u16> {
+        let places: BTreeSet<SocketAddr> =
+            peers.values().filter_map(|peer| peer.endpoint).collect();
+        let places = places.into_iter().take(MAX_PATHS);
+        let link = |place| self.mtus.get(&source_towards(place)?).copied();
+        let narrowest = places.filter_map(link).min()?;
+        let path = PathMtu { underlay: Underlay::V6, bytes: narrowest };
+        Some(overlay_mtu([path]).bytes)
+    }
+}
+
+/// So many ways are looked at for the MTU at most.
+const MAX_PATHS: usize = 256;
 
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +97,8 @@ pub(super) struct Layout {
     pub(super) announce: Vec<Bridged>,
     /// How much of that a record has no room for.
     pub(super) left_out: usize,
+    /// What its certificate keeps it from saying.
+    pub(super) unpermitted: BTreeSet<Prefix>,
     /// The IPv4 address that it is to claim.
     pub(super) ipv4: Option<Ipv4Addr>,
     /// Where packets beyond the mesh go, and the member by which.
@@ -67,7 +121,7 @@ pub(super) struct Ground {
 }
 
 /// Plans for all meshes of the node.
-pub(super) fn decide(sites: &[Site]) -> Outcome {
+pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
     let views: Vec<View> = sites.iter().map(view_of).collect();
     let mut planned = plan(&views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
@@ -75,7 +129,8 @@ pub(super) fn decide(sites: &[Site]) -> Outcome {
     for (site, view) in sites.iter().zip(&views) {
         let Some(plan) = planned.remove(&site.mesh) else { continue };
         outcome.ground.add(site, &plan);
-        let layout = Layout::of(site, view, plan, speaks_ipv4);
+        let mut layout = Layout::of(site, view, plan, speaks_ipv4);
+        layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.detour |= !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
         outcome.layouts.insert(site.mesh, layout);
@@ -114,6 +169,7 @@ impl Layout {
             used: used(view, &plan),
             announce: plan.announce,
             left_out: plan.left_out,
+            unpermitted: plan.unpermitted,
             ipv4,
             lost_exit: lost_exit(site),
             desired: Desired {
@@ -121,7 +177,7 @@ impl Layout {
                 relays: Some(plan.relays),
                 routes,
                 addresses: addresses.into_iter().flatten().collect(),
-                mtu: site.options.mtu,
+                mtu: None,
             },
         }
     }
@@ -135,14 +191,14 @@ fn view_of(site: &Site) -> View {
         // Nobody has this id: packets to elsewhere are dropped rather than sent past the exit.
         Exit::Member(name) => ExitUse::Only(member_called(site, name).unwrap_or(NOBODY)),
     };
-    let attempts = site.attempts.clone();
     let options = Options {
         bridge,
         accept,
         exit,
         ipv4,
         client_keepalive: keepalive,
-        attempts,
+        attempts: site.attempts.clone(),
+        still_serving: site.still_serving,
         ..Options::default()
     };
     let addresses = addresses(site);
@@ -205,4 +261,20 @@ fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
         keepalive: spec.keepalive.map(|every| u16::try_from(every.as_secs()).unwrap_or(u16::MAX)),
     };
     planned.into_iter().map(|(key, wish)| (key, spec(wish))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mtu_leaves_room_for_wireguard_on_the_link_to_the_peers() {
+        // A host without any way out has no path to look at.
+        let Some(own) = source_towards(SocketAddr::from(([192, 0, 2, 1], 9))) else { return };
+        let links = Links { mtus: BTreeMap::from([(own, 1492)]) };
+        assert_eq!(links.mtu(&Peers::new()), None, "nobody is there yet");
+        let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 9)));
+        let peers = Peers::from([(WgKey([1; 32]), PeerSpec { endpoint, ..PeerSpec::default() })]);
+        assert_eq!(links.mtu(&peers), Some(1412));
+    }
 }

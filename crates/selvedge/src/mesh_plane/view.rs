@@ -122,10 +122,13 @@ fn used_routes(seat: &Seated) -> Vec<UsedRoute> {
     used.map(|(destination, via)| UsedRoute { destination: *destination, via: *via }).collect()
 }
 
-/// What this node would announce, if it might.
+/// What this node would announce, if it might: networks behind it, and what it reaches by its
+/// other meshes.
 fn not_permitted(seat: &Seated) -> Vec<Prefix> {
     let Some(own) = seat.core.member(seat.core.node()) else { return Vec::new() };
-    own.profile.routes.iter().copied().filter(|prefix| !own.may_announce(*prefix)).collect()
+    let planned = selvedge_topology::Member::new(&own, true);
+    let behind = own.profile.routes.iter().filter(|prefix| !planned.may_announce(**prefix));
+    behind.chain(&seat.layout.unpermitted).copied().collect()
 }
 
 fn member(

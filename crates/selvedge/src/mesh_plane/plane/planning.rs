@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use tracing::{debug, error};
 
-use super::super::seat::Seated;
-use super::super::topology::{Outcome, decide};
+use super::super::seat::DRAIN;
+use super::super::topology::{Links, Outcome, decide};
 use super::{Plane, Report, report};
 
 /// What happens within this time is planned for at once.
@@ -27,7 +27,7 @@ impl Planning {
     pub(super) fn note(&mut self) {
         match self.began {
             Some(_) => self.stale = true,
-            None => drop(self.due.get_or_insert_with(|| Instant::now() + GATHER)),
+            None => self.note_by(Instant::now() + GATHER),
         }
     }
 
@@ -60,11 +60,16 @@ impl Planning {
 
 impl Plane {
     /// Has a plan be made, aside from the loop: with thousands of members it takes a while.
-    pub(super) fn plan(&self) {
-        let sites: Vec<_> = self.meshes.values().map(Seated::site).collect();
-        let reporter = self.reporter.clone();
+    pub(super) fn plan(&mut self) {
+        let now = Instant::now();
+        let sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
+        if sites.iter().any(|site| site.still_serving) {
+            self.planning.note_by(now + DRAIN);
+        }
+        let (reporter, netlink) = (self.reporter.clone(), self.setup.netlink.clone());
         tokio::spawn(async move {
-            let outcome = spawn_blocking(move || decide(&sites)).await;
+            let links = Links::look(netlink.as_ref()).await;
+            let outcome = spawn_blocking(move || decide(&sites, &links)).await;
             let outcome = outcome.inspect_err(|error| {
                 error!(%error, "no plan for the meshes; what was planned before stays");
             });
@@ -113,5 +118,14 @@ mod tests {
         assert!(planning.begin(due + took + took));
         planning.end(due + took * 3);
         assert_eq!(planning.due(), None);
+    }
+
+    #[test]
+    fn what_happens_is_planned_for_though_a_later_plan_is_due() {
+        let mut planning = Planning::default();
+        let later = Instant::now() + Duration::from_secs(3600);
+        planning.note_by(later);
+        planning.note();
+        assert!(planning.due().is_some_and(|due| due < later));
     }
 }
