@@ -62,6 +62,8 @@ scenarios() {
     scenario mesh-roam "" selvedge-lab mesh-roam --runs 20
     scenario mesh-speed "" selvedge-lab mesh-speed --seconds 10 --runs 10
     scenario mesh-clients "" selvedge-lab mesh-clients --cuts 20
+    scenario mesh-exits "" selvedge-lab mesh-exits --runs 20
+    scenario mesh-bridges "" selvedge-lab mesh-bridges --runs 20
     scenario sim-500 "" selvedge-sim gateway --chaos --seeds 0..1000 --networks 500
     scenario sim-50000 "" selvedge-sim gateway --chaos --seeds 0..10 --networks 50000
     scenario mesh-partition "" selvedge-sim mesh --scenario testing/sim/scenarios/long-partition.toml

@@ -126,7 +126,7 @@ async fn a_network_behind_a_member_is_reached_until_it_leaves() {
 async fn gone(lab: &Lab, host: usize) {
     let deadline = Instant::now() + PATIENCE;
     let rules = || lab.ip(host, "rule") + &lab.ip(host, "-6 rule");
-    while lab.routes(host) != "" || rules().contains("5021") {
+    while !lab.routes(host).is_empty() || rules().contains("5021") {
         assert!(Instant::now() < deadline, "{}\n{}", rules(), lab.read_log(host));
         sleep(Duration::from_millis(50)).await;
     }

@@ -262,7 +262,7 @@ mod tests {
             seq: 1,
             not_after: UnixTime(1),
             founder,
-            issuer: (!founder).then_some(NodeId([9; 32])),
+            issuer: NodeId([9; 32]),
             may_invite: false,
             allowed: prefixes(allowed),
             issued: UnixTime(1),

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use selvedge_mesh::rumor::{Accusation, Rumor};
 use selvedge_mesh::wire::{Envelope, Message, News, Records};
 use selvedge_mesh::{
-    Config, Endpoint, Grant, Identity, InviteId, InviteTerms, Joining, Mesh, Profile, Role, Signed, State,
-    UnixTime,
+    Config, Endpoint, Grant, Identity, InviteId, InviteTerms, Joining, Mesh, Profile, Role, Signed,
+    State, UnixTime,
 };
 use selvedge_model::{NodeId, Time, WgKey};
 use selvedge_topology::{Member, Options, View, attachment};
@@ -45,7 +45,8 @@ fn members(profiles: &[Profile]) -> BTreeMap<NodeId, Mesh> {
     let state = State::found(&identity(0), "m", [9; 16], WgKey([0; 32]), first).expect("in bounds");
     let mut founder = mesh_of(0, state);
     let not_after = UnixTime(WALL.0 + 3600);
-    let terms = InviteTerms { id: InviteId([1; 16]), grant: Grant::default(), uses: 100, not_after };
+    let terms =
+        InviteTerms { id: InviteId([1; 16]), grant: Grant::default(), uses: 100, not_after };
     let invite = founder.invite(terms, WALL).expect("the founder may");
     let mut all = BTreeMap::new();
     for (number, profile) in profiles {

@@ -202,8 +202,12 @@ impl Overlay {
         role: Role,
         allow: &[Prefix],
     ) -> anyhow::Result<()> {
-        let terms =
-            InviteRequest { role, allow: allow.to_vec(), expires_s: 600, ..InviteRequest::default() };
+        let terms = InviteRequest {
+            role,
+            allow: allow.to_vec(),
+            expires_s: 600,
+            ..InviteRequest::default()
+        };
         let (client, issuer) = (&self.member(name)?.client, &self.member(issuer)?.client);
         let joined: Result<Mesh, ClientError> = self.runtime.block_on(async {
             let token = issuer.invite(mesh, &terms).await?.token;

@@ -6,7 +6,7 @@
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use selvedge_api::gateway::Finding;
 use selvedge_api::mesh::{Dns, Member, Mesh};
@@ -49,7 +49,7 @@ pub(super) struct Control {
 /// How the members are heard.
 pub(super) fn control(seat: &Seated, heard: &Heard) -> BTreeMap<NodeId, Control> {
     let of_member = |member: selvedge_mesh::Member| {
-        let heard = heard.get(&member.node).map(Instant::elapsed);
+        let heard = heard.get(&member.node).map(|contact| contact.at.elapsed());
         (member.node, Control { down: seat.core.is_down(member.node), heard })
     };
     seat.core.members().map(of_member).collect()

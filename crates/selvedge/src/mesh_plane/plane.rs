@@ -177,7 +177,7 @@ impl Plane {
 
     // Inputs.
 
-    fn handle_message(&mut self, Received { from, bytes, .. }: Received) {
+    fn handle_message(&mut self, Received { from, remote, bytes, .. }: Received) {
         let mesh = match selvedge_mesh::wire::mesh_of(&bytes) {
             Ok(mesh) => mesh,
             Err(error) => return debug!(%from, %error, "a message cannot be read"),
@@ -188,7 +188,7 @@ impl Plane {
         } else if let Some(seat) = self.meshes.get_mut(&mesh) {
             seat.core.handle_message(from, &bytes, now(self.began), wall());
             if seat.core.is_member(from) {
-                self.heard.insert(from, Instant::now());
+                self.heard.insert(from, view::Contact { at: Instant::now(), from: remote });
             }
             self.drive(mesh);
         } else {
@@ -356,7 +356,12 @@ impl Plane {
         let Some(seat) = self.meshes.get(&mesh) else { return };
         wanted.knocks.into_iter().for_each(|knock| self.knock(knock));
         for message in wanted.send {
-            self.send(&message, &seat.core.control_endpoints(message.to));
+            let mut addrs = seat.core.control_endpoints(message.to);
+            // Datagrams go there anyway; a connection has to be told.
+            if let (false, Some(contact)) = (message.datagram, self.heard.get(&message.to)) {
+                addrs.insert(0, contact.from);
+            }
+            self.send(&message, &addrs);
         }
     }
 

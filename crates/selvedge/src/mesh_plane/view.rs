@@ -23,8 +23,17 @@ const FRESH: Duration = Duration::from_secs(60);
 /// `Reject-After-Time`).
 const SESSION: Duration = Duration::from_secs(180);
 
-/// When each node was last heard.
-pub(super) type Heard = BTreeMap<NodeId, Instant>;
+/// When each node was last heard, and from where.
+pub(super) type Heard = BTreeMap<NodeId, Contact>;
+
+/// A message of a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contact {
+    pub(super) at: Instant,
+    /// Where it came from. Through this a node behind NAT is reached, and through none of the
+    /// addresses that it knows of itself.
+    pub(super) from: SocketAddr,
+}
 
 pub(super) fn summary(seat: &Seated) -> Summary {
     Summary {
@@ -274,7 +283,7 @@ fn state(seat: &Seated, node: NodeId, heard: &Heard) -> MemberState {
     if node == seat.core.node() {
         return MemberState::Alive;
     }
-    match heard.get(&node).map(Instant::elapsed) {
+    match heard.get(&node).map(|contact| contact.at.elapsed()) {
         _ if seat.core.is_down(node) => MemberState::Down,
         Some(age) if age < FRESH => MemberState::Alive,
         Some(_) => MemberState::Suspect,

@@ -64,7 +64,8 @@ impl Agents {
         let (handle, task) = start(folder, 0).await?;
         let request = CreateRequest { name: NAME.to_owned(), ..CreateRequest::default() };
         let mesh = handle.create(request).await?;
-        let request = InviteRequest { uses: 100_000, expires_s: 86_400, ..InviteRequest::default() };
+        let request =
+            InviteRequest { uses: 100_000, expires_s: 86_400, ..InviteRequest::default() };
         let token = handle.invite(NAME, request).await?.token;
         let (say, said) = mpsc::unbounded_channel();
         let founder = Agent { node: mesh.node, handle, task };

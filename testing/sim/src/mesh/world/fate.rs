@@ -91,7 +91,8 @@ impl World {
         self.net.cuts = pairs.filter(|(from, to)| from != to).collect();
     }
 
-    /// Says on which side each node is; which sides do not reach which is up to [`Net::cuts`].
+    /// Says on which side each node is; which sides do not reach which is up to
+    /// [`Net::cuts`](super::Net::cuts).
     pub fn sides(&mut self, side: impl Fn(usize) -> u8) {
         for (place, node) in self.nodes.iter_mut().enumerate() {
             node.port.side = side(place);
