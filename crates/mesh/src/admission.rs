@@ -269,9 +269,13 @@ impl Default for Grant {
     }
 }
 
-/// Whether one of `prefixes` has all of `prefix` in it.
+/// Whether one of `prefixes` has all of `prefix` in it. One of length zero is the permit of an
+/// exit, and has nothing in it but itself.
 pub(crate) fn covers(prefixes: &[Prefix], prefix: Prefix) -> bool {
-    prefixes.iter().any(|wide| wide.len() <= prefix.len() && wide.contains(prefix.addr()))
+    prefixes.iter().any(|wide| {
+        let exit = wide.len() == 0 && prefix.len() > 0;
+        !exit && wide.len() <= prefix.len() && wide.contains(prefix.addr())
+    })
 }
 
 impl Statement for Certificate {

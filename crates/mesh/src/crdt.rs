@@ -110,14 +110,15 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
         }
     }
 
-    /// Drops what has expired before the second `now`, the entries of `keep` aside, and returns
+    /// Drops what has expired before the second `now`, what `keep` has added aside, and returns
     /// it.
     pub fn expire(&mut self, now: u64, keep: &K) -> Vec<(K, Entry<A, R>)> {
         let keys: Vec<K> = self.slots.expired(now).into_iter().cloned().collect();
         let mut dropped = Vec::new();
-        for key in keys.into_iter().filter(|key| key != keep) {
+        for key in keys {
             let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
-            let added = take_expired(&mut slot.added, now).map(Entry::Add);
+            let added = if key == *keep { None } else { take_expired(&mut slot.added, now) };
+            let added = added.map(Entry::Add);
             let removed = take_expired(&mut slot.removed, now).map(Entry::Remove);
             self.put(key.clone(), slot);
             dropped.extend(added.into_iter().chain(removed).map(|entry| (key.clone(), entry)));
@@ -125,15 +126,20 @@ impl<K: Key, A: Content + Clone, R: Content + Clone> TwoPhaseMap<K, A, R> {
         dropped
     }
 
-    /// Drops those entries that are `void`, the ones of `keep` aside, here alone: they come back if
-    /// others still hold them.
+    /// Drops those entries that are `void`, what `keep` has added aside, here alone: they come back
+    /// if others still hold them.
     pub fn drop_void(&mut self, keep: &K, void: impl Fn(Entry<&A, &R>) -> bool) {
-        let others = self.slots.iter().filter(|(key, _)| *key != keep);
-        let affected = others.filter(|(_, slot)| slot.entries().any(&void));
+        let added = |key: &K, slot: &Slot<A, R>| {
+            key != keep && slot.added.as_ref().is_some_and(|(_, it)| void(Entry::Add(it)))
+        };
+        let removed = |slot: &Slot<A, R>| {
+            slot.removed.as_ref().is_some_and(|(_, it)| void(Entry::Remove(it)))
+        };
+        let affected = self.slots.iter().filter(|(key, slot)| added(key, slot) || removed(slot));
         let keys: Vec<K> = affected.map(|(key, _)| key.clone()).collect();
         for key in keys {
             let mut slot = self.slots.get(&key).cloned().unwrap_or_default();
-            slot.added.take_if(|(_, content)| void(Entry::Add(content)));
+            slot.added.take_if(|(_, content)| key != *keep && void(Entry::Add(content)));
             slot.removed.take_if(|(_, content)| void(Entry::Remove(content)));
             self.put(key, slot);
         }
@@ -507,7 +513,8 @@ mod tests {
             let dropped = rest.expire(now, &[0]);
             for (key, entry) in whole.entries() {
                 let (Entry::Add(note) | Entry::Remove(note)) = entry;
-                let gone = note.stamp < now && *key != [0];
+                let kept = *key == [0] && matches!(entry, Entry::Add(_));
+                let gone = note.stamp < now && !kept;
                 let found = dropped.contains(&(*key, entry.cloned()));
                 prop_assert_eq!(found, gone);
                 prop_assert_eq!(rest.entries_of(key).any(|kept| kept == entry), !gone);

@@ -71,6 +71,8 @@ pub(crate) struct Claim {
     pub(crate) pardons: u32,
     /// Of the issuer's certificate; 0 if the issuer is the founder.
     pub(crate) sponsor_pardons: u32,
+    /// The number of the issuer's certificate; 0 if the issuer is the founder.
+    pub(crate) sponsor_serial: u64,
 }
 
 impl Claim {
@@ -78,8 +80,9 @@ impl Claim {
     pub(crate) fn of(certificate: &Certificate) -> Self {
         let Certificate { subject, issuer, pardons, ref sponsor, .. } = *certificate;
         let sponsor = sponsor.as_ref().and_then(Signed::<Certificate>::peek);
-        let sponsor_pardons = sponsor.map_or(0, |sponsor| sponsor.pardons);
-        Self { subject, issuer, pardons, sponsor_pardons }
+        let (sponsor_pardons, sponsor_serial) =
+            sponsor.map_or((0, 0), |sponsor| (sponsor.pardons, sponsor.serial));
+        Self { subject, issuer, pardons, sponsor_pardons, sponsor_serial }
     }
 }
 
@@ -195,7 +198,7 @@ impl Evictions {
 
     /// The eviction by which a certificate is void, if there is one.
     pub(crate) fn barring(&self, claim: &Claim) -> Option<&Evicted> {
-        let Claim { subject, issuer, pardons, sponsor_pardons } = *claim;
+        let Claim { subject, issuer, pardons, sponsor_pardons, .. } = *claim;
         if self.map.is_empty() {
             return None;
         }

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
 use crate::address::{mesh_prefix, node_address};
-use crate::admission::{Certificate, Genesis, Role, covers};
+use crate::admission::{Genesis, Role, covers};
 use crate::crdt::{Entry, Key, TwoPhaseMap};
 use crate::eviction::{Claim, Evicted, Evictions};
 use crate::profile::Profile;
@@ -146,10 +146,15 @@ impl Roster {
     /// Takes over an eviction and drops all entries that are void by it, those of `keep` aside.
     /// Says whether it was new.
     pub(crate) fn evict(&mut self, evicted: Evicted, keep: &NodeId) -> bool {
+        let node = evicted.eviction().node;
         let news = self.evictions.merge(evicted);
         if news {
             let Self { evictions, map, .. } = self;
-            map.drop_void(keep, |entry| evictions.barring(claim_of(entry)).is_some());
+            let concerned = |claim: &Claim| claim.subject == node || claim.issuer == node;
+            map.drop_void(keep, |entry| {
+                let claim = claim_of(entry);
+                concerned(claim) && evictions.barring(claim).is_some()
+            });
         }
         news
     }
@@ -198,15 +203,21 @@ impl Roster {
             issuer: certificate.issuer,
             may_invite: certificate.may_invite,
             issued: UnixTime(record.life.issued),
-            serial: self.rank(certificate),
+            serial: self.rank(entry),
         }
     }
 
     /// See [`Member::serial`]. A member chooses the numbers of the certificates that it issues, so
-    /// they must not compete with the founder's.
-    fn rank(&self, certificate: &Certificate) -> u64 {
-        let delegated = certificate.issuer != self.genesis.founder;
-        u64::from(delegated) << 63 | certificate.serial & !(1 << 63)
+    /// they compete neither with the founder's, nor with those of issuers that the founder admitted
+    /// before that member.
+    fn rank(&self, entry: &Admitted) -> u64 {
+        let (claim, serial) = (entry.claim(), entry.certificate().serial);
+        match claim.issuer == self.genesis.founder {
+            true => serial & !(1 << 63),
+            false => {
+                1 << 63 | claim.sponsor_serial.min(0x7fff_ffff) << 32 | serial.min(0xffff_ffff)
+            }
+        }
     }
 }
 

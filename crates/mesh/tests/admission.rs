@@ -139,6 +139,34 @@ fn nobody_grants_more_than_it_was_granted() {
 
 /// As above, by a member whose program does not check.
 #[test]
+fn who_may_be_an_exit_grants_that_and_no_networks() {
+    let mut founder = founder();
+    let inviter = admitted(&mut founder, 1, grant(&["0.0.0.0/0", "::/0"], true));
+    assert!(invite(&inviter, 9, grant(&["0.0.0.0/0"], false), 0).is_ok());
+    for more in ["10.0.0.0/8", "fd00::/8"] {
+        let refused = invite(&inviter, 9, grant(&[more], false), 0);
+        assert!(matches!(refused, Err(MeshError::MayNotInvite { .. })), "{more}");
+    }
+}
+
+/// Whose key or address two members name, is decided by who was admitted first, and whoever
+/// invites chooses the numbers of its own certificates.
+#[test]
+fn nobody_ranks_before_those_whom_an_earlier_inviter_admitted() {
+    let mut founder = founder();
+    let mut inviters = [1, 2].map(|number| admitted(&mut founder, number, grant(&[], true)));
+    let guest = |mesh: &mut Mesh, number| admitted(mesh, number, grant(&[], false));
+    let [early, late] = &mut inviters;
+    for number in 100..104 {
+        guest(early, number);
+    }
+    let ranks = |mesh: &Mesh, number| mesh.member(id(number)).expect("a member").serial;
+    let last_of_early = ranks(&guest(early, 104), 104);
+    let first_of_late = ranks(&guest(late, 105), 105);
+    assert!(ranks(early, 1) < last_of_early && last_of_early < first_of_late);
+}
+
+#[test]
 fn all_refuse_what_an_issuer_could_not_grant() {
     let mut founder = founder();
     let mut inviter = admitted(&mut founder, 1, grant(&["10.0.0.0/8"], true));

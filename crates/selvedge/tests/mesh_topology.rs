@@ -126,7 +126,7 @@ async fn a_network_behind_a_member_is_reached_until_it_leaves() {
 async fn gone(lab: &Lab, host: usize) {
     let deadline = Instant::now() + PATIENCE;
     let rules = || lab.ip(host, "rule") + &lab.ip(host, "-6 rule");
-    while !lab.routes(host).is_empty() || rules().contains("5021") {
+    while !lab.routes(host).is_empty() || rules().contains("lookup 5021") {
         assert!(Instant::now() < deadline, "{}\n{}", rules(), lab.read_log(host));
         sleep(Duration::from_millis(50)).await;
     }
@@ -175,7 +175,7 @@ async fn an_exit_leads_elsewhere_and_the_agents_own_packets_stay_out() {
 
     // What is left behind by a kill is found again.
     lab.kill(1);
-    assert!(lab.ip(1, "rule").contains("5021"));
+    assert!(lab.ip(1, "rule").contains("lookup 5021"));
     lab.start(1).await;
     lab.pings(1, v4, "56").await;
 

@@ -74,8 +74,8 @@ fn plan_one(seat: &Seat<'_>, seats: &[Seat<'_>], ways: &Ways) -> MeshPlan {
     let hops = here().map(|(prefix, way)| (*prefix, way.hop)).chain(exit_hops).chain(ipv4(seat));
     let Announcements { list, left_out, unpermitted } =
         route::announcements(seat, seats, &ways.nearest);
+    let peers = roles::peers(seat);
     MeshPlan {
-        peers: roles::peers(seat),
         routes: here().map(|(prefix, _)| *prefix).collect(),
         defaults: exits().map(|(prefix, _)| *prefix).collect(),
         relays: Relays {
@@ -88,7 +88,8 @@ fn plan_one(seat: &Seat<'_>, seats: &[Seat<'_>], ways: &Ways) -> MeshPlan {
             sources: sources(seat.view),
             local: seat.view.options.local.clone(),
         },
-        forwards: forwards(seat.view, seat.me) || !list.is_empty(),
+        forwards: forwards(seat, &peers) || !list.is_empty(),
+        peers,
         announce: list,
         left_out,
         unpermitted,
@@ -127,8 +128,11 @@ fn sources(view: &View) -> BTreeMap<Ipv6Addr, BTreeSet<Prefix>> {
     all.filter(|(_, prefixes)| !prefixes.is_empty()).collect()
 }
 
-/// Whether this node forwards for clients, or for networks behind it.
-fn forwards(view: &View, me: &Member) -> bool {
-    let clients = || view.others().any(|member| member.role == Role::Client);
-    !me.networks.is_empty() || (me.role == Role::Peer && clients())
+/// Whether this node forwards for networks behind it, or for clients that it serves or would serve
+/// next. That there are clients is not enough: every member may say that it is one.
+fn forwards(seat: &Seat<'_>, peers: &BTreeMap<WgKey, PeerSpec>) -> bool {
+    let is_client = |member: &Member| member.role == Role::Client;
+    let mut clients = seat.view.others().filter(|member| is_client(member));
+    let serves = seat.me.role == Role::Peer && clients.any(|it| peers.contains_key(&it.key));
+    !seat.me.networks.is_empty() || serves
 }

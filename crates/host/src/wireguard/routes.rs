@@ -16,7 +16,7 @@ const PROTOCOL: u8 = 84;
 const METRIC: u32 = 5020;
 
 /// The table, and the rules that lead there. What sends for the agents bears the mark.
-pub const DETOUR: Detour = Detour { mark: 0x5e1, table: 5021, priority: 5020 };
+pub const DETOUR: Detour = Detour { mark: 0x5e1, table: 5021, priority: 32760 };
 
 impl Device {
     /// Makes these the routes into the interface, besides those to the networks of its addresses.

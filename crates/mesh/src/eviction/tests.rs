@@ -73,7 +73,7 @@ fn verify(raw: Raw) -> Result<Evicted, RecordError> {
 
 fn claim(subject: u32, issuer: u32, pardons: u32, sponsor_pardons: u32) -> Claim {
     let (subject, issuer) = (identity(subject).node_id(), identity(issuer).node_id());
-    Claim { subject, issuer, pardons, sponsor_pardons }
+    Claim { subject, issuer, pardons, sponsor_pardons, sponsor_serial: 1 }
 }
 
 fn evictions(raws: &[Raw]) -> Evictions {

@@ -4,6 +4,7 @@ use selvedge_model::{NodeId, WgKey};
 
 use super::Mesh;
 use crate::admission::{Certificate, Grant};
+use crate::eviction::Evicted;
 use crate::event::Rejection;
 use crate::invite::{Invite, InviteError, InviteId};
 use crate::roster::RosterEntry;
@@ -170,8 +171,9 @@ impl Mesh {
         Ok(signed)
     }
 
-    /// Some of the state: enough to go on with anybody, for the issuer may be far away. What is held of the joiner comes first: its
-    /// first record must outdo its earlier ones, and its removal. Then comes who admits it.
+    /// Some of the state: enough to go on with anybody, for the issuer may be far away. What is held
+    /// of the joiner comes first: its first record must outdo its earlier ones, and its removal.
+    /// Then comes who admits it.
     fn first_records(&self, joiner: NodeId) -> Records {
         let map = &self.state.roster.map;
         let own = self.node();
@@ -180,9 +182,16 @@ impl Mesh {
         let entries = first.chain(others.map(|(_, entry)| entry)).map(|entry| entry.cloned());
         let entries: Vec<RosterEntry> = entries.collect();
         let held = self.state.roster.evictions.iter().take(EVICTIONS);
-        let evictions: Vec<Raw> = held.map(|evicted| evicted.raw().clone()).collect();
-        let taken: usize = evictions.iter().map(|raw| raw.bytes.len() + 74).sum();
-        let first = super::sync::chunks(entries.iter(), WELCOME - taken).into_iter().next();
+        let (mut evictions, mut room): (Vec<Raw>, usize) = (Vec::new(), WELCOME);
+        for raw in held.map(Evicted::raw) {
+            let size = raw.bytes.len() + 74;
+            if room < WELCOME / 2 + size {
+                break;
+            }
+            evictions.push(raw.clone());
+            room -= size;
+        }
+        let first = super::sync::chunks(entries.iter(), room).into_iter().next();
         Records { evictions, ..first.unwrap_or_default() }
     }
 }

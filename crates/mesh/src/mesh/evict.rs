@@ -2,7 +2,7 @@
 //! by those who probe each other. They are no part of the state that is compared elsewhere: a node
 //! of a version that knows of none agrees with the others on all the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use selvedge_model::{NodeId, Time};
@@ -95,6 +95,8 @@ impl Mesh {
             _ if node == founder => refused("nobody can evict the founder"),
             _ if self.node() == founder => Ok(()),
             _ if !may_invite => refused("only the founder and those who may invite evict others"),
+            // One that is forgotten, or was never seen. It bars this node's certificates alone.
+            None => Ok(()),
             Some(issuer) if issuer == self.node() => Ok(()),
             _ => refused("it was admitted by another; the founder, or that one, may evict it"),
         }
@@ -139,14 +141,18 @@ impl Mesh {
         self.refresh_neighbours();
         let mut told = self.neighbours.clone();
         let own = self.node();
+        let felt = evicted.iter().map(Evicted::eviction).filter(|eviction| self.is_felt(eviction));
+        let felt: BTreeSet<NodeId> = felt.map(|eviction| eviction.node).collect();
         evicted.retain(|one| self.state.roster.evict(one.clone(), &own));
         if evicted.is_empty() {
             return;
         }
         for Eviction { node, by, .. } in evicted.iter().map(Evicted::eviction) {
-            self.events.push_back(Event::Evicted { node: *node, by: *by });
             told.extend(from.is_none().then_some(*node));
-            self.state.ways_back.remove(node);
+            if felt.contains(node) {
+                self.events.push_back(Event::Evicted { node: *node, by: *by });
+                self.state.ways_back.remove(node);
+            }
         }
         self.changed();
         let barred = |node: &&NodeId| !self.is_member(**node);
@@ -155,6 +161,13 @@ impl Mesh {
         told.retain(|node| Some(*node) != from);
         let told: Vec<NodeId> = told.into_iter().collect();
         self.send_evicted(&told, evicted.iter());
+    }
+
+    /// Whether an eviction puts anybody out, as far as this node knows.
+    fn is_felt(&self, eviction: &Eviction) -> bool {
+        let held = self.state.roster.map.added(&eviction.node);
+        eviction.by == self.genesis().founder
+            || held.is_some_and(|held| held.certificate().issuer == eviction.by)
     }
 
     fn send_evicted<'a>(&mut self, to: &[NodeId], evicted: impl Iterator<Item = &'a Evicted>) {

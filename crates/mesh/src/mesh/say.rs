@@ -30,7 +30,7 @@ impl Mesh {
     fn publish_profile(&mut self, edit: impl FnOnce(&mut Profile)) -> Result<bool, MeshError> {
         let mut profile = self.profile();
         edit(&mut profile);
-        if self.has_left {
+        if self.is_out() {
             return Err(WriteError::NotAMember(self.node()).into());
         }
         if self.profile() == profile {

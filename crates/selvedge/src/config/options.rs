@@ -192,7 +192,7 @@ pub(super) fn mtu(key: &str, bytes: u16) -> Result<u16> {
 }
 
 /// The prefix of length zero of each family.
-fn everywhere() -> [Prefix; 2] {
+pub(crate) fn everywhere() -> [Prefix; 2] {
     let all = |addr: IpAddr| Prefix::new(addr, 0).expect("every family has the length zero");
     [all(Ipv4Addr::UNSPECIFIED.into()), all(Ipv6Addr::UNSPECIFIED.into())]
 }

@@ -35,8 +35,8 @@ impl Landlord {
     pub(super) fn start(netlink: Netlink, file: PathBuf) -> Self {
         let (wishes, follow) = watch::channel(None);
         let kept = Kept::read(&file);
-        let worker =
-            Worker { netlink, nft: Nft::default(), file, kept, masquerade: None, ill: false };
+        let (nft, masquerade) = (Nft::default(), None);
+        let worker = Worker { netlink, nft, file, kept, masquerade, doubted: false, ill: false };
         Self { wishes, task: tokio::spawn(worker.run(follow)) }
     }
 
@@ -62,17 +62,25 @@ impl Landlord {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Kept {
+    /// When the host was started, as the kernel names it: another start has other settings.
+    boot: String,
     forwarding: Option<Forwarding>,
     loose: Option<Forwarding>,
 }
 
 impl Kept {
     fn read(file: &std::path::Path) -> Self {
-        let Ok(text) = std::fs::read(file) else { return Self::default() };
-        serde_json::from_slice(&text).unwrap_or_else(|error| {
-            warn!(file = %file.display(), %error, "cannot read which settings were changed");
-            Self::default()
-        })
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let fresh = Self { boot: boot.trim().to_owned(), ..Self::default() };
+        let Ok(text) = std::fs::read(file) else { return fresh };
+        match serde_json::from_slice::<Self>(&text) {
+            Ok(kept) if kept.boot == fresh.boot => kept,
+            Ok(_) => fresh,
+            Err(error) => {
+                warn!(file = %file.display(), %error, "cannot read which settings were changed");
+                fresh
+            }
+        }
     }
 
     /// Kept over a crash, so that a later run puts back what was.
@@ -108,6 +116,8 @@ struct Worker {
     kept: Kept,
     /// What is masqueraded; `None`: what an earlier run left, if anything.
     masquerade: Option<Masquerade>,
+    /// It is time to look whether that is still so.
+    doubted: bool,
     /// The last attempt failed, and that was said.
     ill: bool,
 }
@@ -119,7 +129,7 @@ impl Worker {
         loop {
             tokio::select! {
                 changed = wishes.changed() => if changed.is_err() { break },
-                _ = care.tick() => {}
+                _ = care.tick() => self.doubted = true,
             }
             let ground = wishes.borrow_and_update().clone();
             if let Some(ground) = ground {
@@ -134,8 +144,9 @@ impl Worker {
         let problems = [
             self.loosen(ground.detour_ipv4),
             self.detour(ground.detour).await,
-            self.forward(ground.forward),
+            // Nothing is to leave by the address that it came with.
             self.masquerade(&ground.masquerade).await,
+            self.forward(ground.forward),
         ];
         if self.kept != before {
             self.kept.write(&self.file);
@@ -177,10 +188,13 @@ impl Worker {
     }
 
     async fn masquerade(&mut self, wanted: &Masquerade) -> Result<(), Problem> {
-        if self.masquerade.as_ref() == Some(wanted) {
+        let nothing = *wanted == Masquerade::default();
+        let known = self.masquerade.as_ref() == Some(wanted);
+        // Others may have flushed all tables.
+        let doubted = std::mem::take(&mut self.doubted) && !nothing;
+        if known && !doubted {
             return Ok(());
         }
-        let nothing = *wanted == Masquerade::default();
         let done = match nothing {
             true => Masquerade::remove(&self.nft).await,
             false => wanted.apply(&self.nft).await,
@@ -190,7 +204,7 @@ impl Worker {
             Err(error) if nothing && self.masquerade.is_none() => debug!(%error, "no nftables"),
             done => done?,
         }
-        if !nothing {
+        if !nothing && !known {
             info!(
                 sources = wanted.sources.len(),
                 "what members send out of this host is masqueraded"

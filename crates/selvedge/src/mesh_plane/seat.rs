@@ -168,7 +168,8 @@ impl Seated {
         let unanswered = self.wire.applier.unanswered();
         let mut attempts = Vec::new();
         let mut members = Vec::new();
-        for member in self.core.members() {
+        // Who was evicted has nothing to do with the others any more.
+        for member in self.core.members().filter(|_| self.core.evicted().is_none()) {
             attempts.extend(unanswered.get(&member.wg).map(|count| (member.node, *count)));
             let live = !self.core.is_down(member.node);
             members.push((member, live));
@@ -190,7 +191,7 @@ impl Seated {
         self.note_layout(&layout);
         self.wire.applier.set(layout.desired.clone());
         self.layout = layout;
-        if self.said(&self.core.profile()) {
+        if self.core.evicted().is_some() || self.said(&self.core.profile()) {
             return None;
         }
         if let Some(later) = self.patience.take(now) {

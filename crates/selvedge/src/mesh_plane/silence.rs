@@ -1,13 +1,17 @@
 //! Whose endpoint leads nowhere: WireGuard sends there again and again, and nothing comes back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use selvedge_host::wireguard::PeerStatus;
 use selvedge_model::WgKey;
 
-/// So often in a row nothing may have come back. WireGuard repeats its handshake every 5 s, and
-/// answers what it receives within 10 s at the latest.
+/// So often in a row nothing may have come back. WireGuard repeats its handshake every 5 s.
 const LOOKS: u8 = 3;
+
+/// A session that is younger is no silence: keepalives alone, and packets in one direction, bring
+/// nothing back that would be counted. One that is used is renewed after 120 s, in three attempts.
+const RENEWED: Duration = Duration::from_secs(135);
 
 /// What was seen of each peer at the last look.
 #[derive(Debug, Default)]
@@ -31,7 +35,8 @@ impl Silence {
         let mut seen = BTreeMap::new();
         for peer in peers.iter().filter(|peer| peer.endpoint.is_some()) {
             let before = self.seen.get(&peer.key).copied().unwrap_or_default();
-            let mut looks = match (peer.tx > before.tx, peer.rx != before.rx) {
+            let renewed = peer.last_handshake.is_some_and(|age| age < RENEWED);
+            let mut looks = match (peer.tx > before.tx, renewed || peer.rx != before.rx) {
                 (_, true) => 0,
                 (true, false) => before.looks + 1,
                 (false, false) => before.looks,
@@ -64,6 +69,25 @@ mod tests {
         let found: Vec<bool> =
             (1..=7).map(|look| !silence.note(&peer(148 * look, 0)).is_empty()).collect();
         assert_eq!(found, [false, false, true, false, false, true, false]);
+    }
+
+    #[test]
+    fn who_is_sent_keepalives_alone_is_not_silent() {
+        let mut silence = Silence::default();
+        for look in 1..20 {
+            let mut peers = peer(32 * look, 500);
+            peers[0].last_handshake = Some(Duration::from_secs(5 * look));
+            assert_eq!(silence.note(&peers), []);
+        }
+        let mut stale = peer(1000, 500);
+        stale[0].last_handshake = Some(RENEWED);
+        let found: Vec<bool> = (1..=3)
+            .map(|look| {
+                stale[0].tx += look;
+                !silence.note(&stale).is_empty()
+            })
+            .collect();
+        assert_eq!(found, [false, false, true]);
     }
 
     #[test]

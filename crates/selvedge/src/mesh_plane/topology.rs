@@ -17,7 +17,7 @@ use selvedge_topology::{
 use super::applier::{Desired, Peers};
 use super::endpoints::source_towards;
 use super::view;
-use crate::config::{Exit, MeshOptions};
+use crate::config::{Exit, MeshOptions, everywhere};
 
 /// A mesh as the plane knows it.
 #[derive(Clone, Debug)]
@@ -72,7 +72,8 @@ impl Links {
         let link = |place| self.mtus.get(&source_towards(place)?).copied();
         let narrowest = places.filter_map(link).min()?;
         let path = PathMtu { underlay: Underlay::V6, bytes: narrowest };
-        Some(overlay_mtu([path]).bytes)
+        // A link of this host with jumbo frames says nothing about the links behind it.
+        Some(overlay_mtu([path]).bytes.min(overlay_mtu([]).bytes))
     }
 }
 
@@ -127,9 +128,13 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
     for (site, view) in sites.iter().zip(&views) {
-        let Some(plan) = planned.remove(&site.mesh) else { continue };
-        outcome.ground.add(site, &plan);
-        let mut layout = Layout::of(site, view, plan, speaks_ipv4);
+        let mut layout = match planned.remove(&site.mesh) {
+            Some(plan) => {
+                outcome.ground.add(site, &plan);
+                Layout::of(site, view, plan, speaks_ipv4)
+            }
+            None => Layout::of_nobody(site),
+        };
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.detour |= !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
@@ -154,11 +159,23 @@ impl Ground {
 }
 
 impl Layout {
+    /// Of a mesh that the node is out of. What one exit alone may carry is not sent past it.
+    fn of_nobody(site: &Site) -> Self {
+        let routes = match site.options.exit {
+            Exit::Member(_) => everywhere().into(),
+            Exit::None | Exit::Any => BTreeSet::new(),
+        };
+        let desired = Desired { routes, ..Desired::default() };
+        Self { desired, ..Self::default() }
+    }
+
     fn of(site: &Site, view: &View, plan: MeshPlan, speaks_ipv4: bool) -> Self {
         let me = view.me();
         let ipv4 = me.and_then(|me| me.ipv4);
         // What one exit alone may carry is never sent past it.
         let closed = matches!(view.options.exit, ExitUse::Only(_));
+        // Without an address of its own this host has nothing to send IPv4 from, but may relay.
+        let speaks_ipv4 = ipv4.is_some() || (site.options.bridge && speaks_ipv4);
         let usable = |prefix: &&Prefix| speaks_ipv4 || prefix.addr().is_ipv6();
         let defaults = plan.defaults.iter().filter(|it| closed || usable(it));
         let routes = plan.routes.iter().filter(usable).chain(defaults).copied().collect();
