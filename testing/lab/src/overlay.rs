@@ -203,6 +203,7 @@ impl Overlay {
         allow: &[Prefix],
     ) -> anyhow::Result<()> {
         let terms = InviteRequest {
+            uses: 1,
             role,
             allow: allow.to_vec(),
             expires_s: 600,
