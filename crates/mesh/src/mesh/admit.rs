@@ -4,8 +4,8 @@ use selvedge_model::{NodeId, WgKey};
 
 use super::Mesh;
 use crate::admission::{Certificate, Grant};
-use crate::eviction::Evicted;
 use crate::event::Rejection;
+use crate::eviction::Evicted;
 use crate::invite::{Invite, InviteError, InviteId};
 use crate::roster::RosterEntry;
 use crate::signed::{Raw, Signed};

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
+use selvedge_host::events::{self, Change, Events};
 use selvedge_host::netlink::{Address, Link, LinkKind, Netlink};
 use selvedge_host::wireguard::DETOUR;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 /// How many addresses are announced at most.
 const MAX: usize = 8;
@@ -30,6 +34,32 @@ pub(super) async fn discover(netlink: Option<&Netlink>) -> Vec<IpAddr> {
         }
     }
     ordered(found)
+}
+
+/// How long addresses come and go together, and how long to wait until they are looked at again.
+const TOGETHER: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Says each time that addresses of this host have changed, until nobody listens.
+pub(super) async fn follow(changed: mpsc::Sender<()>) {
+    let followed: Result<(), events::Error> = async {
+        let mut events = Events::open()?;
+        loop {
+            let change = events.next().await?;
+            if !matches!(change, Change::Addresses { .. } | Change::Missed) {
+                continue;
+            }
+            sleep(TOGETHER).await;
+            if changed.send(()).await.is_err() {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+        }
+    }
+    .await;
+    if let Err(error) = followed {
+        tracing::warn!(%error, "changes of this host's addresses are noticed every 30 s alone");
+    }
 }
 
 /// The address from which packets of the agent to `remote` leave. Nothing is sent.

@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use super::endpoints;
 use super::error::PlaneError;
 use super::events::{self, Stream};
 use super::files::{Files, FilesError, MeshFile};
@@ -161,6 +162,10 @@ impl Plane {
     ) {
         let mut housekeeping = interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (changed, mut moved) = mpsc::channel(1);
+        if self.setup.netlink.is_some() {
+            tokio::spawn(endpoints::follow(changed));
+        }
         loop {
             let due = self.due();
             tokio::select! {
@@ -169,6 +174,7 @@ impl Plane {
                 Some(received) = self.received.recv() => self.handle_message(received),
                 Some(report) = self.reports.recv() => self.handle_report(report),
                 () = sleep_until(due.into()) => self.handle_timeout(),
+                Some(()) = moved.recv() => self.keep_house(),
                 _ = housekeeping.tick() => self.keep_house(),
             }
         }
