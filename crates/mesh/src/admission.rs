@@ -224,7 +224,7 @@ impl Certificate {
         if grant.role < self.role {
             return Err("a client admits clients only");
         }
-        match grant.prefixes.iter().all(|prefix| covers(&self.prefixes, *prefix)) {
+        match grant.prefixes.iter().all(|prefix| permits(&self.prefixes, *prefix)) {
             true => Ok(()),
             false => Err("a prefix is not within those that the issuer may announce itself"),
         }
@@ -269,9 +269,11 @@ impl Default for Grant {
     }
 }
 
-/// Whether one of `prefixes` has all of `prefix` in it. One of length zero is the permit of an
-/// exit, and has nothing in it but itself.
-pub(crate) fn covers(prefixes: &[Prefix], prefix: Prefix) -> bool {
+/// Whether whoever has the permits `prefixes` may announce `prefix`: whether one of them has all of
+/// it. One of length zero makes an exit and nothing else: who is trusted with packets to the
+/// internet cannot attract those to a network behind another member, or to another mesh.
+#[must_use]
+pub fn permits(prefixes: &[Prefix], prefix: Prefix) -> bool {
     prefixes.iter().any(|wide| {
         let exit = wide.len() == 0 && prefix.len() > 0;
         !exit && wide.len() <= prefix.len() && wide.contains(prefix.addr())

@@ -45,7 +45,7 @@ mod wards;
 pub mod wire;
 mod wireguard;
 
-pub use admission::{Certificate, CertificateError, Genesis, Grant, Role};
+pub use admission::{Certificate, CertificateError, Genesis, Grant, Role, permits};
 pub use attach::attached_to;
 pub use broadcast::{NewsId, NewsKind};
 pub use config::Config;

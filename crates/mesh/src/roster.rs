@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
 use crate::address::{mesh_prefix, node_address};
-use crate::admission::{Genesis, Role, covers};
+use crate::admission::{Genesis, Role, permits};
 use crate::crdt::{Entry, Key, TwoPhaseMap};
 use crate::eviction::{Claim, Evicted, Evictions};
 use crate::profile::Profile;
@@ -225,7 +225,7 @@ impl Member {
     /// Whether it may announce that `prefix` is behind it.
     #[must_use]
     pub fn may_announce(&self, prefix: Prefix) -> bool {
-        self.founder || covers(&self.allowed, prefix)
+        self.founder || permits(&self.allowed, prefix)
     }
 
     /// The prefixes behind it that it announces and may announce.

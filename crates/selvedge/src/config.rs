@@ -33,7 +33,6 @@ pub use file::{
 };
 pub use health::{HealthFile, Session};
 pub use hooks::{Command, HooksFile, MeshHooksFile};
-pub(crate) use options::everywhere;
 pub use options::{Exit, MeshOptions, OptionsByMesh, OptionsFile};
 pub use ra::{RaFile, RaSettings};
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use selvedge_mesh::address::mesh_prefix;
-use selvedge_mesh::{Bridged, Role};
+use selvedge_mesh::{Bridged, Role, permits};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
 use crate::overlay_ipv4::{Claim, owners};
@@ -116,7 +116,7 @@ impl Member {
     #[must_use]
     pub fn new(member: &selvedge_mesh::Member, live: bool) -> Self {
         let profile = &member.profile;
-        let mut new = Self {
+        Self {
             node: member.node,
             key: member.wg,
             role: member.role,
@@ -127,22 +127,16 @@ impl Member {
             drained: profile.drained,
             avoids: profile.avoids.clone(),
             endpoints: profile.endpoints.iter().map(|endpoint| endpoint.addr).collect(),
-            networks: Vec::new(),
+            networks: member.routes().collect(),
             bridged: profile.bridged.clone(),
             permits: if member.founder { anything() } else { member.allowed.clone() },
-        };
-        new.networks = profile.routes.iter().copied().filter(|it| new.may_announce(*it)).collect();
-        new
+        }
     }
 
-    /// Whether its certificate lets it announce `prefix`. A permit of length zero makes an exit
-    /// and nothing else: who is trusted with packets to the internet cannot attract those to a
-    /// network behind another member, or to another mesh.
+    /// Whether its certificate lets it announce `prefix`.
     #[must_use]
     pub fn may_announce(&self, prefix: Prefix) -> bool {
-        let permits =
-            |permit: &Prefix| covers(*permit, prefix) && (permit.len() > 0 || prefix.len() == 0);
-        self.permits.iter().any(permits)
+        permits(&self.permits, prefix)
     }
 }
 
@@ -229,7 +223,8 @@ fn anything() -> Vec<Prefix> {
 }
 
 /// The prefix of length zero of each family.
-pub(crate) fn everywhere() -> [Prefix; 2] {
+#[must_use]
+pub fn everywhere() -> [Prefix; 2] {
     let all = |addr| Prefix::new(addr, 0).expect("every family has the length zero");
     [all(Ipv4Addr::UNSPECIFIED.into()), all(Ipv6Addr::UNSPECIFIED.into())]
 }

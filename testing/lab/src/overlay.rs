@@ -106,6 +106,13 @@ impl Overlay {
         Ok(overlay)
     }
 
+    /// As many hosts on the internet that are all the members of a mesh.
+    pub(crate) fn formed(options: &OverlayOptions, count: usize) -> anyhow::Result<Self> {
+        let mut overlay = Self::hosts(options, count, &MeshFile::default())?;
+        overlay.form()?;
+        Ok(overlay)
+    }
+
     /// Has the first host found a mesh and all others join it; each has all others as members at
     /// the end.
     pub(crate) fn form(&mut self) -> anyhow::Result<()> {
@@ -263,6 +270,11 @@ impl Overlay {
         error
     }
 
+    /// What packets were waited for, explained if some did not run.
+    pub(crate) fn explain(&mut self, waited: Result<(), String>) -> anyhow::Result<()> {
+        waited.map_err(|idle| self.explained(anyhow::anyhow!(idle)))
+    }
+
     fn next_address(&mut self) -> Ipv4Addr {
         self.used += 1;
         Ipv4Addr::new(198, 51, 100, self.used)
@@ -325,6 +337,13 @@ pub(crate) fn at_most(broken: &mut Vec<String>, what: &str, found: Option<f64>, 
         Some(found) if found <= bound => {}
         Some(found) => broken.push(format!("{what}: {found:.0} ms > {bound:.0} ms")),
         None => broken.push(format!("{what}: not at all")),
+    }
+}
+
+/// Adds that packets were lost, those `whom` says, if any were.
+pub(crate) fn none_lost(broken: &mut Vec<String>, whom: &str, lost: u64) {
+    if lost > 0 {
+        broken.push(format!("{lost} packets {whom} were lost"));
     }
 }
 

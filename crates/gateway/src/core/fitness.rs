@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use selvedge_model::Time;
 
-use super::network::Local;
 use super::{Event, Gateway};
 
 /// For how long a time of unfitness counts against a host.
@@ -65,8 +64,7 @@ impl Gateway {
 
     /// Whether this host is to answer for any network.
     fn answers(&self) -> bool {
-        let answers = |local: &Local| local.desired().is_some_and(|desired| desired.duty.answering);
-        self.may_serve() && self.locals.values().any(answers)
+        self.may_serve() && !self.answering.is_empty()
     }
 
     /// Whether networks may be placed here, as far as this host's condition goes; `None` if that

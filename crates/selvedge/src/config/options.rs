@@ -2,12 +2,12 @@
 //! what it wants of them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use selvedge_api::mesh::Role;
 use selvedge_mesh::Profile;
 use selvedge_model::{MeshId, Prefix};
+use selvedge_topology::everywhere;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Result, value};
@@ -189,12 +189,6 @@ pub(super) fn mtu(key: &str, bytes: u16) -> Result<u16> {
         true => Ok(bytes),
         false => Err(value(key, bytes, format!("IPv6 needs at least {MTU_MIN}"))),
     }
-}
-
-/// The prefix of length zero of each family.
-pub(crate) fn everywhere() -> [Prefix; 2] {
-    let all = |addr: IpAddr| Prefix::new(addr, 0).expect("every family has the length zero");
-    [all(Ipv4Addr::UNSPECIFIED.into()), all(Ipv6Addr::UNSPECIFIED.into())]
 }
 
 #[cfg(test)]

@@ -10,14 +10,14 @@ use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use selvedge_topology::{
-    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, overlay_mtu, owners,
-    plan,
+    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere,
+    overlay_mtu, owners, plan,
 };
 
 use super::applier::{Desired, Peers};
 use super::endpoints::source_towards;
 use super::view;
-use crate::config::{Exit, MeshOptions, everywhere};
+use crate::config::{Exit, MeshOptions};
 
 /// A mesh as the plane knows it.
 #[derive(Clone, Debug)]
@@ -188,7 +188,7 @@ impl Layout {
             left_out: plan.left_out,
             unpermitted: plan.unpermitted,
             ipv4,
-            lost_exit: lost_exit(site),
+            lost_exit: lost_exit(site, view),
             desired: Desired {
                 peers: peers(plan.peers),
                 relays: Some(plan.relays),
@@ -256,9 +256,9 @@ fn member_called(site: &Site, name: &str) -> Option<NodeId> {
     named.into_iter().find(|(_, named)| named.name == name).map(|(node, _)| node)
 }
 
-fn lost_exit(site: &Site) -> Option<String> {
+fn lost_exit(site: &Site, view: &View) -> Option<String> {
     match &site.options.exit {
-        Exit::Member(name) if member_called(site, name).is_none() => Some(name.clone()),
+        Exit::Member(name) if view.options.exit == ExitUse::Only(NOBODY) => Some(name.clone()),
         Exit::None | Exit::Any | Exit::Member(_) => None,
     }
 }

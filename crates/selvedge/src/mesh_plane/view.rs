@@ -1,6 +1,6 @@
 //! Meshes as the API shows them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use selvedge_dns::names::{Claim, Named, names};
 use selvedge_dns::{Host, Site};
 use selvedge_host::wireguard::{PeerSpec, PeerStatus};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_topology::Table;
 
 use super::applier::Peers;
 use super::names::{FindError, find_member};
@@ -135,8 +136,7 @@ fn used_routes(seat: &Seated) -> Vec<UsedRoute> {
 /// other meshes.
 fn not_permitted(seat: &Seated) -> Vec<Prefix> {
     let Some(own) = seat.core.member(seat.core.node()) else { return Vec::new() };
-    let planned = selvedge_topology::Member::new(&own, true);
-    let behind = own.profile.routes.iter().filter(|prefix| !planned.may_announce(**prefix));
+    let behind = own.profile.routes.iter().filter(|prefix| !own.may_announce(**prefix));
     behind.chain(&seat.layout.unpermitted).copied().collect()
 }
 
@@ -208,7 +208,7 @@ struct Paths {
     own: NodeId,
     desired: Peers,
     nodes: BTreeMap<WgKey, NodeId>,
-    carriers: Carriers,
+    carriers: Table<WgKey>,
 }
 
 impl Paths {
@@ -216,7 +216,7 @@ impl Paths {
         let desired = seat.wire.applier.peers();
         Self {
             own: seat.core.node(),
-            carriers: Carriers::new(&desired),
+            carriers: carriers(&desired),
             desired,
             nodes: seat.core.members().map(|member| (member.wg, member.node)).collect(),
         }
@@ -225,37 +225,20 @@ impl Paths {
     /// Who carries packets for a member: whose allowed addresses cover its address best. `None` if
     /// it does so itself, or nobody does.
     fn via(&self, member: &selvedge_mesh::Member) -> Option<NodeId> {
-        let carrier = self.carriers.best(member.address.into())?;
-        let carrier = *self.nodes.get(&carrier)?;
+        let (_, carrier) = self.carriers.find(member.address.into())?;
+        let carrier = *self.nodes.get(carrier)?;
         (carrier != member.node && member.node != self.own).then_some(carrier)
     }
 }
 
-/// Who carries packets for which addresses, found without a look at each peer.
-struct Carriers {
-    /// Of several with one prefix, the one with the highest key.
-    by_prefix: BTreeMap<Prefix, WgKey>,
-    lengths: BTreeSet<u8>,
-}
-
-impl Carriers {
-    fn new(peers: &Peers) -> Self {
-        let allowed = |(key, spec): (&WgKey, &PeerSpec)| {
-            let key = *key;
-            spec.allowed.iter().map(move |prefix| (prefix.network(), key)).collect::<Vec<_>>()
-        };
-        // Peers come in the order of their keys: later ones replace those before.
-        let by_prefix: BTreeMap<_, _> = peers.iter().flat_map(allowed).collect();
-        let lengths = by_prefix.keys().map(Prefix::len).collect();
-        Self { by_prefix, lengths }
-    }
-
-    /// Who has the longest prefix that covers the address.
-    fn best(&self, address: IpAddr) -> Option<WgKey> {
-        let covering = |len: &u8| Some(Prefix::new(address, *len)?.network());
-        let carrier = |prefix| self.by_prefix.get(&prefix).copied();
-        self.lengths.iter().rev().filter_map(covering).find_map(carrier)
-    }
+/// Who carries packets for which addresses. Of several with one prefix it is the one with the
+/// highest key: peers come in the order of their keys.
+fn carriers(peers: &Peers) -> Table<WgKey> {
+    let allowed = |(key, spec): (&WgKey, &PeerSpec)| {
+        let key = *key;
+        spec.allowed.iter().map(move |prefix| (*prefix, key)).collect::<Vec<_>>()
+    };
+    peers.iter().flat_map(allowed).collect()
 }
 
 /// Adds what WireGuard knows of the members.
@@ -293,9 +276,11 @@ fn state(seat: &Seated, node: NodeId, heard: &Heard) -> MemberState {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
-    /// What `Carriers` is to find, by a look at everything.
+    /// What [`carriers`] is to find, by a look at everything.
     fn slowly(peers: &Peers, address: IpAddr) -> Option<WgKey> {
         let covering = |spec: &PeerSpec| {
             let covers = spec.allowed.iter().filter(|prefix| prefix.contains(address));
@@ -323,16 +308,17 @@ mod tests {
             &["fd00::4/126", "::/0"],
             &[],
         ]);
-        let carriers = Carriers::new(&peers);
+        let carriers = carriers(&peers);
+        let best = |address| carriers.find(address).map(|(_, key)| *key);
         let mut found = BTreeSet::new();
         for host in 0..32_u16 {
             let address = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, host]);
-            assert_eq!(carriers.best(address), slowly(&peers, address), "{address}");
-            found.extend(carriers.best(address));
+            assert_eq!(best(address), slowly(&peers, address), "{address}");
+            found.extend(best(address));
         }
         assert_eq!(found.len(), 4);
-        assert_eq!(carriers.best([10, 1, 2, 3].into()), Some(WgKey([1; 32])));
-        assert_eq!(carriers.best([11, 1, 2, 3].into()), None);
-        assert_eq!(Carriers::new(&Peers::new()).best([10, 1, 2, 3].into()), None);
+        assert_eq!(best([10, 1, 2, 3].into()), Some(WgKey([1; 32])));
+        assert_eq!(best([11, 1, 2, 3].into()), None);
+        assert_eq!(super::carriers(&Peers::new()).find([10, 1, 2, 3].into()), None);
     }
 }

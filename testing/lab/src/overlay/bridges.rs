@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::comeback::UNDER_WAY;
 use super::paths::{Paths, every_pair};
-use super::{Overlay, OverlayOptions, PATIENCE, at_most};
+use super::{Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
 use crate::Outcome;
 use crate::progress::say;
 use crate::statistics::{Spread, millis};
@@ -149,7 +149,7 @@ impl World {
     }
 
     fn wait(&mut self, paths: &Paths) -> anyhow::Result<()> {
-        paths.wait_all(PATIENCE).map_err(|idle| self.overlay.explained(anyhow::anyhow!(idle)))
+        self.overlay.explain(paths.wait_all(PATIENCE))
     }
 
     /// Cuts the last bridge of the chain off and gives it back. How long it took until the first
@@ -232,9 +232,7 @@ fn broken(options: &Options, figures: &Figures) -> Vec<String> {
     if options.runs > 0 {
         at_most(&mut broken, "the ring reroutes", figures.reroute_ms.max, bound);
     }
-    if figures.others_lost > 0 {
-        broken.push(format!("{} packets between others were lost", figures.others_lost));
-    }
+    none_lost(&mut broken, "between others", figures.others_lost);
     if figures.time_exceeded > 0 {
         broken.push(format!("{} packets ran in a loop", figures.time_exceeded));
     }

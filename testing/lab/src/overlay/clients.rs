@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::comeback::UNDER_WAY;
 use super::paths::Paths;
-use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most};
+use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
 use crate::Outcome;
 use crate::progress::say;
 use crate::statistics::{Spread, millis};
@@ -75,7 +75,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     let paths = Paths::between_all(&overlay, INTERVAL)?;
     let all = paths.wait_all(PATIENCE);
     let joined_ms = all.is_ok().then(|| millis(now() - joined));
-    all.map_err(|idle| overlay.explained(anyhow::anyhow!(idle)))?;
+    overlay.explain(all)?;
     say!("packets run between all after {joined_ms:?} ms");
     let clients = attached(&overlay)?;
     let direct =
@@ -109,8 +109,7 @@ const CALM: Duration = Duration::from_secs(5);
 
 /// Peers on the internet, and clients behind routers, all members of one mesh.
 fn settle(options: &Options) -> anyhow::Result<Overlay> {
-    let mut overlay = Overlay::hosts(&options.overlay, options.peers.into(), &MeshFile::default())?;
-    overlay.form()?;
+    let mut overlay = Overlay::formed(&options.overlay, options.peers.into())?;
     let mut homes = Vec::new();
     for number in 1..=options.routers {
         let mapping = if number % 3 == 0 { Mapping::Random } else { Mapping::Kept };
@@ -176,12 +175,12 @@ impl Outages {
         let back = paths.wait_some(PATIENCE, apart);
         let during = (struck, now());
         Port::set_forwarding(&[&port], true)?;
-        back.map_err(|idle| overlay.explained(anyhow::anyhow!(idle)))?;
+        overlay.explain(back)?;
         std::thread::sleep(UNDER_WAY);
         self.served.push(its.len());
         self.gaps.extend(paths.gaps(during, |a, b| apart(a, b) && (served(a) || served(b))));
         self.others_lost += paths.lost(during, |a, b| apart(a, b) && !served(a) && !served(b));
-        paths.wait_all(PATIENCE).map_err(|idle| overlay.explained(anyhow::anyhow!(idle)))?;
+        overlay.explain(paths.wait_all(PATIENCE))?;
         std::thread::sleep(CALM);
         Ok(())
     }
@@ -210,8 +209,6 @@ fn broken(options: &Options, figures: &Figures) -> Vec<String> {
         let what = "clients of a peer that was cut off reach all";
         at_most(&mut broken, what, figures.outage_ms.max, options.max_outage_ms);
     }
-    if figures.others_lost > 0 {
-        broken.push(format!("{} packets between others were lost", figures.others_lost));
-    }
+    none_lost(&mut broken, "between others", figures.others_lost);
     broken
 }

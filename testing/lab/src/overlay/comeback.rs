@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use selvedge::config::MeshFile;
 use selvedge_netlab::clock::now;
 use serde::Serialize;
 
 use super::paths::Paths;
-use super::{Overlay, OverlayOptions, PATIENCE, at_most};
+use super::{Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
 use crate::Outcome;
 use crate::progress::say;
 use crate::statistics::Spread;
@@ -44,10 +43,9 @@ pub(crate) struct Figures {
 /// Runs the scenario.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     let members = usize::from(options.members);
-    let mut overlay = Overlay::hosts(&options.overlay, members, &MeshFile::default())?;
-    overlay.form()?;
+    let mut overlay = Overlay::formed(&options.overlay, members)?;
     let paths = Paths::between_all(&overlay, INTERVAL)?;
-    paths.wait_all(PATIENCE).map_err(|idle| overlay.explained(anyhow::anyhow!(idle)))?;
+    overlay.explain(paths.wait_all(PATIENCE))?;
     let began = now();
     let (mut outages, mut others_lost) = (Vec::new(), 0);
     for victim in overlay.names().iter().cycle().take(options.runs) {
@@ -55,7 +53,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
         let struck = now();
         overlay.restart(victim)?;
         let back = paths.wait_all(PATIENCE);
-        back.map_err(|idle| overlay.explained(anyhow::anyhow!(idle)))?;
+        overlay.explain(back)?;
         std::thread::sleep(CALM);
         let during = (struck, now());
         std::thread::sleep(UNDER_WAY);
@@ -84,8 +82,6 @@ pub(super) const UNDER_WAY: Duration = Duration::from_millis(500);
 fn broken(options: &Options, figures: &Figures) -> Vec<String> {
     let mut broken = Vec::new();
     at_most(&mut broken, "back", figures.outage_ms.max, options.max_outage_ms);
-    if figures.others_lost > 0 {
-        broken.push(format!("{} packets between others were lost", figures.others_lost));
-    }
+    none_lost(&mut broken, "between others", figures.others_lost);
     broken
 }

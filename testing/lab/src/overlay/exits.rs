@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::comeback::UNDER_WAY;
 use super::paths::{Paths, Place};
-use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most};
+use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
 use crate::Outcome;
 use crate::progress::say;
 use crate::statistics::{Spread, millis};
@@ -181,7 +181,7 @@ impl World {
     }
 
     fn wait(&mut self, paths: &Paths) -> anyhow::Result<()> {
-        paths.wait_all(PATIENCE).map_err(|idle| self.overlay.explained(anyhow::anyhow!(idle)))
+        self.overlay.explain(paths.wait_all(PATIENCE))
     }
 
     /// Who uses an exit, by what they say themselves.
@@ -266,8 +266,6 @@ fn broken(options: &Options, figures: &Figures) -> Vec<String> {
         let what = "packets go on by the other exit";
         at_most(&mut broken, what, figures.outage_ms.max, options.max_outage_ms);
     }
-    if figures.others_lost > 0 {
-        broken.push(format!("{} packets of others were lost", figures.others_lost));
-    }
+    none_lost(&mut broken, "of others", figures.others_lost);
     broken
 }

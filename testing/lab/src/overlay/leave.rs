@@ -114,7 +114,7 @@ impl Scene {
     /// Has `name` leave under traffic, and join again.
     fn part(&mut self, name: &str) -> anyhow::Result<Departure> {
         let paths = Paths::between_all(&self.overlay, INTERVAL)?;
-        paths.wait_all(PATIENCE).map_err(|idle| self.overlay.explained(anyhow::anyhow!(idle)))?;
+        self.overlay.explain(paths.wait_all(PATIENCE))?;
         say!("{name} leaves");
         let departure = self.watch(name)?;
         drop(paths);

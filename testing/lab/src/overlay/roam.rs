@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use selvedge::config::MeshFile;
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::tcp::{Connection, Pace};
 use serde::Serialize;
@@ -47,8 +46,7 @@ pub(crate) struct Figures {
 /// Runs the scenario.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     let members = usize::from(options.members);
-    let mut overlay = Overlay::hosts(&options.overlay, members, &MeshFile::default())?;
-    overlay.form()?;
+    let mut overlay = Overlay::formed(&options.overlay, members)?;
     let mut broken_connections = 0;
     let mut gaps = [Vec::new(), Vec::new()];
     for run in 0..options.runs * 2 {

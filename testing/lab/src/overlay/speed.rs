@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
-use selvedge::config::MeshFile;
 use selvedge_netlab::clock::now;
 use selvedge_netlab::tcp::{Connection, Pace};
 use serde::Serialize;
@@ -47,8 +46,7 @@ pub(crate) struct Figures {
 
 /// Runs the scenario.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
-    let mut overlay = Overlay::hosts(&options.overlay, 2, &MeshFile::default())?;
-    overlay.form()?;
+    let overlay = Overlay::formed(&options.overlay, 2)?;
     let scene = Scene::set(&overlay)?;
     let mut rates: [Vec<f64>; 4] = Default::default();
     for run in 1..=options.runs {
