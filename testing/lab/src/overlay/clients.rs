@@ -127,7 +127,7 @@ fn settle(options: &Options) -> anyhow::Result<Overlay> {
 }
 
 /// The clients, each with the peer that it is attached to.
-fn attached(overlay: &Overlay) -> anyhow::Result<BTreeMap<String, NodeId>> {
+pub(super) fn attached(overlay: &Overlay) -> anyhow::Result<BTreeMap<String, NodeId>> {
     let mut clients = BTreeMap::new();
     for name in overlay.names() {
         let shown = overlay.show(&name, MESH)?;

@@ -15,6 +15,7 @@ use selvedge_netlab::firewall::{Counter, Mapping};
 use selvedge_netlab::link::{Port, Segment};
 use serde::Serialize;
 
+use super::clients::attached;
 use super::comeback::UNDER_WAY;
 use super::paths::{Paths, Place};
 use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
@@ -202,14 +203,18 @@ impl World {
         self.exits.values().map(|exit| Ok(exit.counter.packets()?)).collect()
     }
 
-    /// Cuts an exit off from everybody and gives it back. The longest time without packets of each family of
-    /// those who used it, in milliseconds, and how many packets the others lost.
+    /// Cuts an exit off from everybody and gives it back. The longest time without packets of each
+    /// family of those who used it, or were clients of it as a peer whatever exit they used, in
+    /// milliseconds, and how many packets the others lost.
     fn cut(&mut self, paths: &Paths, exit: &str) -> anyhow::Result<(Vec<f64>, u64)> {
         let its = self.users_of(exit)?;
         if its.is_empty() {
             bail!("nobody uses {exit}");
         }
-        say!("cutting off {exit}, which {} use", its.len());
+        let id = self.overlay.show(exit, MESH)?.node;
+        let mut clients = attached(&self.overlay)?;
+        clients.retain(|_, peer| *peer == id);
+        say!("cutting off {exit}, which {} use, and {} by way of", its.len(), clients.len());
         let outside = self.exits.get(exit).context("there is no such exit")?.port.clone();
         let ports = [&self.overlay.member(exit)?.port.clone(), &outside];
         let struck = now();
@@ -220,7 +225,7 @@ impl World {
         Port::set_forwarding(&ports, true)?;
         back?;
         std::thread::sleep(UNDER_WAY);
-        let uses = |name: &str| its.iter().any(|user| user == name);
+        let uses = |name: &str| its.iter().any(|user| user == name) || clients.contains_key(name);
         let gaps = paths.gaps(during, |user, _| uses(user));
         let lost = paths.lost(during, |user, _| !uses(user));
         say!("without {exit}: {gaps:?} ms");
