@@ -32,7 +32,7 @@ struct World {
     loss: u64,
     /// What is under way, and when it arrives.
     under_way: Vec<(Time, Call)>,
-    /// Pairs that no packet gets through between, in either direction.
+    /// From whom to whom no packet gets through.
     blocked: BTreeSet<(NodeId, NodeId)>,
     /// Who sends to whom.
     traffic: BTreeSet<(NodeId, NodeId)>,
@@ -92,8 +92,12 @@ impl World {
         self.traffic.extend([(a, b), (b, a)]);
     }
 
-    fn passes(&self, a: NodeId, b: NodeId) -> bool {
-        !self.blocked.contains(&(a, b)) && !self.blocked.contains(&(b, a))
+    fn block(&mut self, a: NodeId, b: NodeId) {
+        self.blocked.extend([(a, b), (b, a)]);
+    }
+
+    fn passes(&self, from: NodeId, to: NodeId) -> bool {
+        !self.blocked.contains(&(from, to))
     }
 
     fn carries(&self, a: NodeId, b: NodeId) -> bool {
@@ -125,7 +129,8 @@ impl World {
         }
     }
 
-    /// Both ends have each other as peers, and packets get through.
+    /// Both ends have each other as peers. Who is sent a handshake has a session, though its answer
+    /// may not get through.
     fn shake_hands(&mut self) {
         let (mut peers, mut carrying) = (BTreeSet::new(), BTreeSet::new());
         for (own, end) in &self.ends {
@@ -139,7 +144,7 @@ impl World {
         let both = peers.iter().filter(|(a, b)| peers.contains(&(*b, *a))).copied();
         let both: BTreeSet<(NodeId, NodeId)> = both.collect();
         let mut lasting: BTreeSet<_> = self.sessions.intersection(&both).copied().collect();
-        lasting.extend(both.into_iter().filter(|(a, b)| self.passes(*a, *b)));
+        lasting.extend(both.into_iter().filter(|(own, other)| self.passes(*other, *own)));
         self.sessions = lasting;
     }
 
@@ -249,7 +254,7 @@ fn what_is_not_used_ends() {
 #[test]
 fn nats_that_let_nobody_in_are_tried_ever_more_seldom() {
     let mut world = World::new(4, &[A, B]);
-    world.blocked.insert((A, B));
+    world.block(A, B);
     world.talk(A, B);
     world.run(Duration::from_secs(3600));
     assert!(!world.news.iter().any(|(_, news)| matches!(news, News::Begun(_))));
@@ -267,16 +272,30 @@ fn nats_that_let_nobody_in_are_tried_ever_more_seldom() {
 
 #[test]
 fn a_path_that_falls_silent_is_left_by_both() {
-    let mut world = World::new(5, &[A, B]);
-    world.talk(A, B);
-    world.run(Duration::from_secs(70));
-    assert!(world.carries(A, B) && world.carries(B, A));
-    world.blocked.insert((A, B));
-    world.run(Duration::from_secs(10));
-    assert!(!world.carries(A, B) && !world.carries(B, A), "{:?}", world.news);
-    world.blocked.clear();
-    world.run(Duration::from_secs(60));
-    assert!(world.carries(A, B) && world.carries(B, A), "{:?}", world.news);
+    for blocked in [vec![(A, B)], vec![(B, A)], vec![(A, B), (B, A)]] {
+        let mut world = World::new(5, &[A, B]);
+        world.talk(A, B);
+        world.run(Duration::from_secs(70));
+        assert!(world.carries(A, B) && world.carries(B, A));
+        world.blocked.extend(blocked);
+        world.run(Duration::from_secs(10));
+        assert!(!world.carries(A, B) && !world.carries(B, A), "{:?}", world.news);
+        world.blocked.clear();
+        world.run(Duration::from_secs(60));
+        assert!(world.carries(A, B) && world.carries(B, A), "{:?}", world.news);
+    }
+}
+
+#[test]
+fn who_hears_and_is_not_heard_stays_with_the_peers() {
+    for (from, to) in [(A, B), (B, A)] {
+        let mut world = World::new(7, &[A, B]);
+        world.blocked.insert((from, to));
+        world.talk(A, B);
+        world.run(Duration::from_secs(900));
+        let begun = world.news.iter().any(|(_, news)| matches!(news, News::Begun(_)));
+        assert!(!begun, "{:?}", world.news);
+    }
 }
 
 #[test]
@@ -322,9 +341,9 @@ fn after_whatever_happens_all_that_can_is_direct() {
         for _ in 0..20 {
             for pair in &pairs {
                 if world.random.hits(20) {
-                    world.blocked.insert(*pair);
+                    world.block(pair.0, pair.1);
                 } else if world.random.hits(50) {
-                    world.blocked.remove(pair);
+                    world.blocked.retain(|it| it != pair && *it != (pair.1, pair.0));
                 }
             }
             if world.random.hits(20) {
