@@ -444,3 +444,36 @@ fn who_was_not_used_for_the_longest_time_makes_room() {
     assert!(world.carries(A, late) && !world.carries(A, B));
     assert_eq!(carrying(&world), MAX_PATHS);
 }
+
+#[test]
+fn who_missed_a_word_hears_it_again() {
+    let mut end = Direct::new(B, 1);
+    let now = Time::from_micros(1_000_000);
+    end.set_partners(BTreeMap::from([(A, Vec::new())]), now);
+    let mut hear = |word: Word, number| {
+        let (word, seen) = (word as u8, Some(place(A)));
+        end.hear(Call { from: A, to: B, number, word, seen, yours: None }, now);
+        if word == Word::Answer as u8 {
+            end.look(&BTreeMap::from([(A, Link { session: true, rx: 9 })]), now);
+        }
+        let said = end.poll_call().map(|call| (Word::of(call.word).expect("known"), call.number));
+        assert_eq!(end.poll_call(), None);
+        (said, end.wishes().get(&A).map(|wish| wish.carries))
+    };
+    assert_eq!(hear(Word::Met, 1), (Some((Word::Part, 1)), None), "nothing is under way");
+    assert_eq!(hear(Word::Part, 1), (None, None));
+    assert_eq!(hear(Word::Ask, 2), (Some((Word::Answer, 2)), Some(false)));
+    assert_eq!(hear(Word::Ask, 2), (Some((Word::Answer, 2)), Some(false)), "the answer was lost");
+    assert_eq!(hear(Word::Ask, 3), (None, Some(false)), "so soon it is an old one");
+    assert_eq!(hear(Word::Answer, 2), (Some((Word::Met, 2)), Some(false)), "there is a session");
+    assert_eq!(
+        hear(Word::Agreed, 1),
+        (Some((Word::Part, 1)), Some(false)),
+        "of an earlier attempt"
+    );
+    assert_eq!(hear(Word::Met, 2), (Some((Word::Agreed, 2)), Some(true)));
+    assert_eq!(hear(Word::Met, 2), (Some((Word::Agreed, 2)), Some(true)), "that word was lost");
+    assert_eq!(hear(Word::Agreed, 2), (None, Some(true)), "and no more after it");
+    assert_eq!(hear(Word::Part, 1), (None, Some(true)));
+    assert_eq!(hear(Word::Part, 2), (None, None));
+}
