@@ -159,6 +159,20 @@ pub struct Summary {
     /// Whether this node was evicted from it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub evicted: bool,
+    /// Its direct paths to other clients.
+    #[serde(default)]
+    pub direct: DirectPaths,
+}
+
+/// The direct paths of a client in a mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DirectPaths {
+    /// How many carry packets.
+    pub open: usize,
+    /// How often one was tried since the agent started.
+    pub attempts: u64,
+    /// How often that was in vain, or one that carried packets fell silent.
+    pub failures: u64,
 }
 
 /// A mesh as one of its members sees it.

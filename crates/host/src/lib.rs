@@ -16,6 +16,7 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod nudge;
 pub mod packet;
 pub mod ping;
 pub mod priority;

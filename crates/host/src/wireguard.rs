@@ -1,5 +1,6 @@
 //! WireGuard in this process: a TUN interface, a UDP socket, and the protocol between them.
 
+mod destinations;
 mod plan;
 mod relay;
 mod routes;
@@ -25,6 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::netlink::{self, AddressOptions, Netlink};
 
+pub use destinations::Destinations;
 pub use plan::Changes;
 use plan::{Step, Update};
 use relay::{Relay, Rules};
@@ -369,6 +371,11 @@ impl Device {
     /// refuse. Before the first call everything passes as it is.
     pub fn set_relays(&self, relays: Relays) {
         self.rules.set(relays);
+    }
+
+    /// Has the device note from now on to whom this host sends packets.
+    pub fn note_destinations(&self, destinations: &Destinations) {
+        self.rules.note_destinations(destinations);
     }
 
     /// How many packets the rules of [`Device::set_relays`] refused.

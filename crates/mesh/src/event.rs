@@ -5,7 +5,7 @@ use selvedge_model::{MeshId, NodeId};
 use crate::record::RecordError;
 use crate::rumor::RumorError;
 use crate::signed::SignedError;
-use crate::wire::WireError;
+use crate::wire::{Call, WireError};
 
 /// What happened in a mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,10 @@ pub enum Event {
     MemberDown(NodeId),
     /// A member that was down is heard again.
     MemberUp(NodeId),
+    /// Another client says this to the own node, which is one too.
+    Called(Call),
+    /// This is to be passed on, for a client of this node: see [`crate::Mesh::pass_on`].
+    Passing(Call),
     /// A message, or an entry in one, was not accepted. Nothing was changed by it.
     Rejected {
         /// Who sent it.

@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Repair,
     /// Admission.
     Join,
+    /// What clients say to each other.
+    Call,
     /// What nobody in good order sends.
     Nonsense,
 }
@@ -48,6 +50,7 @@ impl Purpose {
             8..=13 => Self::News,
             16..=18 => Self::Join,
             24..=28 => Self::Probe,
+            29 => Self::Call,
             _ => Self::Repair,
         }
     }
@@ -60,13 +63,20 @@ impl Purpose {
             Self::News => (1_000, 10_000),
             Self::Repair => (1_000, 30_000),
             Self::Join => (10, 200),
+            Self::Call => (100, 2_000),
             Self::Nonsense => (1, 20),
         }
     }
 }
 
-const PURPOSES: [Purpose; 5] =
-    [Purpose::Probe, Purpose::News, Purpose::Repair, Purpose::Join, Purpose::Nonsense];
+const PURPOSES: [Purpose; 6] = [
+    Purpose::Probe,
+    Purpose::News,
+    Purpose::Repair,
+    Purpose::Join,
+    Purpose::Call,
+    Purpose::Nonsense,
+];
 
 /// The accounts of all partners.
 #[derive(Clone, Debug, Default)]

@@ -26,8 +26,9 @@
 //! | 26 | [`Message::Ask`] | asks to probe another node |
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
+//! | 29 | [`Message::Call`] | from one client to another, by the peers that they are attached to |
 //!
-//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
+//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 30 and 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
 //! A node reads its own version and the next one: whatever a version adds, the one before skips,
@@ -39,6 +40,7 @@ use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId, WgKey};
 
 use crate::broadcast::NewsId;
+pub use crate::call::Call;
 use crate::codec::{self, fixed};
 use crate::crdt::Digest;
 use crate::reconcile::Ranges;
@@ -118,6 +120,8 @@ pub enum Message {
     Vouch(Vouch),
     /// A node does not answer me: a signed [`crate::rumor::Accusation`].
     Accuse(Accuse),
+    /// One client has something to say to another.
+    Call(Call),
 }
 
 /// The body of [`Message::Digest`].
@@ -401,6 +405,7 @@ impl Message {
             Self::Ask(_) => 26,
             Self::Vouch(_) => 27,
             Self::Accuse(_) => 28,
+            Self::Call(_) => 29,
         }
     }
 
@@ -418,6 +423,7 @@ impl Message {
             Self::Ask(body) => codec::to_vec(body),
             Self::Vouch(body) => codec::to_vec(body),
             Self::Accuse(body) => codec::to_vec(body),
+            Self::Call(body) => codec::to_vec(body),
             Self::Same | Self::WhoAreYou | Self::Prune => codec::to_vec(&Empty {}),
         }
     }
@@ -447,6 +453,7 @@ impl Message {
             26 => body(bytes).map(Self::Ask),
             27 => body(bytes).map(Self::Vouch),
             28 => body(bytes).map(Self::Accuse),
+            29 => body(bytes).map(Self::Call),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -536,6 +543,8 @@ mod reason {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -552,6 +561,11 @@ mod tests {
 
     fn probe() -> Probe {
         Probe { number: 0, hash: [6; 8], down: None, lives: None, evictions: None }
+    }
+
+    fn call() -> Call {
+        let (from, to) = (NodeId([2; 32]), NodeId([3; 32]));
+        Call { from, to, number: u64::MAX, word: 255, seen: None, yours: None }
     }
 
     fn messages() -> Vec<Message> {
@@ -590,6 +604,12 @@ mod tests {
             Message::Ask(Ask { target, number: 4, incarnation: 9 }),
             Message::Vouch(Vouch { target, number: 4 }),
             Message::Accuse(Accuse { accusation: raw() }),
+            Message::Call(call()),
+            Message::Call(Call {
+                seen: Some(SocketAddr::from(([192, 0, 2, 1], 7))),
+                yours: Some(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 65_535))),
+                ..call()
+            }),
             Message::Records(records.clone()),
             Message::Join(Join { invite: raw(), wg: WgKey([6; 32]) }),
             Message::Welcome(Welcome { certificate: raw(), state: records }),

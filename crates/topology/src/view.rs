@@ -8,6 +8,7 @@ use selvedge_mesh::address::mesh_prefix;
 use selvedge_mesh::{Bridged, Role, permits};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
+use crate::direct::Wish;
 use crate::overlay_ipv4::{Claim, owners};
 
 /// One mesh as one of its members sees it.
@@ -76,6 +77,8 @@ pub struct Options {
     /// The networks of this host's own links. No route takes them away, and if the node is an
     /// exit, it does not lead into them.
     pub local: Vec<Prefix>,
+    /// Other clients that this client has, or tries to have, as peers of its own.
+    pub direct: BTreeMap<NodeId, Wish>,
     /// Whether the own node, though drained, serves its clients a while longer. To be set until
     /// they have surely heard of it: what they send meanwhile would be dropped.
     pub still_serving: bool,
@@ -93,6 +96,7 @@ impl Default for Options {
             peer_keepalive: None,
             attempts: Vec::new(),
             local: Vec::new(),
+            direct: BTreeMap::new(),
             still_serving: false,
         }
     }

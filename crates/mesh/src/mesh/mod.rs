@@ -1,4 +1,5 @@
 mod admit;
+mod calls;
 mod doubts;
 mod evict;
 mod forget;

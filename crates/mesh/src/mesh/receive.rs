@@ -47,7 +47,8 @@ impl Mesh {
             | Message::Ack(_)
             | Message::Ask(_)
             | Message::Vouch(_)
-            | Message::Accuse(_) => self.receive_from_member(from, message, now),
+            | Message::Accuse(_)
+            | Message::Call(_) => self.receive_from_member(from, message, now),
         }
     }
 
@@ -83,6 +84,7 @@ impl Mesh {
             Message::Ask(ask) => self.receive_ask(from, ask, now),
             Message::Vouch(vouch) => self.receive_vouch(from, vouch),
             Message::Accuse(accuse) => self.receive_accusation(from, accuse)?,
+            Message::Call(call) => self.receive_call(from, call),
             Message::Digest(_)
             | Message::Ping(_)
             | Message::Join(_)

@@ -5,7 +5,7 @@ use std::fmt;
 use prometheus_client::encoding::text::encode as encode_text;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info as InfoMetric;
@@ -43,14 +43,25 @@ pub(super) fn encode(
 fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
     let members = Family::<Vec<(&str, String)>, Gauge>::default();
     let evicted = Family::<Vec<(&str, String)>, Gauge>::default();
+    let direct = Family::<Vec<(&str, String)>, Gauge>::default();
+    let attempts = Family::<Vec<(&str, String)>, Counter>::default();
+    let failures = Family::<Vec<(&str, String)>, Counter>::default();
     for mesh in meshes {
         let labels = vec![("mesh", mesh.name.clone()), ("id", mesh.id.to_string())];
         let count = i64::try_from(mesh.members).unwrap_or(i64::MAX);
         members.get_or_create(&labels).set(count);
         evicted.get_or_create(&labels).set(i64::from(mesh.evicted));
+        let open = i64::try_from(mesh.direct.open).unwrap_or(i64::MAX);
+        direct.get_or_create(&labels).set(open);
+        attempts.get_or_create(&labels).inc_by(mesh.direct.attempts);
+        failures.get_or_create(&labels).inc_by(mesh.direct.failures);
     }
     registry.register("mesh_members", "Members of the mesh, this node included", members);
     registry.register("mesh_evicted", "1 if this node was evicted from the mesh", evicted);
+    registry.register("mesh_direct_paths", "Direct paths to other clients", direct);
+    registry.register("mesh_direct_attempts", "Attempts at a direct path", attempts);
+    let help = "Attempts at a direct path in vain, and paths that fell silent";
+    registry.register("mesh_direct_failures", help, failures);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -141,6 +152,7 @@ impl EncodeMetric for Histogram {
 
 #[cfg(test)]
 mod tests {
+    use selvedge_api::mesh::DirectPaths;
     use std::net::Ipv6Addr;
     use std::time::Duration;
 
@@ -170,6 +182,7 @@ mod tests {
             address: Ipv6Addr::LOCALHOST,
             members,
             evicted: id == 2,
+            direct: DirectPaths { open: members, attempts: 9, failures: 1 },
         };
         let text = encode(&info(), Some(&[mesh(1, 3), mesh(2, 5)]), None).expect("writes");
         let count = |line: &str| text.lines().filter(|l| *l == line).count();
@@ -178,6 +191,12 @@ mod tests {
             let id = MeshId([id; 20]);
             let line = format!("selvedge_mesh_members{{mesh=\"campus\",id=\"{id}\"}} {members}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            for (what, number) in [("paths", members), ("attempts_total", 9), ("failures_total", 1)]
+            {
+                let labels = format!("{{mesh=\"campus\",id=\"{id}\"}}");
+                let line = format!("selvedge_mesh_direct_{what}{labels} {number}");
+                assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            }
             let evicted = u8::from(members == 5);
             let line = format!("selvedge_mesh_evicted{{mesh=\"campus\",id=\"{id}\"}} {evicted}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{self, Changes, DETOUR, Device, PeerSpec, PeerStatus};
+use selvedge_host::wireguard::{self, Changes, DETOUR, Destinations, Device, PeerSpec, PeerStatus};
 use selvedge_model::{Prefix, WgKey};
 use selvedge_topology::Relays;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -65,6 +65,7 @@ pub(super) struct Applier {
     status: watch::Receiver<Status>,
     unanswered: watch::Receiver<Unanswered>,
     questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
+    destinations: Destinations,
     task: JoinHandle<()>,
 }
 
@@ -95,14 +96,23 @@ impl Applier {
         let (questions, asked) = mpsc::channel(16);
         let (count, unanswered) = watch::channel(Unanswered::default());
         let patience = Silence::default();
-        let worker = Worker { desired: follow, report, questions: asked, hooks, patience, count };
+        let destinations = Destinations::default();
+        let worker = Worker {
+            desired: follow,
+            report,
+            questions: asked,
+            hooks,
+            patience,
+            count,
+            destinations: destinations.clone(),
+        };
         let task = tokio::spawn(async move {
             match netlink {
                 Some(netlink) => worker.run(&netlink, config).await,
                 None => worker.run_dry(config.listen_port).await,
             }
         });
-        Self { desired, status, unanswered, questions, task }
+        Self { desired, status, unanswered, questions, destinations, task }
     }
 
     /// Sets the state to converge on.
@@ -140,6 +150,11 @@ impl Applier {
         Inquirer(self.questions.clone())
     }
 
+    /// To whom this host sends packets.
+    pub(super) const fn destinations(&self) -> &Destinations {
+        &self.destinations
+    }
+
     /// Ends the device and waits until its interface is gone.
     pub(super) async fn stop(self) {
         let Self { desired, task, .. } = self;
@@ -167,6 +182,7 @@ struct Worker {
     hooks: Option<Hooks>,
     patience: Silence,
     count: watch::Sender<Unanswered>,
+    destinations: Destinations,
 }
 
 /// Why a device is used no longer.
@@ -184,6 +200,7 @@ impl Worker {
             match Device::create(netlink, &config).await {
                 Ok(mut device) => {
                     config.listen_port = device.port().await;
+                    device.note_destinations(&self.destinations);
                     if let Err(error) = device.set_mark(DETOUR.mark).await {
                         warn!(interface = config.name, %error, "cannot keep WireGuard's own packets off its exits");
                     }

@@ -8,6 +8,7 @@
 //! ```
 
 mod applier;
+mod direct;
 mod dns;
 mod doctor;
 pub(crate) mod endpoints;

@@ -1,5 +1,6 @@
 //! The loop of the mesh plane.
 
+mod paths;
 mod planning;
 mod requests;
 
@@ -12,7 +13,7 @@ use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::mesh::{Mesh, Role, What};
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::DETOUR;
+use selvedge_host::wireguard::{DETOUR, PeerStatus};
 use selvedge_mesh::wire::{self, Envelope, Refused, RefusedReason};
 use selvedge_mesh::{Identity, Knock, State};
 use selvedge_model::{MeshId, NodeId, Time};
@@ -70,6 +71,8 @@ enum Report {
     Forgotten,
     /// What the host is to do for all meshes; `None` if that could not be planned.
     Planned(Option<Box<Outcome>>),
+    /// What WireGuard knows of its peers.
+    Looked(MeshId, Vec<PeerStatus>),
     /// The addresses to announce in each mesh.
     Addresses(BTreeMap<MeshId, Vec<IpAddr>>),
 }
@@ -212,6 +215,7 @@ impl Plane {
         if self.planning.begin(Instant::now()) {
             self.plan();
         }
+        self.begin_looks();
         let (now, wall) = (now(self.began), wall());
         let due = |seat: &Seated| seat.core.poll_timeout().is_some_and(|due| due <= now);
         let due: Vec<_> = self.meshes.values().filter(|seat| due(seat)).map(Seated::id).collect();
@@ -247,6 +251,7 @@ impl Plane {
             }
             Report::Forgotten => self.update_access(),
             Report::Planned(outcome) => self.follow(outcome),
+            Report::Looked(mesh, peers) => self.look_at_paths(mesh, &peers),
             Report::Addresses(addresses) => self.announce(addresses),
         }
     }
@@ -311,7 +316,7 @@ impl Plane {
         }
         info!(mesh = core.genesis().name, id = %mesh, address = %core.address(), "member of a mesh");
         self.setup.stream.publish(events::event(mesh, &core.genesis().name, What::Entered));
-        self.meshes.insert(mesh, Seated::new(core, wire, options, recorder));
+        self.meshes.insert(mesh, Seated::new(core, wire, options, recorder, seed));
         self.update_access();
         self.drive(mesh);
         Ok(mesh)
@@ -338,6 +343,7 @@ impl Plane {
         if let Some(seat) = self.meshes.get_mut(&mesh) {
             let wanted = seat.drive();
             self.carry_out(mesh, wanted);
+            self.drive_paths(mesh);
         }
     }
 
@@ -349,6 +355,9 @@ impl Plane {
             self.planning.note();
         }
         let Some(seat) = self.meshes.get_mut(&mesh) else { return };
+        for call in wanted.called {
+            seat.paths.hear(call, now(self.began));
+        }
         for what in wanted.told {
             self.setup.stream.publish(events::event(mesh, seat.name(), what));
         }
@@ -458,7 +467,9 @@ impl Plane {
 
     /// When the first timer of a core ends.
     fn due(&self) -> Instant {
-        let timers = self.meshes.values().filter_map(|seat| seat.core.poll_timeout());
+        let timers = self.meshes.values();
+        let timers = timers.flat_map(|seat| [seat.core.poll_timeout(), seat.paths.poll_timeout()]);
+        let timers = timers.flatten();
         let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
         let due = Instant::now() + wait;
         self.planning.due().map_or(due, |planning| due.min(planning))

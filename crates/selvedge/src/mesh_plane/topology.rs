@@ -9,6 +9,7 @@ use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_topology::direct::Wish;
 use selvedge_topology::{
     Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere,
     overlay_mtu, owners, plan,
@@ -30,6 +31,8 @@ pub(super) struct Site {
     pub(super) options: MeshOptions,
     /// How often a member's endpoint was tried in vain.
     pub(super) attempts: Vec<(NodeId, usize)>,
+    /// The clients that packets go to directly, or that this is tried with.
+    pub(super) direct: BTreeMap<NodeId, Wish>,
     /// The node was drained so lately that its clients may not have heard of it.
     pub(super) still_serving: bool,
 }
@@ -215,6 +218,7 @@ fn view_of(site: &Site) -> View {
         ipv4,
         client_keepalive: keepalive,
         attempts: site.attempts.clone(),
+        direct: site.direct.clone(),
         still_serving: site.still_serving,
         ..Options::default()
     };

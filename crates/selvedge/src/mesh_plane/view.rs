@@ -22,7 +22,7 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// A WireGuard session that is older than this is renewed or dead (the protocol's
 /// `Reject-After-Time`).
-const SESSION: Duration = Duration::from_secs(180);
+pub(super) const SESSION: Duration = Duration::from_secs(180);
 
 /// When each node was last heard, and from where.
 pub(super) type Heard = BTreeMap<NodeId, Contact>;
@@ -44,6 +44,7 @@ pub(super) fn summary(seat: &Seated) -> Summary {
         address: seat.core.address(),
         members: seat.core.members().count(),
         evicted: seat.core.evicted().is_some(),
+        direct: seat.paths.counts(),
     }
 }
 

@@ -175,7 +175,7 @@ fn instructions(dns: &Dns) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use selvedge_api::mesh::{Admission, MemberState, Role};
+    use selvedge_api::mesh::{Admission, DirectPaths, MemberState, Role};
     use selvedge_model::{MeshId, WgKey};
 
     use super::*;
@@ -307,7 +307,8 @@ DESTINATION     BY
         let expected = "\
 NAME    ID                                INTERFACE  ADDRESS  MEMBERS
 campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
-        let summary = Summary { id, name, interface, address, members: 2, evicted: false };
+        let direct = DirectPaths::default();
+        let summary = Summary { id, name, interface, address, members: 2, evicted: false, direct };
         assert_eq!(list(&[summary]), expected);
         assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
     }

@@ -62,7 +62,8 @@ impl Plane {
     /// Has a plan be made, aside from the loop: with thousands of members it takes a while.
     pub(super) fn plan(&mut self) {
         let now = Instant::now();
-        let sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
+        let time = super::now(self.began);
+        let sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now, time)).collect();
         if sites.iter().any(|site| site.still_serving) {
             self.planning.note_by(now + DRAIN);
         }

@@ -174,6 +174,8 @@ impl World {
             | Event::MemberJoined(_)
             | Event::MemberUpdated(_)
             | Event::MemberLeft(_)
+            | Event::Called(_)
+            | Event::Passing(_)
             | Event::StateChanged => {}
         }
     }
