@@ -1,6 +1,8 @@
-//! What `mesh list`, `mesh show` and `mesh names` print for people.
+//! What `mesh list`, `mesh show`, `mesh names` and `mesh tunnels` print for people.
 
-use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, UsedRoute};
+use selvedge_api::mesh::{
+    Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, Tunnel, Tunnels, UsedRoute,
+};
 
 use selvedge_model::NodeId;
 
@@ -148,6 +150,24 @@ pub(super) fn names(dns: &Dns) -> String {
     };
     let places = table(&["ADDRESS", "INTERFACE", "STATE"], dns.listeners.iter().map(row));
     format!("domain {}\n\n{places}\n\n{}", dns.domain, hookup(dns))
+}
+
+/// The networks over a mesh, and why some are not.
+pub(super) fn tunnels(tunnels: &Tunnels) -> String {
+    let mesh = &tunnels.mesh;
+    let (Some(interface), Some(address)) = (&tunnels.interface, tunnels.address) else {
+        return format!("this node is not in the mesh {mesh} yet, which is to carry its networks");
+    };
+    let mtu = tunnels.mtu.map_or_else(
+        || format!("{interface} is not up"),
+        |mtu| format!("MTU of the networks: {mtu}"),
+    );
+    let row = |network: &Tunnel| {
+        let problem = or_dash(network.problem.as_deref());
+        vec![network.vni.to_string(), network.endpoints.len().to_string(), problem]
+    };
+    let rows = table(&["VNI", "ENDPOINTS", "PROBLEM"], tunnels.networks.iter().map(row));
+    format!("mesh {mesh}, from {address} by {interface}; {mtu}\n\n{rows}")
 }
 
 fn hookup(dns: &Dns) -> String {
