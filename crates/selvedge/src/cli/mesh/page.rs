@@ -363,4 +363,31 @@ This host's programs do not ask there by themselves. Have the resolver of this h
         assert!(names(&hooked).ends_with("systemd-resolved asks there for names of the meshes"));
         assert!(names(&Dns::default()).contains("[mesh.dns]"));
     }
+
+    #[test]
+    fn networks_over_a_mesh_are_listed_with_what_is_wrong() {
+        let mut seen = Tunnels { mesh: "campus".to_owned(), ..Tunnels::default() };
+        assert!(tunnels(&seen).contains("not in the mesh campus yet"));
+        let address = "fd5e::1".parse().expect("an address");
+        let network = |vni: u32, endpoints, problem: Option<&str>| Tunnel {
+            vni: vni.try_into().expect("a VNI"),
+            endpoints,
+            problem: problem.map(str::to_owned),
+        };
+        seen = Tunnels {
+            interface: Some("sv-campus".to_owned()),
+            address: Some(address),
+            mtu: Some(1350),
+            networks: vec![
+                network(1, vec![address], None),
+                network(2, vec![], Some("there is no bridge br2: make it")),
+            ],
+            ..seen
+        };
+        let expected = "mesh campus, from fd5e::1 by sv-campus; MTU of the networks: 1350\n\n\
+                        VNI  ENDPOINTS  PROBLEM\n\
+                        1    1          -\n\
+                        2    0          there is no bridge br2: make it";
+        assert_eq!(tunnels(&seen).trim_end(), expected);
+    }
 }
