@@ -74,6 +74,7 @@ scenarios() {
     scenario lab-restart selvedge-lab restart --networks 20 --runs 2 --json
     scenario lab-bgpd selvedge-lab bgpd --networks 20 --runs 1 --json
     scenario lab-majority selvedge-lab majority --networks 20 --json
+    scenario lab-mesh-overlay selvedge-lab mesh-overlay --networks 5 --runs 2 --max-outage-ms 5000 --json
     scenario lab-store selvedge-lab store --networks 2000 --runs 1 --json
 }
 

@@ -265,6 +265,14 @@ impl Client {
         self.get(&["dns"]).await
     }
 
+    /// The overlay networks that this host carries over a mesh.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn tunnels(&self) -> Result<mesh::Tunnels, ClientError> {
+        self.get(&["tunnels"]).await
+    }
+
     /// The description of the API (OpenAPI 3.1), as JSON.
     ///
     /// # Errors

@@ -22,6 +22,7 @@
 //! | `POST /v1/meshes/{mesh}/invites` | [`mesh::InviteRequest`] | [`mesh::Invite`] |
 //! | `DELETE /v1/meshes/{mesh}/members/{member}` | | [`mesh::Evicted`] |
 //! | `GET /v1/dns` | | [`mesh::Dns`] |
+//! | `GET /v1/tunnels` | | [`mesh::Tunnels`] |
 //! | `GET /v1/openapi.json` | | the description of all this (OpenAPI 3.1) |
 //! | `GET /v1/gateway` | | [`gateway::Status`] |
 //! | `GET /v1/gateway/networks` | | list of [`gateway::NetworkRow`] |

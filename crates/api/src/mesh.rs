@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_model::{MeshId, NodeId, Prefix, Vni, WgKey};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -461,6 +461,41 @@ pub enum Hookup {
     #[default]
     #[serde(other)]
     Manual,
+}
+
+/// The overlay networks that this host carries over a mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tunnels {
+    /// The mesh, as the configuration names it.
+    pub mesh: String,
+    /// The interface by which the networks are carried; none as long as this node is no member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Where this host's tunnels begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv6Addr>,
+    /// The MTU of the networks in bytes; none as long as the interface is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The networks, by VNI.
+    #[serde(default)]
+    pub networks: Vec<Tunnel>,
+}
+
+/// An overlay network that this host carries over a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tunnel {
+    /// The network.
+    #[schema(value_type = u32)]
+    pub vni: Vni,
+    /// The members to which its frames are flooded.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub endpoints: Vec<Ipv6Addr>,
+    /// Why it has no tunnel here, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Whether a member is there.

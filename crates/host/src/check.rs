@@ -30,6 +30,8 @@ pub struct CheckConfig {
     pub uplink: Vec<String>,
     /// The interfaces towards the other tunnel endpoints; none: as above.
     pub fabric: Vec<String>,
+    /// Whether the agent makes the VXLAN interfaces, over a mesh.
+    pub over_mesh: bool,
     /// How many stations a network has, on average: the host's tables of neighbours have to hold
     /// them all.
     pub stations: u32,
@@ -57,6 +59,7 @@ impl Default for CheckConfig {
             found: Vec::new(),
             uplink: Vec::new(),
             fabric: Vec::new(),
+            over_mesh: false,
             stations: 32,
             frr: None,
         }

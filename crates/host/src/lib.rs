@@ -21,6 +21,7 @@ pub mod packet;
 pub mod ping;
 pub mod priority;
 pub mod sysctl;
+pub mod tunnels;
 pub mod wireguard;
 
 #[cfg(test)]

@@ -21,10 +21,12 @@ use selvedge_api::gateway::{
     ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Removed, Status,
     Takeover, TakeoverRequest,
 };
+use selvedge_api::mesh::Tunnels;
 use selvedge_api::{Code, Error};
 use selvedge_model::NodeName;
 use serde::Serialize;
 use tokio::net::UnixListener;
+use tokio::sync::watch::Receiver;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,8 @@ const RESTART_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Parts {
     pub(crate) mesh: Option<MeshHandle>,
     pub(crate) gateway: Option<GatewayHandle>,
+    /// The overlay networks over a mesh, if there are any.
+    pub(crate) tunnels: Option<Receiver<Tunnels>>,
     /// Where the agent is asked to start again.
     pub(crate) restarts: mpsc::Sender<RestartAsk>,
     /// Ends the API.
@@ -118,6 +122,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(mesh::edit))
         .routes(routes!(mesh::ask))
         .routes(routes!(mesh::dns))
+        .routes(routes!(mesh::tunnels))
         .routes(routes!(status))
         .routes(routes!(networks))
         .routes(routes!(drain))
@@ -393,7 +398,8 @@ mod tests {
             };
             let (restarts, asked) = mpsc::channel(1);
             let shutdown = CancellationToken::new();
-            let parts = Parts { mesh: None, gateway: None, restarts, shutdown: shutdown.clone() };
+            let (mesh, gateway, tunnels) = (None, None, None);
+            let parts = Parts { mesh, gateway, tunnels, restarts, shutdown: shutdown.clone() };
             let task = tokio::spawn(serve(listener, App::new(info, Instant::now(), parts)));
             Self { dir, shutdown, task, asked }
         }

@@ -306,3 +306,30 @@ fn findings_are_plain_data() {
     });
     assert_eq!(json, expected);
 }
+
+#[test]
+fn bridges_that_let_more_pass_than_their_tunnels_are_found() {
+    let test = "bridges_that_let_more_pass_than_their_tunnels_are_found";
+    let Some(space) = namespace(test) else { return };
+    let work = async {
+        testing::forward();
+        let netlink = Netlink::new().expect("netlink");
+        testing::network(&netlink, vni(1), &addresses()).await;
+        let declared = Declared { addresses: addresses().into(), ..Declared::default() };
+        let networks = BTreeMap::from([(vni(1), declared)]);
+        let config = CheckConfig { networks, ..CheckConfig::default() };
+        let found = async |vxlan, bridge| {
+            for (name, mtu) in [("vxlan1", vxlan), ("br1", bridge)] {
+                let index = testing::link(&netlink, name).await.index;
+                netlink.set_up(index, true, Some(mtu)).await.expect("mtu");
+            }
+            let all = faults(&config).await.into_iter().filter(|it| it.subject == "network 1");
+            all.map(|it| (it.severity, it.fix)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(1350, 1350).await, []);
+        let narrower = vec!["ip link set br1 mtu 1350".to_owned()];
+        assert_eq!(found(1350, 1500).await, [(Severity::Warning, narrower)]);
+        assert_eq!(found(1210, 1210).await, [(Severity::Problem, Vec::new())]);
+    };
+    space.run(|| runtime().block_on(work)).expect("entered");
+}

@@ -84,6 +84,10 @@ pub(super) fn new_link(name: &str, new: &NewLink<'_>) -> RouteNetlinkMessage {
 
 fn new_vxlan(name: &str, vxlan: Vxlan) -> LinkMessage {
     let builder = LinkVxlan::new(name, vxlan.vni.get()).port(vxlan.port).learning(vxlan.learning);
+    let builder = match vxlan.device {
+        Some(index) => builder.dev(index),
+        None => builder,
+    };
     match vxlan.local {
         Some(IpAddr::V4(local)) => builder.local(local),
         Some(IpAddr::V6(local)) => builder.local6(local),
@@ -139,18 +143,19 @@ fn read_infos(infos: &[LinkInfo], link: &mut Link) {
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
-    let (mut vni, mut local, mut port, mut learning) = (None, None, 0, false);
+    let (mut vni, mut local, mut device, mut port, mut learning) = (None, None, None, 0, false);
     for info in data {
         match info {
             InfoVxlan::Id(id) => vni = Vni::try_from(*id).ok(),
             InfoVxlan::Local(address) => local = Some(IpAddr::from(*address)),
             InfoVxlan::Local6(address) => local = Some(IpAddr::from(*address)),
+            InfoVxlan::Link(index) => device = (*index != 0).then_some(*index),
             InfoVxlan::Port(number) => port = *number,
             InfoVxlan::Learning(on) => learning = *on,
             _ => {}
         }
     }
-    Some(Vxlan { vni: vni?, local, port, learning })
+    Some(Vxlan { vni: vni?, local, device, port, learning })
 }
 
 pub(super) fn get_addresses() -> RouteNetlinkMessage {

@@ -51,6 +51,8 @@ pub struct Vxlan {
     pub vni: Vni,
     /// The address of this tunnel endpoint.
     pub local: Option<IpAddr>,
+    /// The interface by which its packets leave, and no other: it goes when that one goes.
+    pub device: Option<u32>,
     /// The UDP port.
     pub port: u16,
     /// Whether it learns tunnel endpoints from the frames that it receives.

@@ -16,7 +16,7 @@ use selvedge_model::Prefix;
 use super::ClientArgs;
 use super::findings;
 use super::output::{duration, print, seconds, spinner};
-use page::{list, names, show};
+use page::{list, names, show, tunnels};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -124,6 +124,8 @@ enum MeshCommand {
     },
     /// Show where names of members are answered, and how this host comes to ask there
     Names,
+    /// Show the overlay networks that this host carries over a mesh
+    Tunnels,
 }
 
 #[derive(Args, Debug)]
@@ -177,6 +179,7 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             findings::verdict(&findings)
         }
         MeshCommand::Names => print(json, &client.dns().await?, names),
+        MeshCommand::Tunnels => print(json, &client.tunnels().await?, tunnels),
     }
 }
 

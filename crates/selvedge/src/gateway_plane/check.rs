@@ -54,9 +54,11 @@ fn check_config(config: &GatewayConfig, found: Vec<Found>) -> Result<CheckConfig
         FabricConfig::Flood { uplink, .. } => (vec![uplink.clone()], None),
         FabricConfig::Dry => (Vec::new(), None),
     };
+    let over_mesh = matches!(config.fabric, FabricConfig::Flood { endpoints: None, .. });
     let uplink = named(&config.health.uplink).unwrap_or(uplink);
     let fabric = named(&config.health.fabric).unwrap_or_default();
-    Ok(CheckConfig { names, networks, found, uplink, fabric, frr, ..CheckConfig::default() })
+    let base = CheckConfig { uplink, fabric, frr, over_mesh, ..CheckConfig::default() };
+    Ok(CheckConfig { names, networks, found, ..base })
 }
 
 fn named(interfaces: &Interfaces) -> Option<Vec<String>> {

@@ -1,6 +1,8 @@
-//! What `mesh list`, `mesh show` and `mesh names` print for people.
+//! What `mesh list`, `mesh show`, `mesh names` and `mesh tunnels` print for people.
 
-use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, UsedRoute};
+use selvedge_api::mesh::{
+    Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, Tunnel, Tunnels, UsedRoute,
+};
 
 use selvedge_model::NodeId;
 
@@ -148,6 +150,24 @@ pub(super) fn names(dns: &Dns) -> String {
     };
     let places = table(&["ADDRESS", "INTERFACE", "STATE"], dns.listeners.iter().map(row));
     format!("domain {}\n\n{places}\n\n{}", dns.domain, hookup(dns))
+}
+
+/// The networks over a mesh, and why some are not.
+pub(super) fn tunnels(tunnels: &Tunnels) -> String {
+    let mesh = &tunnels.mesh;
+    let (Some(interface), Some(address)) = (&tunnels.interface, tunnels.address) else {
+        return format!("this node is not in the mesh {mesh} yet, which is to carry its networks");
+    };
+    let mtu = tunnels.mtu.map_or_else(
+        || format!("{interface} is not up"),
+        |mtu| format!("MTU of the networks: {mtu}"),
+    );
+    let row = |network: &Tunnel| {
+        let problem = or_dash(network.problem.as_deref());
+        vec![network.vni.to_string(), network.endpoints.len().to_string(), problem]
+    };
+    let rows = table(&["VNI", "ENDPOINTS", "PROBLEM"], tunnels.networks.iter().map(row));
+    format!("mesh {mesh}, from {address} by {interface}; {mtu}\n\n{rows}")
 }
 
 fn hookup(dns: &Dns) -> String {
@@ -343,5 +363,32 @@ This host's programs do not ask there by themselves. Have the resolver of this h
         let hooked = Dns { hookup: Hookup::Resolved, ..dns };
         assert!(names(&hooked).ends_with("systemd-resolved asks there for names of the meshes"));
         assert!(names(&Dns::default()).contains("[mesh.dns]"));
+    }
+
+    #[test]
+    fn networks_over_a_mesh_are_listed_with_what_is_wrong() {
+        let mut seen = Tunnels { mesh: "campus".to_owned(), ..Tunnels::default() };
+        assert!(tunnels(&seen).contains("not in the mesh campus yet"));
+        let address = "fd5e::1".parse().expect("an address");
+        let network = |vni: u32, endpoints, problem: Option<&str>| Tunnel {
+            vni: vni.try_into().expect("a VNI"),
+            endpoints,
+            problem: problem.map(str::to_owned),
+        };
+        seen = Tunnels {
+            interface: Some("sv-campus".to_owned()),
+            address: Some(address),
+            mtu: Some(1350),
+            networks: vec![
+                network(1, vec![address], None),
+                network(2, vec![], Some("there is no bridge br2: make it")),
+            ],
+            ..seen
+        };
+        let expected = "mesh campus, from fd5e::1 by sv-campus; MTU of the networks: 1350\n\n\
+                        VNI  ENDPOINTS  PROBLEM\n\
+                        1    1          -\n\
+                        2    0          there is no bridge br2: make it";
+        assert_eq!(tunnels(&seen).trim_end(), expected);
     }
 }
