@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use selvedge_api::Error;
 use selvedge_api::gateway::{Drain, Removed, Takeover};
 use selvedge_gateway::desired::Duty;
-use selvedge_gateway::kv::{Health, Revision, StoreError, Txn, TxnReply};
+use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, Txn, TxnReply};
 use selvedge_gateway::{
-    Config, Event, Gateway, LeaseWork, OperatorError, StoreInput, Token, keys, placement,
+    Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement,
 };
 use selvedge_host::health::{self, Fitness};
 use selvedge_host::nft::Silencer;
@@ -339,8 +339,8 @@ impl Plane {
                 let _ = sender.send(store.health(patience).await).await;
             });
         }
-        while let Some(work) = self.core.poll_lease() {
-            self.work_on_lease(work);
+        while let Some(lease) = self.core.poll_renewal() {
+            self.renew(lease);
         }
     }
 
@@ -353,15 +353,11 @@ impl Plane {
         }
     }
 
-    fn work_on_lease(&self, work: LeaseWork) {
+    fn renew(&self, lease: LeaseId) {
         let store = Arc::clone(&self.store);
         tokio::spawn(async move {
-            let done = match work {
-                LeaseWork::KeepAlive(lease) => store.keep_alive(lease).await,
-                LeaseWork::Revoke(lease) => store.revoke(lease).await,
-            };
-            if let Err(error) = done {
-                debug!(?work, %error, "a lease of another gateway");
+            if let Err(error) = store.keep_alive(lease).await {
+                debug!(?lease, %error, "the lease of another gateway is not renewed");
             }
         });
     }
