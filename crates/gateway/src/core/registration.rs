@@ -112,6 +112,7 @@ impl Gateway {
         if let Standing::Registered(incarnation) = standing {
             // The store has just said so.
             self.last_incarnation = Some(incarnation);
+            self.recalled = None;
             self.title.note_confirmation(now);
             self.liveness.begin(now);
         }
