@@ -45,8 +45,11 @@ use crate::reconcile::Ranges;
 use crate::rumor::Rumor;
 use crate::signed::Raw;
 
-/// The version of the format. The next one is read too.
+/// The version of the format. The one before it and the next are read too, so that members of two
+/// adjacent versions understand each other.
 pub const WIRE_VERSION: u8 = 2;
+/// The first version that was released.
+const FIRST_VERSION: u8 = 2;
 /// Messages of up to so many bytes are sent as datagrams: they fit into one packet on any path,
 /// the headers of IPv6, UDP and the encryption included.
 pub const MAX_DATAGRAM: usize = 1180;
@@ -315,7 +318,7 @@ pub enum WireError {
     /// Of a version that is not known here.
     #[error(
         "the message has wire version {found}, which is not known here (known: {WIRE_VERSION} \
-         and the next)"
+         and its neighbours)"
     )]
     UnknownVersion {
         /// Its version.
@@ -476,8 +479,7 @@ impl<'a> Header<'a> {
         let mut d = Decoder::new(bytes);
         let items = d.array().map_err(malformed)?;
         let found = d.u64().map_err(malformed)?;
-        let known = u64::from(WIRE_VERSION)..=u64::from(WIRE_VERSION) + 1;
-        if !known.contains(&found) {
+        if !is_known(found, WIRE_VERSION) {
             return Err(WireError::UnknownVersion { found });
         }
         if items != Some(4) {
@@ -487,6 +489,11 @@ impl<'a> Header<'a> {
         let kind = d.u64().map_err(malformed)?;
         Ok(Self { mesh, kind, body: &bytes[d.position()..] })
     }
+}
+
+/// Whether a message of this version can be read by a node that writes its `own`.
+const fn is_known(found: u64, own: u8) -> bool {
+    found >= FIRST_VERSION as u64 && found.abs_diff(own as u64) <= 1
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
@@ -625,9 +632,9 @@ mod tests {
         bytes[1] = 9;
         let error = Envelope::decode(&bytes).expect_err("newer");
         let expected =
-            "the message has wire version 9, which is not known here (known: 2 and the next)";
+            "the message has wire version 9, which is not known here (known: 2 and its neighbours)";
         assert_eq!(error.to_string(), expected);
-        bytes[1] = WIRE_VERSION - 1;
+        bytes[1] = FIRST_VERSION - 1;
         assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownVersion { found: 1 }));
         let mut bytes = encoded(Message::Same);
         let kind = bytes.len() - 2;
@@ -641,6 +648,15 @@ mod tests {
             let mut bytes = encoded(message.clone());
             bytes[1] = WIRE_VERSION + 1;
             assert_eq!(Envelope::decode(&bytes), Ok(Envelope { mesh: MESH, message }));
+        }
+    }
+
+    #[test]
+    fn adjacent_versions_know_each_other() {
+        for own in FIRST_VERSION..9 {
+            let known = (0..20).filter(|found| is_known(*found, own)).collect::<Vec<_>>();
+            let first = own.saturating_sub(1).max(FIRST_VERSION);
+            assert_eq!(known, (u64::from(first)..=u64::from(own) + 1).collect::<Vec<_>>());
         }
     }
 
