@@ -9,9 +9,7 @@ use selvedge_api::Error;
 use selvedge_api::gateway::{Drain, Removed, Takeover};
 use selvedge_gateway::desired::Duty;
 use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, Txn, TxnReply};
-use selvedge_gateway::{
-    Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement,
-};
+use selvedge_gateway::{Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement};
 use selvedge_host::health::{self, Fitness};
 use selvedge_host::nft::Silencer;
 use selvedge_model::{NodeName, Time, Vni};
