@@ -256,6 +256,11 @@ impl Liveness {
         withheld.max().is_some_and(|at| now.since(at) < within)
     }
 
+    /// Whether the last word of anybody was that it has voted against this node.
+    pub(super) fn is_left_against(&self) -> bool {
+        self.partners.values().any(|partner| partner.withheld > partner.confirmed)
+    }
+
     /// The last news of each registered incarnation.
     pub(super) fn news(&self) -> impl Iterator<Item = (&NodeName, Revision, &News)> {
         self.partners.iter().filter_map(|(name, partner)| {

@@ -213,8 +213,12 @@ impl Gateway {
     fn serves_isolated(&self) -> bool {
         let votes = self.electorate.voters.contains(&self.config.name);
         match self.config.isolated {
-            // Whom the others have struck is not one of two, and who was struck may be back.
-            Isolated::Auto => votes && self.cache.possible_voters().count() <= 2,
+            // Whom the others have struck is not one of two, and who was struck may be back. Of two,
+            // one that votes against the other acts without the store if that one asked for it.
+            Isolated::Auto => {
+                let two = self.cache.possible_voters().count() <= 2;
+                votes && two && !self.liveness.is_left_against()
+            }
             Isolated::Stop => false,
             Isolated::Serve => true,
         }

@@ -540,6 +540,26 @@ fn probes_cost_nothing_when_there_is_nobody_to_probe() {
     assert!(core.poll_timeout().since(bench.now) > Duration::from_millis(100));
 }
 
+/// It asked for relief without a leader, and the other has taken over. Cut off then, it knows.
+#[test]
+fn of_two_the_one_that_was_told_of_a_vote_against_it_does_not_serve_on_alone() {
+    let mut bench = started([voter(1, ids_for(&[1]), 2), voter(2, ids_for(&[2]), 2)]);
+    bench.health = LEADERLESS;
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec!["up0 has no carrier".to_owned()], now);
+    bench.pass(MS * 500);
+    assert!(bench.duty(1, 1).answering, "it was followed");
+    bench.agents[0].linked = false;
+    bench.pass(SECOND * 10);
+    assert!(bench.agents[0].silent, "{:?}", right(&bench, 0));
+    assert_eq!(right(&bench, 1), Right::Isolated);
+    bench.agents[0].linked = true;
+    bench.health = WHOLE;
+    bench.pass(SECOND * 30);
+    assert!(!bench.agents[0].silent);
+    assert_eq!(owners(&bench, 1..=2), ["gw2", "gw2"]);
+}
+
 fn unprobed(config: Config) -> Config {
     Config { probe: Vec::new(), ..config }
 }

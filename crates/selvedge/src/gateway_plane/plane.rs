@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::applier::{Opened, Orders, Report, Wanted};
 use super::condition::Condition;
 use super::events::Journal;
+use super::memory::{Keeper, MemoryFile};
 use super::probes::{self, Heard, ProbeCounters, Probes};
 use super::{Reply, Request, applier, store};
 use crate::config::{GatewayConfig, Ids};
@@ -60,6 +61,7 @@ pub(super) struct Plane {
     reports: mpsc::Receiver<Report>,
     wanted: watch::Sender<Wanted>,
     supervisor: Supervisor,
+    memory: Keeper,
     probes: Option<Probes>,
     /// The roster as of this revision is known to the probes.
     introduced: Option<Revision>,
@@ -97,9 +99,15 @@ impl Plane {
         let supervisor = Supervisor::spawn(Arc::clone(&store), prefixes, config.lease, input);
         let (served, looked_after) = watch::channel(health::Served::new());
         let condition = Condition::watch(config.health.clone(), looked_after).await?;
+        let file = MemoryFile::open(&config.state)?;
+        let mut core = Gateway::new(core_config, seed, Time::ZERO);
+        if let Some(memory) = file.load() {
+            core.recall(memory, Time::ZERO);
+        }
         Ok(Self {
             possible: config.networks.to_set(),
-            core: Gateway::new(core_config, seed, Time::ZERO),
+            core,
+            memory: Keeper::spawn(file),
             engine: store::engine(&config.store),
             fabric,
             journal,
@@ -323,6 +331,7 @@ impl Plane {
             self.journal.silenced(silent, now);
             self.silent.send_replace(silent);
         }
+        self.memory.follow(&self.core);
         self.introduce();
         while let Some(outgoing) = self.core.poll_message() {
             if let Some(probes) = &mut self.probes {
