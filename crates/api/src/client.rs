@@ -322,6 +322,15 @@ impl Client {
         self.post(&["gateway", "takeover"], &gateway::TakeoverRequest { name }).await
     }
 
+    /// Fills a store that was reset with what this agent knew of the former one, for some seconds: to
+    /// be repeated until it is done.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn refill(&self) -> Result<gateway::Refill, ClientError> {
+        self.post(&["gateway", "refill"], &()).await
+    }
+
     /// Strikes a node that is gone for good from the roster.
     ///
     /// # Errors

@@ -29,6 +29,7 @@
 //! | `POST /v1/gateway/drain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
 //! | `POST /v1/gateway/undrain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
 //! | `POST /v1/gateway/takeover` | [`gateway::TakeoverRequest`] | [`gateway::Takeover`] |
+//! | `POST /v1/gateway/refill` | | [`gateway::Refill`] |
 //! | `DELETE /v1/gateway/nodes/{name}` | | [`gateway::Removed`] |
 //! | `GET /v1/gateway/history` | query: [`gateway::HistoryQuery`] | list of [`gateway::ChangeRow`] |
 //! | `GET /v1/gateway/check` | | list of [`gateway::Finding`] |

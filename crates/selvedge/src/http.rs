@@ -18,8 +18,8 @@ use axum::{Json, Router};
 use futures_util::{Stream, stream};
 use selvedge_api::agent::{Info, RestartRequest, Restarting};
 use selvedge_api::gateway::{
-    ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Removed, Status,
-    Takeover, TakeoverRequest,
+    ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Refill, Removed,
+    Status, Takeover, TakeoverRequest,
 };
 use selvedge_api::mesh::Tunnels;
 use selvedge_api::{Code, Error};
@@ -128,6 +128,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(drain))
         .routes(routes!(undrain))
         .routes(routes!(take_over))
+        .routes(routes!(refill))
         .routes(routes!(remove))
         .routes(routes!(history))
         .routes(routes!(check))
@@ -245,6 +246,17 @@ async fn undrain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> 
 )]
 async fn take_over(State(app): Shared, body: Body<TakeoverRequest>) -> Answer<Takeover> {
     Ok(Json(app.gateway()?.take_over(body?.0.name).await?))
+}
+
+/// Fills a store that was reset with what this agent knew of the former one, for some seconds.
+#[utoipa::path(
+    post,
+    path = "/gateway/refill",
+    tag = "gateway",
+    responses((status = 200, body = Refill))
+)]
+async fn refill(State(app): Shared) -> Answer<Refill> {
+    Ok(Json(app.gateway()?.refill().await?))
 }
 
 /// Strikes a node that is gone for good from the roster.

@@ -69,9 +69,9 @@ impl Gateway {
         self.run(now);
     }
 
-    /// The incarnation in whose name this node asks the others: its own, or that of the run before
-    /// until it has one.
+    /// The incarnation in whose name this node asks the others: its own; until it has one, that of the
+    /// run before, or the one that the store has forgotten.
     pub(super) fn spoken_for(&self) -> Option<Revision> {
-        self.incarnation().or(self.recalled)
+        self.incarnation().or(self.recalled).or_else(|| self.was_forgotten_as())
     }
 }

@@ -23,6 +23,7 @@ mod liveness;
 mod memory;
 mod network;
 mod planner;
+mod refill;
 mod registration;
 mod right;
 mod standin;
@@ -46,6 +47,7 @@ use self::liveness::Liveness;
 pub use self::memory::{Memory, Remembered};
 use self::network::{Local, Outbox};
 use self::planner::Plan;
+use self::refill::Forgotten;
 use self::registration::Standing;
 use self::right::Title;
 use self::verdict::Court;
@@ -192,6 +194,7 @@ pub struct Gateway {
     electorate: Electorate,
     /// When each registration was first seen; those that were there at first, long ago.
     registered_at: BTreeMap<NodeName, (Revision, Time)>,
+    forgotten: Option<Forgotten>,
     /// Whom an operator has given up, although they are not registered.
     given_up: BTreeSet<NodeName>,
     /// A digest of who may be given networks.
@@ -262,6 +265,7 @@ impl Gateway {
             title: Title::new(now),
             electorate: Electorate::default(),
             registered_at: BTreeMap::new(),
+            forgotten: None,
             given_up: BTreeSet::new(),
             placement_digest: 0,
             unfit: Vec::new(),
@@ -564,7 +568,9 @@ impl Gateway {
     }
 
     fn handle_snapshot(&mut self, snapshot: Snapshot, now: Time) {
+        let before = self.registrations();
         self.cache.replace(snapshot);
+        self.note_forgotten(before, now);
         self.nodes_changed(now);
         self.dirty.extend(self.locals.keys());
         self.dirty.extend(self.cache.networks.keys());

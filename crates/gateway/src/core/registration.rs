@@ -113,6 +113,7 @@ impl Gateway {
             // The store has just said so.
             self.last_incarnation = Some(incarnation);
             self.recalled = None;
+            self.forget_own();
             self.title.note_confirmation(now);
             self.liveness.begin(now);
         }

@@ -123,6 +123,18 @@ impl Bench {
         self.agents[agent].core.handle_store(StoreInput::Lease(lease), now);
     }
 
+    /// In place of the store there is another one, without leases; nobody reads it yet.
+    pub(crate) fn replace_store(&mut self, ops: Vec<Op>, beyond: Revision) {
+        self.store = Model::new();
+        self.store.txn(&Txn { compare: vec![], then: ops }).expect("accepted");
+        while self.store.revision() <= beyond {
+            self.put(keys::REFILLED, "", None);
+        }
+        for agent in 0..self.agents.len() {
+            self.agents[agent].seen = None;
+        }
+    }
+
     /// Begins a new run of an agent on a host that goes on as it is, with a lease of its own.
     pub(crate) fn run_anew(&mut self, agent: usize, config: Config) {
         let (lease, now) = (self.lease(), self.now);

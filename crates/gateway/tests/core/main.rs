@@ -4,6 +4,7 @@ mod bench;
 mod host;
 mod memory;
 mod planner;
+mod refill;
 mod registration;
 mod standin;
 mod transactions;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use selvedge_api::Error;
-use selvedge_api::gateway::{Drain, Removed, Takeover};
+use selvedge_api::gateway::{Drain, Refill, Removed, Takeover};
 use selvedge_gateway::desired::Duty;
 use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, Txn, TxnReply};
 use selvedge_gateway::{Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement};
@@ -14,7 +14,7 @@ use selvedge_host::health::{self, Fitness};
 use selvedge_host::nft::Silencer;
 use selvedge_model::{NodeName, Time, Vni};
 use selvedge_store::Store;
-use selvedge_store::supervisor::{Input, Supervisor};
+use selvedge_store::supervisor::{Input, Settings, Supervisor};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use super::condition::Condition;
 use super::events::Journal;
 use super::memory::{Keeper, MemoryFile};
 use super::probes::{self, Heard, ProbeCounters, Probes};
-use super::{Reply, Request, applier, store};
+use super::{Reply, Request, applier, refill, store};
 use crate::config::{GatewayConfig, Ids};
 use crate::identity;
 
@@ -96,12 +96,15 @@ impl Plane {
         let core_config = core_config(&config, &unable, paths)?;
         let (input, inputs) = mpsc::channel(QUEUE);
         let prefixes = keys::PREFIXES.map(str::to_owned).to_vec();
-        let supervisor = Supervisor::spawn(Arc::clone(&store), prefixes, config.lease, input);
+        let file = MemoryFile::open(&config.state)?;
+        let memory = file.load();
+        let mut settings = Settings::new(prefixes, config.lease);
+        settings.floor = store::floor(&config.store, memory.as_ref());
+        let supervisor = Supervisor::spawn_with(Arc::clone(&store), settings, input);
         let (served, looked_after) = watch::channel(health::Served::new());
         let condition = Condition::watch(config.health.clone(), looked_after).await?;
-        let file = MemoryFile::open(&config.state)?;
         let mut core = Gateway::new(core_config, seed, Time::ZERO);
-        if let Some(memory) = file.load() {
+        if let Some(memory) = memory {
             core.recall(memory, Time::ZERO);
         }
         Ok(Self {
@@ -258,6 +261,7 @@ impl Plane {
             Request::Drain(name, drained, reply) => drop(reply.send(self.drain(name, drained))),
             Request::Leave(reply) => self.leave(reply),
             Request::TakeOver(name, reply) => drop(reply.send(self.take_over(&name))),
+            Request::Refill(reply) => self.refill(reply),
             Request::Remove(name, reply) => drop(reply.send(self.remove(&name))),
             Request::History(query, reply) => drop(reply.send(self.history(query))),
             Request::Detach(away, reply) => self.detaching = Some((away, reply)),
@@ -281,6 +285,18 @@ impl Plane {
         warn!(gateway = %name, networks = owned, "taking over by the operator's word");
         let heard = status.partners.into_iter().filter(|(_, partner)| partner.heard);
         Ok(Takeover { name: name.clone(), owned, heard: heard.map(|(name, _)| name).collect() })
+    }
+
+    fn refill(&self, reply: Reply<Result<Refill, Error>>) {
+        let Some((revision, contents)) = self.core.refill() else {
+            let error = "this agent has not read the store since it was started: ask another one";
+            return drop(reply.send(Err(Error::unavailable(error))));
+        };
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            // Whoever asked may be gone; it goes on when it is asked again.
+            drop(reply.send(refill::work_on(store, revision, contents).await));
+        });
     }
 
     fn remove(&mut self, name: &NodeName) -> Result<Removed, Error> {
