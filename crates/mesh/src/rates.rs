@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Repair,
     /// Admission.
     Join,
+    /// An eviction that a stranger brings: its signatures are checked, whoever that is.
+    Eviction,
     /// What nobody in good order sends.
     Nonsense,
 }
@@ -60,13 +62,20 @@ impl Purpose {
             Self::News => (1_000, 10_000),
             Self::Repair => (1_000, 30_000),
             Self::Join => (10, 200),
+            Self::Eviction => (20, 500),
             Self::Nonsense => (1, 20),
         }
     }
 }
 
-const PURPOSES: [Purpose; 5] =
-    [Purpose::Probe, Purpose::News, Purpose::Repair, Purpose::Join, Purpose::Nonsense];
+const PURPOSES: [Purpose; 6] = [
+    Purpose::Probe,
+    Purpose::News,
+    Purpose::Repair,
+    Purpose::Join,
+    Purpose::Eviction,
+    Purpose::Nonsense,
+];
 
 /// The accounts of all partners.
 #[derive(Clone, Debug, Default)]
