@@ -206,6 +206,15 @@ impl Client {
         self.call(Request::new(Method::DELETE, &path), None::<&()>).await
     }
 
+    /// Who would be put out of a mesh with a member, each by name or id; nothing is done.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also if this node may not.
+    pub async fn eviction(&self, mesh: &str, member: &str) -> Result<mesh::Evicted, ClientError> {
+        let path = ["meshes", mesh, "members", member, "eviction"];
+        self.call(Request::new(Method::GET, &path), None::<&()>).await
+    }
+
     /// Says something else about this node in a mesh, by name or id.
     ///
     /// # Errors

@@ -21,6 +21,7 @@
 //! | `POST /v1/meshes/{mesh}/query` | [`mesh::QueryRequest`] | any JSON |
 //! | `POST /v1/meshes/{mesh}/invites` | [`mesh::InviteRequest`] | [`mesh::Invite`] |
 //! | `DELETE /v1/meshes/{mesh}/members/{member}` | | [`mesh::Evicted`] |
+//! | `GET /v1/meshes/{mesh}/members/{member}/eviction` | | [`mesh::Evicted`], nothing done |
 //! | `GET /v1/dns` | | [`mesh::Dns`] |
 //! | `GET /v1/tunnels` | | [`mesh::Tunnels`] |
 //! | `GET /v1/openapi.json` | | the description of all this (OpenAPI 3.1) |

@@ -23,7 +23,7 @@ pub struct CreateRequest {
 }
 
 /// Make a token that lets others join a mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InviteRequest {
     /// How many nodes may join with it.
     pub uses: u32,
@@ -40,6 +40,23 @@ pub struct InviteRequest {
     /// Whether they may invite others, and evict those again. The founder alone grants this.
     #[serde(default, skip_serializing_if = "is_false")]
     pub may_invite: bool,
+    /// How many each of them may admit then; 256 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guests: Option<u32>,
+}
+
+/// For one peer, within a day.
+impl Default for InviteRequest {
+    fn default() -> Self {
+        Self {
+            uses: 1,
+            expires_s: 86_400,
+            role: Role::default(),
+            allow: Vec::new(),
+            may_invite: false,
+            guests: None,
+        }
+    }
 }
 
 /// A token that lets others join a mesh.
@@ -114,7 +131,7 @@ pub struct Left {
     pub name: String,
 }
 
-/// A node that was put out of a mesh.
+/// A node that was put out of a mesh, or would be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Evicted {
     /// The mesh.

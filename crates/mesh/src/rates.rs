@@ -30,6 +30,8 @@ pub(crate) enum Purpose {
     Join,
     /// What clients say to each other.
     Call,
+    /// An eviction that a stranger brings: its signatures are checked, whoever that is.
+    Eviction,
     /// What nobody in good order sends.
     Nonsense,
 }
@@ -64,17 +66,19 @@ impl Purpose {
             Self::Repair => (1_000, 30_000),
             Self::Join => (10, 200),
             Self::Call => (100, 2_000),
+            Self::Eviction => (20, 500),
             Self::Nonsense => (1, 20),
         }
     }
 }
 
-const PURPOSES: [Purpose; 6] = [
+const PURPOSES: [Purpose; 7] = [
     Purpose::Probe,
     Purpose::News,
     Purpose::Repair,
     Purpose::Join,
     Purpose::Call,
+    Purpose::Eviction,
     Purpose::Nonsense,
 ];
 

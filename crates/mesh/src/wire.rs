@@ -137,6 +137,10 @@ pub struct Summary {
     /// The sender's own record, for a receiver that may not know it.
     #[n(2)]
     pub introduction: Option<Raw>,
+    /// With an introduction, how the hash of the evictions that the sender holds begins; absent if
+    /// it holds none, or is of a version that knows of none.
+    #[n(3)]
+    pub evictions: Option<u32>,
 }
 
 /// The body of [`Message::News`].
@@ -586,8 +590,18 @@ mod tests {
         let evictions = vec![raw()];
         let records = Records { records: vec![raw()], removals: vec![raw(), raw()], evictions };
         vec![
-            Message::Digest(Summary { hash: [5; 16], count: 9, introduction: Some(raw()) }),
-            Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
+            Message::Digest(Summary {
+                hash: [5; 16],
+                count: 9,
+                introduction: Some(raw()),
+                evictions: None,
+            }),
+            Message::Digest(Summary {
+                hash: [5; 16],
+                count: u64::MAX,
+                introduction: None,
+                evictions: None,
+            }),
             Message::Same,
             Message::WhoAreYou,
             Message::Lives(ranges.clone()),
@@ -711,7 +725,12 @@ mod tests {
         });
         assert_eq!(
             digest,
-            Message::Digest(Summary { hash: [7; 16], count: 2, introduction: None })
+            Message::Digest(Summary {
+                hash: [7; 16],
+                count: 2,
+                introduction: None,
+                evictions: None
+            })
         );
         let refused = body(&|e| {
             e.u8(18)

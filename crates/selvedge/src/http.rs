@@ -119,6 +119,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(mesh::show, mesh::leave))
         .routes(routes!(mesh::invite))
         .routes(routes!(mesh::evict))
+        .routes(routes!(mesh::eviction))
         .routes(routes!(mesh::edit))
         .routes(routes!(mesh::ask))
         .routes(routes!(mesh::dns))
@@ -184,7 +185,12 @@ async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
         Some(mesh) => mesh.list().await.ok(),
         None => None,
     };
-    let text = metrics::encode(&app.info(), meshes.as_deref(), status.as_ref())
+    let traffic = match &app.parts.mesh {
+        Some(mesh) => mesh.traffic().await.ok(),
+        None => None,
+    };
+    let meshes = meshes.as_deref().zip(traffic.as_ref());
+    let text = metrics::encode(&app.info(), meshes, status.as_ref())
         .map_err(|error| Failure(Error::internal(format!("cannot write the metrics: {error}"))))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text))

@@ -65,6 +65,9 @@ enum MeshCommand {
         /// Those who join may invite others, and evict those again; on the founder only
         #[arg(long)]
         may_invite: bool,
+        /// How many each of those may admit [default: 256]
+        #[arg(long, value_name = "NUMBER", requires = "may_invite")]
+        guests: Option<u32>,
     },
     /// Put a member out for good, and with it those whom it admitted
     Evict {
@@ -146,10 +149,10 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = CreateRequest { name, alias, description };
             print(json, &client.create_mesh(&request).await?, created)
         }
-        MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite } => {
+        MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite, guests } => {
             let mesh = choose(&client, mesh).await?;
             let expires_s = expires.as_secs();
-            let request = InviteRequest { uses, expires_s, role, allow, may_invite };
+            let request = InviteRequest { uses, expires_s, role, allow, may_invite, guests };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
         MeshCommand::Join { token, role, about: About { alias, description } } => {

@@ -128,6 +128,21 @@ pub(super) async fn evict(
     Ok(Json(app.mesh()?.evict(&mesh, &member).await?))
 }
 
+/// Who would be put out of a mesh with a member. Does nothing.
+#[utoipa::path(
+    get,
+    path = "/meshes/{mesh}/members/{member}/eviction",
+    tag = "mesh",
+    params(Whom),
+    responses((status = 200, body = Evicted))
+)]
+pub(super) async fn eviction(
+    State(app): Shared,
+    Path(Whom { mesh, member }): Path<Whom>,
+) -> Answer<Evicted> {
+    Ok(Json(app.mesh()?.eviction(&mesh, &member).await?))
+}
+
 /// Says something else about this node in a mesh.
 #[utoipa::path(
     patch,

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use selvedge_api::agent::Info;
 use selvedge_api::gateway::{Counters, Counts, Distribution, Status, Times};
 use selvedge_api::mesh::Summary;
+use selvedge_transport::CounterValues;
 
 /// The metrics in the OpenMetrics text format.
 ///
@@ -20,7 +21,7 @@ use selvedge_api::mesh::Summary;
 /// Those of writing into a text.
 pub(super) fn encode(
     info: &Info,
-    meshes: Option<&[Summary]>,
+    meshes: Option<(&[Summary], &CounterValues)>,
     gateway: Option<&Status>,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("selvedge");
@@ -28,8 +29,9 @@ pub(super) fn encode(
     registry.register("build", "The program", InfoMetric::new(version));
     let uptime = ConstGauge::new(info.uptime_s);
     registry.register_with_unit("uptime", "Time since the agent started", Unit::Seconds, uptime);
-    if let Some(meshes) = meshes {
+    if let Some((meshes, traffic)) = meshes {
         add_meshes(&mut registry, meshes);
+        add_traffic(&mut registry, traffic);
     }
     if let Some(status) = gateway {
         add_gateway(registry.sub_registry_with_prefix("gateway"), status);
@@ -62,6 +64,16 @@ fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
     registry.register("mesh_direct_attempts", "Attempts at a direct path", attempts);
     let help = "Attempts at a direct path in vain, and paths that fell silent";
     registry.register("mesh_direct_failures", help, failures);
+}
+
+fn add_traffic(registry: &mut Registry, traffic: &CounterValues) {
+    let mut counter = |name: &str, help: &str, number: u64| {
+        registry.register(name, help, ConstCounter::new(number));
+    };
+    let t = traffic;
+    counter("mesh_datagrams_sent", "Messages sent as datagrams", t.datagrams_sent);
+    counter("mesh_datagrams_detoured", "Messages that went over streams", t.datagrams_detoured);
+    counter("mesh_datagrams_dropped", "Messages that nobody answered", t.datagrams_dropped);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -184,7 +196,10 @@ mod tests {
             evicted: id == 2,
             direct: DirectPaths { open: members, attempts: 9, failures: 1 },
         };
-        let text = encode(&info(), Some(&[mesh(1, 3), mesh(2, 5)]), None).expect("writes");
+        let traffic = CounterValues { datagrams_detoured: 7, ..CounterValues::default() };
+        let meshes = [mesh(1, 3), mesh(2, 5)];
+        let text = encode(&info(), Some((&meshes, &traffic)), None).expect("writes");
+        assert!(text.contains("\nselvedge_mesh_datagrams_detoured_total 7\n"), "{text}");
         let count = |line: &str| text.lines().filter(|l| *l == line).count();
         assert_eq!(count("# TYPE selvedge_mesh_members gauge"), 1, "{text}");
         for (id, members) in [(1, 3), (2, 5)] {
