@@ -213,6 +213,9 @@ pub struct Mesh {
     pub prefix: Prefix,
     /// The UDP port of this node's WireGuard interface.
     pub listen_port: u16,
+    /// Who does the work of WireGuard: `kernel` or `userspace`; absent if nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<String>,
     /// Where this node's packets to beyond the mesh go.
     #[serde(default)]
     pub routes: Vec<UsedRoute>,

@@ -40,6 +40,8 @@ pub enum LinkKind {
     Tun,
     /// One end of a pair.
     Veth,
+    /// WireGuard of the kernel.
+    WireGuard,
     /// Anything else: hardware, loopback and so on.
     Other,
 }
@@ -66,6 +68,8 @@ pub enum NewLink<'a> {
     Bridge,
     /// A VXLAN interface.
     Vxlan(Vxlan),
+    /// WireGuard of the kernel, which has to be told its key and its peers.
+    WireGuard,
     /// A pair of interfaces.
     Veth {
         /// The name of the other end.

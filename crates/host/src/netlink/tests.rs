@@ -231,7 +231,7 @@ fn futures_are_send(netlink: &Netlink) {
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
-fn read(messages: Vec<Message>) -> Result<Answer, Failure> {
+fn read(messages: Vec<Message>) -> Result<Answer<RouteNetlinkMessage>, Failure> {
     runtime().block_on(read_to_end(futures_util::stream::iter(messages)))
 }
 

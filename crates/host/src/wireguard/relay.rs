@@ -274,7 +274,6 @@ mod tests {
             hops: by.iter().map(|(to, via)| (prefix(to), hop(via))).collect(),
             serves: serves.iter().map(|to| (prefix(to), 0)).collect(),
             sources: by.iter().map(|(to, via)| (v6(via), BTreeSet::from([prefix(to)]))).collect(),
-            local: Vec::new(),
         }
     }
 

@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(SOCKET));
         let mesh = config.mesh.expect("enabled");
         assert_eq!(mesh.listen.to_string(), "[::]:7654");
-        assert_eq!((mesh.port, mesh.wireguard), (0, WireGuard::Userspace));
+        assert_eq!((mesh.port, mesh.wireguard), (0, WireGuard::Auto));
         assert_eq!(mesh.options, OptionsByMesh::default());
         let gateway = config.gateway.expect("enabled");
         assert_eq!(gateway.ids, Ids::Derived(100));

@@ -147,8 +147,12 @@ pub enum FabricName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum WireGuard {
-    /// WireGuard in the agent
+    /// The kernel if it can, or else the agent
     #[default]
+    Auto,
+    /// WireGuard in the kernel, or not at all
+    Kernel,
+    /// WireGuard in the agent
     Userspace,
     /// Nobody: the host is not touched
     Dry,

@@ -7,13 +7,14 @@ mod requests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::mesh::{Mesh, Role, What};
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{DETOUR, PeerStatus};
+use selvedge_host::wireguard::{Backend, DETOUR, PeerStatus};
 use selvedge_mesh::wire::{self, Envelope, Refused, RefusedReason};
 use selvedge_mesh::{Identity, Knock, State};
 use selvedge_model::{MeshId, NodeId, Time};
@@ -31,7 +32,7 @@ use super::ground::Landlord;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Wire, wall};
-use super::topology::Outcome;
+use super::topology::Planned;
 use super::{Reply, Request, view};
 use crate::config::{MeshConfig, WireGuard};
 use crate::identity;
@@ -70,7 +71,7 @@ enum Report {
     /// The members of a mesh that was left have had time to hear of it.
     Forgotten,
     /// What the host is to do for all meshes; `None` if that could not be planned.
-    Planned(Option<Box<Outcome>>),
+    Planned(Option<Arc<Planned>>),
     /// What WireGuard knows of its peers.
     Looked(MeshId, Vec<PeerStatus>),
     /// The addresses to announce in each mesh.
@@ -109,8 +110,10 @@ impl Plane {
         let nobody = AccessList { strangers: true, ..AccessList::default() };
         let (access, follow) = watch::channel(nobody);
         let netlink = match config.wireguard {
-            WireGuard::Userspace => Some(Netlink::new().context("cannot talk to the kernel")?),
             WireGuard::Dry => None,
+            WireGuard::Auto | WireGuard::Kernel | WireGuard::Userspace => {
+                Some(Netlink::new().context("cannot talk to the kernel")?)
+            }
         };
         let (transport, received) = Transport::bind(selvedge_transport::Config {
             listen: config.listen,
@@ -130,6 +133,7 @@ impl Plane {
             announce: config.endpoints.clone(),
             default_alias: config.name.to_string(),
             wireguard_port: config.port,
+            backend: backend(config.wireguard),
             options: config.options.clone(),
             hooks: config.hooks.clone(),
             stream,
@@ -250,13 +254,14 @@ impl Plane {
                 }
             }
             Report::Forgotten => self.update_access(),
-            Report::Planned(outcome) => self.follow(outcome),
+            Report::Planned(planned) => self.follow(planned),
             Report::Looked(mesh, peers) => self.look_at_paths(mesh, &peers),
             Report::Addresses(addresses) => self.announce(addresses),
         }
     }
 
     fn keep_house(&mut self) {
+        self.planning.doubt_links();
         let meshes = &self.meshes;
         self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
         let partners = self.meshes.values().map(|seat| (seat.id(), partner_addresses(seat)));
@@ -491,6 +496,15 @@ impl Plane {
         let appliers = self.meshes.into_values().map(|seat| seat.wire.applier.stop());
         futures_util::future::join_all(appliers).await;
         self.setup.transport.close().await;
+    }
+}
+
+/// Who does the work of WireGuard; `None`: whoever can.
+const fn backend(wanted: WireGuard) -> Option<Backend> {
+    match wanted {
+        WireGuard::Kernel => Some(Backend::Kernel),
+        WireGuard::Userspace => Some(Backend::Userspace),
+        WireGuard::Auto | WireGuard::Dry => None,
     }
 }
 

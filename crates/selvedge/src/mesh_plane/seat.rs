@@ -195,13 +195,16 @@ impl Seated {
         }
     }
 
-    /// Follows a plan. Says when this node may say what it is to say of its routes, if it has
-    /// done so too often.
-    pub(super) fn follow(&mut self, mut layout: Layout, now: Instant) -> Option<Instant> {
+    /// Follows a plan.
+    pub(super) fn follow(&mut self, mut layout: Layout) {
         self.note_layout(&layout);
         self.paths.amend(&mut layout.desired.peers);
         self.wire.applier.set(layout.desired.clone());
         self.layout = layout;
+    }
+
+    /// Says of its routes what it is to say by the plan. Says when, if it has done so too often.
+    pub(super) fn say(&mut self, now: Instant) -> Option<Instant> {
         if self.core.evicted().is_some() || self.said(&self.core.profile()) {
             return None;
         }
@@ -426,6 +429,7 @@ mod tests {
             listen_port: 0,
             mtu: 1420,
             addresses: Vec::new(),
+            backend: None,
             control: None,
         };
         let applier = Applier::start(None, config, None);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use selvedge_host::masquerade::Masquerade;
 use selvedge_host::netlink::{Address, Link, Netlink};
@@ -38,7 +39,7 @@ pub(super) struct Site {
 }
 
 /// What is around this host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Links {
     /// The MTU in bytes of the link that an address of its own is on.
     mtus: BTreeMap<IpAddr, u16>,
@@ -114,8 +115,10 @@ pub(super) struct Layout {
 /// What this host is to do for all meshes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ground {
-    /// There are routes in the table of their own, which is to be looked into.
+    /// There are routes in tables of their own, which are to be looked into.
     pub(super) detour: bool,
+    /// What one exit alone may carry is never sent past it, also while the agent is stopped.
+    pub(super) closed: bool,
     /// Some of them are for IPv4.
     pub(super) detour_ipv4: bool,
     /// Packets of others pass.
@@ -124,13 +127,42 @@ pub(super) struct Ground {
     pub(super) masquerade: Masquerade,
 }
 
-/// Plans for all meshes of the node.
-pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
+/// A plan, and what it was made of.
+#[derive(Debug)]
+pub(super) struct Planned {
+    views: Vec<View>,
+    links: Arc<Links>,
+    pub(super) outcome: Outcome,
+}
+
+impl Planned {
+    pub(super) fn links(&self) -> Arc<Links> {
+        self.links.clone()
+    }
+}
+
+/// Plans for all meshes of the node. If nothing is different from what `last` was made of, that is
+/// the plan: most of what members say anew, and that they are still there, changes no route.
+pub(super) fn decide(
+    sites: &[Site],
+    links: Arc<Links>,
+    last: Option<Arc<Planned>>,
+) -> Arc<Planned> {
     let views: Vec<View> = sites.iter().map(view_of).collect();
-    let mut planned = plan(&views).meshes;
+    match last.filter(|last| last.links == links && last.views == views) {
+        Some(last) => last,
+        None => {
+            let outcome = outcome(sites, &views, &links);
+            Arc::new(Planned { views, links, outcome })
+        }
+    }
+}
+
+fn outcome(sites: &[Site], views: &[View], links: &Links) -> Outcome {
+    let mut planned = plan(views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
-    for (site, view) in sites.iter().zip(&views) {
+    for (site, view) in sites.iter().zip(views) {
         let mut layout = match planned.remove(&site.mesh) {
             Some(plan) => {
                 outcome.ground.add(site, &plan);
@@ -139,7 +171,8 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
             None => Layout::of_nobody(site),
         };
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
-        outcome.ground.detour |= !layout.desired.routes.is_empty();
+        outcome.ground.closed |= matches!(site.options.exit, Exit::Member(_));
+        outcome.ground.detour |= outcome.ground.closed || !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
         outcome.layouts.insert(site.mesh, layout);
     }
@@ -287,6 +320,27 @@ fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_is_made_anew_if_a_fact_is_another() {
+        let site = |accept: Vec<Prefix>| Site {
+            mesh: MeshId([1; 20]),
+            own: NodeId([2; 32]),
+            interface: "sv-a".to_owned(),
+            members: Vec::new(),
+            options: MeshOptions { accept, ..MeshOptions::default() },
+            attempts: Vec::new(),
+            still_serving: false,
+        };
+        let all = || vec![site(everywhere().into())];
+        let links =
+            |mtu| Arc::new(Links { mtus: BTreeMap::from([(IpAddr::from([192, 0, 2, 1]), mtu)]) });
+        let first = decide(&all(), links(1500), None);
+        let last = || Some(first.clone());
+        assert!(Arc::ptr_eq(&first, &decide(&all(), links(1500), last())));
+        assert!(!Arc::ptr_eq(&first, &decide(&all(), links(1400), last())));
+        assert!(!Arc::ptr_eq(&first, &decide(&[site(Vec::new())], links(1500), last())));
+    }
 
     #[test]
     fn the_mtu_leaves_room_for_wireguard_on_the_link_to_the_peers() {

@@ -103,6 +103,7 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         address: seat.core.address(),
         prefix: seat.core.prefix(),
         listen_port: seat.wire.port,
+        wireguard: seat.wire.applier.backend().map(|backend| backend.to_string()),
         routes: used_routes(seat),
         not_permitted: not_permitted(seat),
         members: members.into_iter().map(&mut shown).collect(),

@@ -23,7 +23,6 @@ fn relays(own: &str) -> Relays {
         hops: Table::default(),
         serves: Table::default(),
         sources: BTreeMap::new(),
-        local: Vec::new(),
     }
 }
 

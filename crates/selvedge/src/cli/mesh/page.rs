@@ -24,8 +24,10 @@ pub(super) fn list(meshes: &[Summary]) -> String {
 pub(super) fn show(mesh: &Mesh) -> String {
     let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
     let out = mesh.evicted.as_ref().map(|eviction| out(mesh, eviction)).unwrap_or_default();
-    let head =
-        format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n{out}");
+    let by = mesh.wireguard.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    let head = format!(
+        "mesh {name} ({id})\ninterface {interface}{by}, port {listen_port}, {prefix}\n{out}"
+    );
     let header = [
         "NODE",
         "NAME",
@@ -264,6 +266,7 @@ mod tests {
             address: me.address,
             prefix: "fd00::/64".parse().expect("valid"),
             listen_port: 51820,
+            wireguard: Some("userspace".to_owned()),
             routes: vec![],
             not_permitted: vec![],
             members: vec![me, other, client],
@@ -276,7 +279,7 @@ mod tests {
     fn a_mesh_is_shown_with_its_members() {
         let expected = "\
 mesh campus (beeqscijbeeqscijbeeqscijbeeqscij)
-interface sv-campus, port 51820, fd00::/64
+interface sv-campus (userspace), port 51820, fd00::/64
 
 NODE        NAME             ROLE    STATE    ADDRESS  PATH                ENDPOINT         HANDSHAKE  RX       TX     VERSION
 aeaqcaibae  gw1              peer    self     fd00::1  -                   192.0.2.1:51820  -          0 B      0 B    0.1.0
