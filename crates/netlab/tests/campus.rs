@@ -211,7 +211,7 @@ fn take_over_and_measure(campus: &Campus, levers: fn(&Gateway, &[Network], Takeo
     let halves: usize = campus.halves().expect("asks").into_values().sum();
     match campus.plan.flavour {
         Flavour::Frr => assert!(halves >= 2 * networks.len(), "{halves} of at least one family"),
-        Flavour::Flood => assert_eq!(halves, 0),
+        Flavour::Flood | Flavour::Mesh => assert_eq!(halves, 0),
     }
     streams.stop(Duration::from_millis(200));
 

@@ -133,7 +133,7 @@ pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         }
         GatewayCommand::Refill { force: false } => Err(work::explain_refill()),
         GatewayCommand::Refill { force: true } => {
-            print(json, &work::refill(&client).await?, |refill| work::refilled(refill))
+            print(json, &work::refill(&client).await?, work::refilled)
         }
         GatewayCommand::Remove { name } => {
             let removed = client.remove(&name).await?;

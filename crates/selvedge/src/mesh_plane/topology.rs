@@ -329,6 +329,7 @@ mod tests {
             interface: "sv-a".to_owned(),
             members: Vec::new(),
             options: MeshOptions { accept, ..MeshOptions::default() },
+            direct: BTreeMap::new(),
             attempts: Vec::new(),
             still_serving: false,
         };

@@ -95,14 +95,21 @@ pub(super) fn explain_refill() -> anyhow::Error {
 
 /// Asks until it is done.
 pub(super) async fn refill(client: &Client) -> anyhow::Result<Refill> {
-    let mut refill = client.refill().await?;
-    while !refill.done {
-        eprintln!("the store is at revision {} of {}", refill.revision, refill.beyond);
-        let keys = refill.keys;
-        refill = client.refill().await?;
-        refill.keys += keys;
+    let bar = spinner();
+    bar.set_message("the store is being filled");
+    let mut keys = 0;
+    loop {
+        let refill = client.refill().await.inspect_err(|_| bar.finish_and_clear())?;
+        keys += refill.keys;
+        if refill.done {
+            bar.finish_and_clear();
+            return Ok(Refill { keys, ..refill });
+        }
+        bar.set_message(format!(
+            "the store is at revision {} of {}",
+            refill.revision, refill.beyond
+        ));
     }
-    Ok(refill)
 }
 
 pub(super) fn refilled(refill: &Refill) -> String {
