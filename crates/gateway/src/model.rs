@@ -205,6 +205,15 @@ impl Model {
         self.history.compact(revision)
     }
 
+    /// Adds to the revision and forgets the history: what `etcdutl snapshot restore` makes of a
+    /// backup with `--bump-revision` and `--mark-compacted`, so that whoever watches reads
+    /// everything anew.
+    pub fn bump(&mut self, revisions: u32) {
+        self.revision = Revision(self.revision.0 + i64::from(revisions));
+        self.history.forget();
+        self.history.compacted = self.revision;
+    }
+
     /// Grants a lease with an id that no lease had before. `ttl` is raised to whole seconds and
     /// to [`MIN_TTL`].
     pub fn grant(&mut self, ttl: Duration, now: Time) -> LeaseId {
@@ -434,6 +443,11 @@ impl History {
         }
         self.compacted = revision;
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.changes.clear();
+        self.events = 0;
     }
 
     fn forget_oldest(&mut self) {

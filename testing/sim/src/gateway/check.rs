@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use selvedge_gateway::cache::{Cache, Concern, Network};
+use selvedge_gateway::cache::{Cache, Concern, History, Network};
 use selvedge_gateway::desired::Duty;
-use selvedge_gateway::kv::{Event, Revision};
+use selvedge_gateway::kv::{Event, Revision, Snapshot};
 use selvedge_gateway::machine::State;
 use selvedge_gateway::placement::Ring;
 use selvedge_model::{NodeName, Time, Vni};
@@ -13,6 +13,7 @@ use selvedge_model::{NodeName, Time, Vni};
 use super::footing::Footing;
 use super::host::Host;
 use super::loss::Loss;
+use super::planned::Moves;
 use super::world::Setup;
 
 /// How long two running agents may both answer for a network outside a planned move, and how long
@@ -58,6 +59,8 @@ pub struct Checker {
     pub loss: Option<Loss>,
     /// How long networks were answered for twice, outside planned moves, in ms.
     pub overlaps: Vec<f64>,
+    /// The planned moves under way, by which G3 is judged.
+    pub moves: Moves,
     budget: usize,
     /// Whether the nodes probe each other.
     probing: bool,
@@ -95,6 +98,7 @@ impl Checker {
             store_whole_since: None,
             loss: None,
             overlaps: Vec::new(),
+            moves: Moves::default(),
             budget: setup.budget,
             probing: setup.probing,
             vnis,
@@ -146,6 +150,18 @@ impl Checker {
         self.check_keys(now);
     }
 
+    /// Takes in everything anew, from a store that has taken the place of another.
+    pub fn store_replaced(&mut self, snapshot: Snapshot) {
+        self.cache.replace(snapshot);
+        let owner = |(vni, network): (&Vni, &Network)| Some((*vni, network.current()?.clone()));
+        self.owners = self.cache.networks.iter().filter_map(owner).collect();
+        let last = |(vni, history): (&Vni, &History)| Some((*vni, history.changes.last()?.epoch));
+        self.epochs = self.cache.history.iter().filter_map(last).collect();
+        self.moves = Moves::default();
+        self.nodes_changed();
+        self.touch_all();
+    }
+
     /// Takes note that the kernel of some host does something else for a network.
     pub fn touch(&mut self, vni: Vni) {
         self.touched.insert(vni);
@@ -163,6 +179,9 @@ impl Checker {
         }
         while let Some(vni) = self.touched.pop_first() {
             self.check_answering(vni, hosts, now);
+            if let Some(wrong) = self.moves.look(vni, &self.cache, hosts, now) {
+                self.violation(now, "G3", Some(vni), wrong.to_owned());
+            }
             if let Some(loss) = &mut self.loss {
                 loss.note(vni, hosts, now);
             }

@@ -62,6 +62,8 @@ pub enum Input {
     Health(Health),
     /// The watch has something.
     Deliver,
+    /// A lease is granted, or is not.
+    Granted(Option<LeaseId>),
     /// The lease is to be kept alive.
     KeepAlive,
     /// The supervisor looks whether the store answers.
@@ -134,7 +136,8 @@ pub struct Host {
     /// Whether an operator has had networks taken over by force: what that brings about is the
     /// operator's doing.
     pub forced: bool,
-    /// Whether its agent was told that it cannot do its job, or not for all networks.
+    /// Whether its agent was told that it cannot do its job, or not for all networks, or to
+    /// give everything up at once.
     pub excused: bool,
     /// Whether its agent was told to leave.
     pub leaving: bool,
@@ -143,6 +146,8 @@ pub struct Host {
     pub(super) run: u64,
     pub(super) seen: Option<Revision>,
     pub(super) lease: Option<LeaseId>,
+    /// Whether the store has been asked for one.
+    pub(super) granting: bool,
     pub(super) wanted: BTreeMap<Vni, Desired>,
     pub(super) applying: bool,
     pub(super) delivering: bool,
@@ -187,6 +192,7 @@ impl Host {
             run: 0,
             seen: None,
             lease: None,
+            granting: false,
             wanted: BTreeMap::new(),
             applying: false,
             delivering: false,
@@ -253,6 +259,14 @@ impl Host {
     #[must_use]
     pub fn answers(&self, vni: Vni) -> bool {
         self.powered && !self.paused && self.duty(vni).answering
+    }
+
+    /// Whether it can do its part of a planned move: its kernel is there, speaks, and is not about
+    /// to fall silent.
+    #[must_use]
+    pub const fn does_its_part(&self) -> bool {
+        let speaks = !self.silenced && !self.wants_silence;
+        self.powered && !self.paused && speaks && !self.excused
     }
 
     /// Whether it answers for any network.

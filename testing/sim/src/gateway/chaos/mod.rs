@@ -14,6 +14,7 @@ use selvedge_gateway::{Isolated, NodeRole, Timing};
 use selvedge_model::Vni;
 
 pub use self::report::{Quantiles, Report};
+use super::cluster::FAST_DISK;
 use super::host::Clock;
 use super::loss::Loss;
 use super::world::{Place, Setup, World};
@@ -112,10 +113,11 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     run.finish()
 }
 
-/// Two, three, five and eight gateways, with a witness and without, the store with them or apart.
+/// Two, three, five and eight gateways, without a witness, with one or two, the store with them or
+/// apart.
 fn setup(seed: u64, options: &Options, rng: &mut ChaCha8Rng) -> Setup {
     let gateways = options.gateways.unwrap_or([3, 2, 3, 2, 5, 3, 2, 5, 3, 8][seed as usize % 10]);
-    let witnesses = usize::from(rng.random_bool(0.4));
+    let witnesses = [0, 0, 0, 1, 1, 2][rng.random_range(0..6)];
     let store = match (gateways + witnesses, rng.random_range(0..10)) {
         (0..=2, 0..=2) => Place::Elsewhere(1),
         (0..=2, _) => Place::Elsewhere(3),
@@ -189,11 +191,12 @@ impl Run {
 
     fn end_faults(&mut self) {
         let world = &mut self.world;
-        world.disk = 2000;
         world.store_up = true;
         world.with_links(super::links::Links::mend);
         world.with_cluster(|cluster| {
-            cluster.members.iter_mut().for_each(|m| (m.up, m.frozen) = (true, false));
+            for member in &mut cluster.members {
+                (member.up, member.frozen, member.disk) = (true, false, FAST_DISK);
+            }
         });
         for host in 0..world.hosts.len() {
             world.set_linked(host, true);
