@@ -29,6 +29,9 @@ pub const OP_OVERHEAD: usize = 64;
 /// The shortest life of a lease; a shorter one is raised to this (etcd's, with its defaults).
 pub const MIN_TTL: Duration = Duration::from_secs(2);
 
+/// By how much [`Model::bump_beyond`] goes beyond.
+const BUMP: i64 = 1_000_000;
+
 /// How many events a model remembers for watches unless told otherwise.
 pub const DEFAULT_HISTORY: usize = 1 << 16;
 
@@ -205,11 +208,11 @@ impl Model {
         self.history.compact(revision)
     }
 
-    /// Adds to the revision and forgets the history: what `etcdutl snapshot restore` makes of a
-    /// backup with `--bump-revision` and `--mark-compacted`, so that whoever watches reads
-    /// everything anew.
-    pub fn bump(&mut self, revisions: u32) {
-        self.revision = Revision(self.revision.0 + i64::from(revisions));
+    /// Goes to a revision well beyond `last`, if it is not there, and forgets the history: what
+    /// `etcdutl snapshot restore` makes of a backup with `--bump-revision` and `--mark-compacted`,
+    /// so that whoever watches reads everything anew.
+    pub fn bump_beyond(&mut self, last: Revision) {
+        self.revision = Revision(self.revision.max(last).0 + BUMP);
         self.history.forget();
         self.history.compacted = self.revision;
     }

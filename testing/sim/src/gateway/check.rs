@@ -1,4 +1,14 @@
 //! The invariants of the gateway plane, checked after every event, and whether it is at rest.
+//!
+//! - G1: the overlap of two that answer for a network, and epochs that only grow.
+//! - G2: who has no right to serve is silent, and who has it, or owns a network and is sound, is
+//!   not.
+//! - G3: in planned moves, by the kernels of both ends: see [`planned`](super::planned).
+//! - G4: nobody is convicted whom a majority hears, and nothing is taken from a sound owner; how
+//!   many networks a loss moves is for whoever causes it to count.
+//! - G5: the budget of planned moves. G7: the history of each change of owner.
+//! - G6: keys that make sense, here; rest in the end is for whoever puts everything right to wait
+//!   for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -157,7 +167,7 @@ impl Checker {
         self.owners = self.cache.networks.iter().filter_map(owner).collect();
         let last = |(vni, history): (&Vni, &History)| Some((*vni, history.changes.last()?.epoch));
         self.epochs = self.cache.history.iter().filter_map(last).collect();
-        self.moves = Moves::default();
+        self.moves.forget();
         self.nodes_changed();
         self.touch_all();
     }

@@ -308,6 +308,37 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_heard_by_the_leader_names_it_and_serves_nobody() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let mut cluster = Cluster::new([0, 1, 2]);
+        cluster.look(|from, to| (from, to) != (1, 0), at(0), &mut rng);
+        assert_eq!(cluster.acting_leader(), Some(0), "the third one follows");
+        assert!(!cluster.serves(1) && cluster.serves(2));
+        assert!(cluster.health(|_| true).is_whole(), "nobody can tell by asking");
+        let elected = run(&mut cluster, |from, to| (from, to) != (1, 0), at(0), at(9000), &mut rng);
+        assert_eq!(elected, None);
+    }
+
+    #[test]
+    fn the_leader_and_a_majority_write_before_anything_is_committed() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut cluster = Cluster::new([0, 1, 2]);
+        cluster.look(|_, _| true, at(0), &mut rng);
+        let mut after = |member: usize, disk| {
+            cluster.members[member].disk = disk;
+            cluster.look(|_, _| true, at(0), &mut rng);
+            cluster.commit_time()
+        };
+        assert_eq!(after(2, 500_000), FAST_DISK);
+        assert_eq!(after(1, 300_000), 300_000);
+        assert_eq!(after(0, 800_000), 800_000);
+        after(0, STUCK_DISK);
+        assert_eq!(cluster.acting_leader(), None, "its heartbeats are late");
+        run(&mut cluster, |_, _| true, at(0), at(9000), &mut rng).expect("another one leads");
+        assert_ne!(cluster.acting_leader(), Some(0));
+    }
+
+    #[test]
     fn without_a_majority_there_is_no_leader() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let mut cluster = Cluster::new([0, 1, 2]);

@@ -130,6 +130,7 @@ fn is_well(world: &World, host: usize, voters: &[NodeName]) -> bool {
     let registered = live.lease.is_some() && live.lease == this.lease;
     let able = this.part.role == NodeRole::Witness || !this.excused;
     registered
+        && !world.is_refused(host)
         && able
         && is_steady(world, this)
         && !this.leaving

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use selvedge_gateway::desired::{Desired, Duty};
+use selvedge_gateway::desired::{Desired, Duty, Upstream};
 use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, TxnReply};
 use selvedge_gateway::probe::Message;
 use selvedge_gateway::{Gateway, Isolated, NodeRole, Token};
@@ -98,6 +98,25 @@ impl Default for Part {
     }
 }
 
+/// Since when a kernel has routes for a network without a break.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Those that attract what comes from upstream.
+    pub upstream: Option<Time>,
+    /// Those in the fabric.
+    pub fabric: Option<Time>,
+}
+
+impl Routes {
+    /// What they are when the kernel does this from now on.
+    #[must_use]
+    pub fn and(self, duty: Duty, now: Time) -> Self {
+        let since = |known: Option<Time>, holds: bool| holds.then(|| known.unwrap_or(now));
+        let upstream = since(self.upstream, duty.upstream != Upstream::Off);
+        Self { upstream, fabric: since(self.fabric, duty.fabric) }
+    }
+}
+
 /// A gateway host: its kernel, and the agent if it runs.
 #[derive(Debug)]
 pub struct Host {
@@ -109,6 +128,8 @@ pub struct Host {
     pub powered: bool,
     /// What the kernel does; it goes on when the agent has crashed.
     pub kernel: BTreeMap<Vni, Duty>,
+    /// Since when it has routes for networks, upstream and in the fabric.
+    pub(super) routes: BTreeMap<Vni, Routes>,
     /// Whether the kernel answers nothing, whatever it would do.
     pub silenced: bool,
     /// The agent.
@@ -145,6 +166,11 @@ pub struct Host {
     pub log: VecDeque<(Time, String)>,
     pub(super) run: u64,
     pub(super) seen: Option<Revision>,
+    /// The latest revision that an agent on this host has read: an older store is refused. The
+    /// driver keeps it for the next run.
+    pub(super) floor: Option<Revision>,
+    /// Whether the store is another one since, so that everything is to be read anew.
+    pub(super) reset: bool,
     pub(super) lease: Option<LeaseId>,
     /// Whether the store has been asked for one.
     pub(super) granting: bool,
@@ -173,6 +199,7 @@ impl Host {
             part: Part::default(),
             powered: true,
             kernel: BTreeMap::new(),
+            routes: BTreeMap::new(),
             silenced: false,
             agent: None,
             identity: name.to_owned(),
@@ -191,6 +218,8 @@ impl Host {
             log: VecDeque::new(),
             run: 0,
             seen: None,
+            floor: None,
+            reset: false,
             lease: None,
             granting: false,
             wanted: BTreeMap::new(),
@@ -215,6 +244,8 @@ impl Host {
             name: old.name,
             part: old.part,
             kernel: old.kernel,
+            routes: old.routes,
+            floor: old.floor,
             silenced: old.silenced,
             wants_silence: old.silenced,
             identity: old.identity,
@@ -229,6 +260,11 @@ impl Host {
             ..Self::new("new")
         };
         self.run
+    }
+
+    /// The host forgets what its agents have read, as if its folder of state were lost.
+    pub const fn forget_store(&mut self) {
+        self.floor = None;
     }
 
     pub(super) fn is_behind(&self, revision: Revision) -> bool {
@@ -246,6 +282,17 @@ impl Host {
     #[must_use]
     pub fn is_stopped(&self, now: Time) -> bool {
         self.frozen || self.paused || now < self.stalled_until
+    }
+
+    /// Has the kernel do something for a network; returns whether that is new.
+    pub(super) fn set_kernel(&mut self, vni: Vni, duty: Duty, now: Time) -> bool {
+        let routes = self.routes.entry(vni).or_default().and(duty, now);
+        if routes == Routes::default() {
+            self.routes.remove(&vni);
+        } else {
+            self.routes.insert(vni, routes);
+        }
+        self.kernel.insert(vni, duty) != Some(duty)
     }
 
     /// What the host really does for a network.

@@ -93,6 +93,11 @@ impl World {
         }
     }
 
+    /// Nobody has anything of the log.
+    pub(super) fn lose_log(&mut self) {
+        std::mem::take(&mut self.log).into_iter().for_each(|proposal| self.lose(proposal));
+    }
+
     fn carry_out(&mut self, proposal: Proposal) {
         let Proposal { host, run, what, .. } = proposal;
         match what {

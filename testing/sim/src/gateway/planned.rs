@@ -19,7 +19,7 @@ use selvedge_gateway::cache::{Cache, Network};
 use selvedge_gateway::desired::{Duty, Upstream};
 use selvedge_model::{NodeName, Time, Vni};
 
-use super::host::Host;
+use super::host::{Host, Routes};
 
 /// For how long routes of the one that comes stand before those of the one that goes are withdrawn.
 pub const SETTLE: Duration = Duration::from_millis(400);
@@ -42,12 +42,14 @@ struct Course {
     excused: bool,
     /// What the one that goes did when this was last looked at; `None` until it serves.
     before: Option<Duty>,
-    /// Since when the one that comes attracts what comes from upstream, and is in the fabric.
-    upstream_since: Option<Time>,
-    fabric_since: Option<Time>,
 }
 
 impl Moves {
+    /// Forgets the moves under way.
+    pub fn forget(&mut self) {
+        self.courses.clear();
+    }
+
     /// Looks at a network for which a host or the store has changed something. Returns what is
     /// wrong with its move.
     pub fn look(
@@ -74,7 +76,8 @@ impl Moves {
             course.excused = true;
             return None;
         };
-        let wrong = course.judge(goes.duty(vni), comes.duty(vni), now);
+        let routes = comes.routes.get(&vni).copied().unwrap_or_default();
+        let wrong = course.judge(goes.duty(vni), comes.duty(vni), routes, now);
         course.excused |= wrong.is_some();
         wrong
     }
@@ -82,13 +85,16 @@ impl Moves {
 
 impl Course {
     const fn new(ends: [Option<NodeName>; 2]) -> Self {
-        Self { ends, excused: false, before: None, upstream_since: None, fabric_since: None }
+        Self { ends, excused: false, before: None }
     }
 
-    fn judge(&mut self, goes: Duty, comes: Duty, now: Time) -> Option<&'static str> {
-        let since = |known: Option<Time>, holds: bool| holds.then(|| known.unwrap_or(now));
-        self.upstream_since = since(self.upstream_since, attracts(comes));
-        self.fabric_since = since(self.fabric_since, comes.fabric);
+    fn judge(
+        &mut self,
+        goes: Duty,
+        comes: Duty,
+        routes: Routes,
+        now: Time,
+    ) -> Option<&'static str> {
         let settled =
             |since: Option<Time>| since.is_some_and(|since| now.since(since) + CLOCKS >= SETTLE);
         let serves = goes == (Duty { upstream: goes.upstream, ..Duty::FULL }) && attracts(goes);
@@ -106,10 +112,10 @@ impl Course {
         if !goes.fabric && !comes.fabric {
             return Some("nobody is in the fabric in a planned move");
         }
-        if attracts(before) && !attracts(goes) && !settled(self.upstream_since) {
+        if attracts(before) && !attracts(goes) && !settled(routes.upstream) {
             return Some("withdrawn upstream before the successor's routes had settled");
         }
-        if before.fabric && !goes.fabric && !settled(self.fabric_since) {
+        if before.fabric && !goes.fabric && !settled(routes.fabric) {
             return Some("withdrawn from the fabric before the successor's routes had settled");
         }
         None
@@ -141,10 +147,11 @@ mod tests {
     /// What is wrong with a course of pairs of duties, each after so many milliseconds more.
     fn judge(steps: &[(u64, Duty, Duty)]) -> Option<&'static str> {
         let mut course = Course::new([None, None]);
-        let mut now = Time::ZERO;
+        let (mut now, mut routes) = (Time::ZERO, Routes::default());
         steps.iter().find_map(|(after, goes, comes)| {
             now = now + Duration::from_millis(*after);
-            course.judge(*goes, *comes, now)
+            routes = routes.and(*comes, now);
+            course.judge(*goes, *comes, routes, now)
         })
     }
 

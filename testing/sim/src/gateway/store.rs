@@ -161,18 +161,19 @@ impl World {
         self.store = store;
         let spent = self.store.grant_with_id(last, KEEP_ALIVE, self.now);
         spent.and_then(|()| self.store.revoke(last)).expect("the former store has just given it");
-        self.log.clear();
+        self.lose_log();
         self.checked = self.store.revision();
         self.checker.store_replaced(self.store.read(&keys::PREFIXES.map(str::to_owned)));
         self.elected();
         for host in 0..self.hosts.len() {
+            self.hosts[host].reset = true;
             self.note_hearing(host);
         }
     }
 
     /// Whether what a host has read is newer than the store: it was reset, and is not read.
-    fn is_refused(&self, host: usize) -> bool {
-        self.hosts[host].seen.is_some_and(|seen| seen > self.store.revision())
+    pub(super) fn is_refused(&self, host: usize) -> bool {
+        self.hosts[host].floor.is_some_and(|floor| floor > self.store.revision())
     }
 
     pub(super) fn keep_alive(&mut self, host: usize) {
@@ -188,7 +189,8 @@ impl World {
     }
 
     fn renew(&mut self, host: usize) {
-        let lease = self.hosts[host].lease;
+        // What a store that is refused says of leases means nothing.
+        let lease = self.hosts[host].lease.filter(|_| !self.is_refused(host));
         if lease.is_some_and(|id| self.store.keep_alive(id, self.now).is_err()) {
             self.hosts[host].lease = None;
             self.tell(host, StoreInput::LeaseLost);
@@ -274,13 +276,15 @@ impl World {
             return self.push(at, Action::ToAgent(host, run, Input::Deliver));
         }
         let prefixes = keys::PREFIXES.map(str::to_owned);
-        let input = match self.hosts[host].seen {
+        let reset = std::mem::take(&mut self.hosts[host].reset);
+        let input = match self.hosts[host].seen.filter(|_| !reset) {
             None => StoreInput::Snapshot(self.store.read(&prefixes)),
             Some(seen) => match self.store.events_after(&prefixes, seen) {
                 Ok(batch) => StoreInput::Batch(batch),
                 Err(_) => StoreInput::Snapshot(self.store.read(&prefixes)),
             },
         };
+        self.hosts[host].floor = Some(self.store.revision());
         if self.hosts[host].seen.replace(self.store.revision()).is_none() {
             self.checker.touch_all();
         }

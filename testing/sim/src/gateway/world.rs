@@ -259,6 +259,7 @@ impl World {
         self.crash(host);
         let there = &mut self.hosts[host];
         there.kernel.clear();
+        there.routes.clear();
         there.silenced = false;
         there.powered = false;
         there.paused = false;
@@ -614,7 +615,7 @@ impl World {
         there.applying = false;
         let wanted = std::mem::take(&mut there.wanted);
         for (vni, desired) in &wanted {
-            if there.kernel.insert(*vni, desired.duty) != Some(desired.duty) {
+            if there.set_kernel(*vni, desired.duty, self.now) {
                 self.checker.touch(*vni);
             }
         }

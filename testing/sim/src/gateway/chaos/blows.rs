@@ -105,6 +105,10 @@ enum Storage {
     SlowDisk,
     /// All are fast again.
     FastDisk,
+    /// A backup of the store is made.
+    Backup,
+    /// The store is lost, and restored from the backup, beyond the last revision.
+    Restore,
 }
 
 /// What an operator says.
@@ -136,7 +140,7 @@ enum Fitness {
 }
 
 /// Each as often as it stands here.
-const BLOWS: [Blow; 49] = [
+const BLOWS: [Blow; 51] = [
     Blow::Life(Life::Crash),
     Blow::Life(Life::Start),
     Blow::Life(Life::Start),
@@ -179,6 +183,8 @@ const BLOWS: [Blow; 49] = [
     Blow::Storage(Storage::SlowDisk),
     Blow::Storage(Storage::SlowDisk),
     Blow::Storage(Storage::FastDisk),
+    Blow::Storage(Storage::Backup),
+    Blow::Storage(Storage::Restore),
     Blow::Word(Word::Drain),
     Blow::Word(Word::Undrain),
     Blow::Word(Word::Leave),
@@ -320,10 +326,18 @@ impl Run {
                 });
             }
             Storage::SlowDisk => self.slow_down(member),
+            Storage::Backup => self.backup = Some(world.store.clone()),
+            Storage::Restore => self.restore(),
             Storage::FastDisk => world.with_cluster(|cluster| {
                 cluster.members.iter_mut().for_each(|member| member.disk = FAST_DISK);
             }),
         }
+    }
+
+    fn restore(&mut self) {
+        let Some(mut store) = self.backup.clone() else { return };
+        store.bump_beyond(self.world.store.revision());
+        self.world.replace_store(store);
     }
 
     /// Members of the store, at random.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use selvedge_gateway::model::Model;
 use selvedge_gateway::{Isolated, NodeRole, Timing};
 use selvedge_model::Vni;
 
@@ -58,6 +59,8 @@ pub struct Outcome {
     pub moves_on_loss: usize,
     /// Those among them that the lost gateway did not have.
     pub needless_moves: usize,
+    /// Planned moves that were judged from their beginning to their end.
+    pub moves_judged: usize,
     /// Events that were simulated.
     pub events: u64,
     /// Virtual time, in s.
@@ -96,7 +99,8 @@ pub fn run(options: &Options) -> Report {
 pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let setup = setup(seed, options, &mut rng);
-    let mut run = Run { world: World::new(setup), rng, outcome: Outcome::default() };
+    let outcome = Outcome::default();
+    let mut run = Run { world: World::new(setup), rng, backup: None, outcome };
     run.world.ends_at_violation = true;
     run.begin();
     if run.is_sound() && !seed.is_multiple_of(4) {
@@ -134,6 +138,8 @@ fn setup(seed: u64, options: &Options, rng: &mut ChaCha8Rng) -> Setup {
 struct Run {
     world: World,
     rng: ChaCha8Rng,
+    /// What the store can be restored from.
+    backup: Option<Model>,
     outcome: Outcome,
 }
 
@@ -308,6 +314,7 @@ impl Run {
         self.outcome.violations.append(&mut self.world.violations);
         self.outcome.violations.truncate(TOLD);
         self.outcome.overlap_ms.append(&mut self.world.checker.overlaps);
+        self.outcome.moves_judged = self.world.checker.moves.judged;
         self.outcome.events = self.world.actions;
         self.outcome.virtual_s = self.world.now.as_millis() as f64 / 1000.0;
         self.outcome
