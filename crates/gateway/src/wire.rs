@@ -416,6 +416,7 @@ const fn number_of(answer: Answer) -> u64 {
         Answer::Withheld => 1,
         Answer::Convicted => 2,
         Answer::Unregistered => 3,
+        Answer::Unsure => 4,
     }
 }
 
@@ -425,7 +426,8 @@ const fn answer_of(number: u64) -> Result<Answer, DecodeError> {
         1 => Ok(Answer::Withheld),
         2 => Ok(Answer::Convicted),
         3 => Ok(Answer::Unregistered),
-        4.. => Err(DecodeError::Unknown { what: "an answer", number }),
+        4 => Ok(Answer::Unsure),
+        5.. => Err(DecodeError::Unknown { what: "an answer", number }),
     }
 }
 
@@ -651,7 +653,7 @@ mod tests {
         assert_eq!(with(&message, 1, &[2]), unknown("a kind", 2));
         let ack = Body::Ack { nonce: 1, answer: Answer::Alive };
         let ack = Message { body: ack, ..message.clone() };
-        assert_eq!(with(&ack, 3, &[4]), unknown("an answer", 4));
+        assert_eq!(with(&ack, 3, &[5]), unknown("an answer", 5));
         let cases: [(&str, u8, &[u8]); 7] = [
             ("an acknowledgement without an answer", 1, &[1]),
             (

@@ -5,13 +5,14 @@
 mod config;
 mod frr;
 mod host;
+mod segment;
 mod upstream;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use selvedge_api::gateway::{Finding, Place, Severity};
 use selvedge_model::{Prefix, Vni};
-use serde::Serialize;
 
 use crate::inventory::{Declared, Found, Inventory, Names};
 use crate::netlink::Netlink;
@@ -60,75 +61,6 @@ impl Default for CheckConfig {
             stations: 32,
             frr: None,
         }
-    }
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// The gateway works, and will not under some circumstances.
-    Warning,
-    /// The gateway cannot do its job.
-    Problem,
-}
-
-/// Where the lines of a [`Finding`] are to be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Place {
-    /// In a shell, as root.
-    Shell,
-    /// In `vtysh`, after `configure terminal`.
-    Vtysh,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What was looked at: a daemon, a setting, an interface, a network.
-    pub subject: String,
-    /// What was found, for people.
-    pub text: String,
-    /// Where the lines belong.
-    pub place: Place,
-    /// The lines that put it right. Words in capitals stand for what only the operator knows.
-    pub fix: Vec<String>,
-}
-
-impl Finding {
-    fn ok(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Ok,
-            subject: subject.into(),
-            text: text.into(),
-            place: Place::Shell,
-            fix: Vec::new(),
-        }
-    }
-
-    fn warning(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::ok(subject, text) }
-    }
-
-    fn problem(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { severity: Severity::Problem, ..Self::ok(subject, text) }
-    }
-
-    /// Adds lines for a shell.
-    fn shell<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
-        let fix = lines.into_iter().map(Into::into).collect();
-        Self { place: Place::Shell, fix, ..self }
-    }
-
-    /// Adds lines for `vtysh`.
-    fn vtysh<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
-        let fix = lines.into_iter().map(Into::into).collect();
-        Self { place: Place::Vtysh, fix, ..self }
     }
 }
 

@@ -277,19 +277,20 @@ impl Campus {
         }
     }
 
-    /// How many networks the upstream router knows by halves of their prefixes, of either family:
-    /// gateways attract traffic so for a while after a takeover.
+    /// How many halves of networks' prefixes, of either family, the upstream router knows by which
+    /// next hop: gateways attract traffic so for a while after a takeover.
     ///
     /// # Errors
     /// If the upstream router cannot be asked.
-    pub fn halved(&self) -> Result<usize, Error> {
+    pub fn halves(&self) -> Result<BTreeMap<IpAddr, usize>, Error> {
         let routes = observe::next_hops(&self.upstream)?;
-        let known = |prefix: Prefix| routes.contains_key(&prefix.to_string());
-        let by_halves = |network: &Network| {
-            let prefixes = Family::ALL.map(|family| network.prefix(family));
-            prefixes.into_iter().filter_map(|it| it.halves()).flatten().any(known)
-        };
-        Ok(self.networks().filter(by_halves).count())
+        let prefixes = self.networks().flat_map(|it| Family::ALL.map(|family| it.prefix(family)));
+        let halves = prefixes.filter_map(|prefix| prefix.halves()).flatten();
+        let mut count = BTreeMap::new();
+        for next_hop in halves.filter_map(|half| routes.get(&half.to_string())).flatten() {
+            *count.entry(*next_hop).or_default() += 1;
+        }
+        Ok(count)
     }
 
     fn next_hop_owners(

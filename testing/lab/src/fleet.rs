@@ -100,11 +100,16 @@ impl Fleet {
     /// gateway that is lost would be as good as those of its successor until the routing protocol
     /// has noticed: a second loss shortly after a first is another scenario.
     pub(crate) fn wait_plain(&mut self) -> anyhow::Result<()> {
+        let mut halves = BTreeMap::new();
         let plain = wait_until("the plain prefixes of all networks", PLAIN, || {
             std::thread::sleep(LOOK);
-            Ok(self.campus.halved()? == 0)
+            halves = self.campus.halves()?;
+            Ok(halves.is_empty())
         });
-        plain.map_err(|error| self.explained(error.into()))
+        plain.map_err(|error| {
+            let words = format!("halves of prefixes by next hop: {halves:?}");
+            self.explained(anyhow::Error::from(error).context(words))
+        })
     }
 
     /// How long all networks may take to move.

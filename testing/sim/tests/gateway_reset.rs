@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{rest, sound, watchful};
+use selvedge_gateway::Timing;
 use selvedge_gateway::model::Model;
 use selvedge_model::Vni;
+use selvedge_sim::gateway::chaos::{Options, run_seed};
 use selvedge_sim::gateway::world::World;
 
 const NETWORKS: u32 = 12;
@@ -72,6 +74,34 @@ fn a_backup_restored_beyond_the_last_revision_is_followed() {
             ["gw1", "gw2", "gw3"].map(|name| (name, world.owned_by(name))).into();
         assert!(owners.values().all(|owned| *owned > 0), "seed {seed}: {owners:?}");
     }
+}
+
+#[test]
+fn who_was_convicted_since_the_backup_serves_again() {
+    for seed in 0..5 {
+        let mut world = old(seed);
+        let mut backup = world.store.clone();
+        let name = world.hosts[0].name.clone();
+        let incarnation = world.checker.cache.live[&name].incarnation;
+        // It wakes, and the others tell it before the store does.
+        world.stall(0, Duration::from_millis(800));
+        world.run_for(Duration::from_secs(10));
+        rest(&mut world, "convicted");
+        assert!(world.checker.cache.live[&name].incarnation > incarnation, "seed {seed}");
+        backup.bump_beyond(world.store.revision());
+        world.replace_store(backup);
+        world.run_for(Duration::from_secs(10));
+        rest(&mut world, "restored");
+        assert!(!world.hosts[0].silenced && world.owned_by("gw1") > 0, "seed {seed}");
+    }
+}
+
+/// On this seed one was told of a verdict against an incarnation that the backup brought back.
+#[test]
+fn a_word_of_the_former_store_silences_nobody() {
+    let timing = Timing::default();
+    let options = Options { seeds: 14..15, networks: 12, gateways: None, jobs: 1, timing };
+    assert_eq!(run_seed(14, &options).violations, Vec::<String>::new());
 }
 
 /// The first agent says that it will be away, dies, and is started again.

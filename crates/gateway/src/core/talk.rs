@@ -35,16 +35,16 @@ impl Gateway {
 
     /// Takes in what another voter says to a probe of this incarnation.
     fn take_answer(&mut self, answer: Answer, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
+        let Some(incarnation) = self.spoken_for() else { return };
         match answer {
             Answer::Convicted => self.title.note_conviction(incarnation),
             Answer::Unregistered => self.title.note_end(incarnation, now),
-            Answer::Alive | Answer::Withheld => {}
+            Answer::Alive | Answer::Withheld | Answer::Unsure => {}
         }
     }
 
     fn answer(&mut self, to: &NodeName, addr: SocketAddr, nonce: u64, asker: Revision, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
+        let Some(incarnation) = self.spoken_for() else { return };
         if let Some(answer) = self.answer_to(to, asker) {
             let news = self.own_news(now);
             self.liveness.answer(to, addr, nonce, answer, incarnation, news);
@@ -53,6 +53,9 @@ impl Gateway {
 
     /// What to say to a node; nothing if its registration may be newer than what is known here.
     fn answer_to(&self, name: &NodeName, incarnation: Revision) -> Option<Answer> {
+        if self.incarnation().is_none() {
+            return Some(Answer::Unsure);
+        }
         let verdict = (name.clone(), incarnation);
         if self.cache.verdicts.contains_key(&verdict) {
             return Some(Answer::Convicted);
@@ -156,7 +159,7 @@ impl Gateway {
     /// Sends what is due to the others.
     pub(super) fn send_probes(&mut self, now: Time) {
         let due = self.liveness.due_at().is_some_and(|at| now >= at);
-        match self.incarnation() {
+        match self.spoken_for() {
             Some(incarnation) if due => {
                 let news = self.own_news(now);
                 self.liveness.probe(incarnation, || news, now);

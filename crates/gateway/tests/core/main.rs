@@ -2,7 +2,9 @@
 
 mod bench;
 mod host;
+mod memory;
 mod planner;
 mod registration;
+mod standin;
 mod transactions;
 mod voters;

@@ -148,6 +148,24 @@ fn what_is_wrong_in_bgpd_is_found_and_put_right() {
 }
 
 #[test]
+fn a_gateway_that_may_become_the_designated_router_is_found_and_put_right() {
+    with_gateway("designated_router", async |scene, config| {
+        for line in ["no ip ospf network", "no ipv6 ospf6 network"] {
+            // The neighbour's end is as it was, so that the adjacency may be gone meanwhile.
+            let named = async || {
+                let mut found = faults(&config).await.into_iter();
+                found.find(|it| it.text.contains("the designated router on up0"))
+            };
+            assert_eq!(named().await, None);
+            enter(&scene, Place::Vtysh, &lines(&format!("interface up0\n{line}")));
+            let found = named().await.expect("it may become it");
+            enter(&scene, found.place, &found.fix);
+            assert_eq!(named().await, None, "{line}");
+        }
+    });
+}
+
+#[test]
 fn what_is_wrong_with_redistribution_is_found_and_put_right() {
     with_gateway("what_is_wrong_with_redistribution", async |scene, config| {
         let none = "router ospf\nno redistribute kernel";

@@ -16,6 +16,7 @@ mod events;
 mod found;
 mod hooks;
 mod host;
+mod memory;
 mod plane;
 mod probes;
 mod sources;

@@ -8,10 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use selvedge_api::Error;
 use selvedge_api::gateway::{Drain, Removed, Takeover};
 use selvedge_gateway::desired::Duty;
-use selvedge_gateway::kv::{Health, Revision, StoreError, Txn, TxnReply};
-use selvedge_gateway::{
-    Config, Event, Gateway, LeaseWork, OperatorError, StoreInput, Token, keys, placement,
-};
+use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, Txn, TxnReply};
+use selvedge_gateway::{Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement};
 use selvedge_host::health::{self, Fitness};
 use selvedge_host::nft::Silencer;
 use selvedge_model::{NodeName, Time, Vni};
@@ -25,6 +23,7 @@ use tracing::{debug, info, warn};
 use super::applier::{Opened, Orders, Report, Wanted};
 use super::condition::Condition;
 use super::events::Journal;
+use super::memory::{Keeper, MemoryFile};
 use super::probes::{self, Heard, ProbeCounters, Probes};
 use super::{Reply, Request, applier, store};
 use crate::config::{GatewayConfig, Ids};
@@ -62,6 +61,7 @@ pub(super) struct Plane {
     reports: mpsc::Receiver<Report>,
     wanted: watch::Sender<Wanted>,
     supervisor: Supervisor,
+    memory: Keeper,
     probes: Option<Probes>,
     /// The roster as of this revision is known to the probes.
     introduced: Option<Revision>,
@@ -99,9 +99,15 @@ impl Plane {
         let supervisor = Supervisor::spawn(Arc::clone(&store), prefixes, config.lease, input);
         let (served, looked_after) = watch::channel(health::Served::new());
         let condition = Condition::watch(config.health.clone(), looked_after).await?;
+        let file = MemoryFile::open(&config.state)?;
+        let mut core = Gateway::new(core_config, seed, Time::ZERO);
+        if let Some(memory) = file.load() {
+            core.recall(memory, Time::ZERO);
+        }
         Ok(Self {
             possible: config.networks.to_set(),
-            core: Gateway::new(core_config, seed, Time::ZERO),
+            core,
+            memory: Keeper::spawn(file),
             engine: store::engine(&config.store),
             fabric,
             journal,
@@ -325,6 +331,7 @@ impl Plane {
             self.journal.silenced(silent, now);
             self.silent.send_replace(silent);
         }
+        self.memory.follow(&self.core);
         self.introduce();
         while let Some(outgoing) = self.core.poll_message() {
             if let Some(probes) = &mut self.probes {
@@ -339,8 +346,8 @@ impl Plane {
                 let _ = sender.send(store.health(patience).await).await;
             });
         }
-        while let Some(work) = self.core.poll_lease() {
-            self.work_on_lease(work);
+        while let Some(lease) = self.core.poll_renewal() {
+            self.renew(lease);
         }
     }
 
@@ -353,15 +360,11 @@ impl Plane {
         }
     }
 
-    fn work_on_lease(&self, work: LeaseWork) {
+    fn renew(&self, lease: LeaseId) {
         let store = Arc::clone(&self.store);
         tokio::spawn(async move {
-            let done = match work {
-                LeaseWork::KeepAlive(lease) => store.keep_alive(lease).await,
-                LeaseWork::Revoke(lease) => store.revoke(lease).await,
-            };
-            if let Err(error) = done {
-                debug!(?work, %error, "a lease of another gateway");
+            if let Err(error) = store.keep_alive(lease).await {
+                debug!(?lease, %error, "the lease of another gateway is not renewed");
             }
         });
     }
