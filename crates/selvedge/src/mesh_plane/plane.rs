@@ -6,6 +6,7 @@ mod requests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -130,6 +131,7 @@ impl Plane {
             options: config.options.clone(),
             hooks: config.hooks.clone(),
             stream,
+            hook_failures: Arc::default(),
         };
         let (reporter, reports) = mpsc::channel(64);
         let mut plane = Self {
