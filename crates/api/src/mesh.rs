@@ -256,6 +256,8 @@ pub enum NoExit {
     NoAddress,
     /// One of another mesh is used.
     OtherMesh,
+    /// This node is an exit itself.
+    OwnExit,
     /// A reason of a newer agent.
     #[serde(other)]
     Unknown,
@@ -269,19 +271,27 @@ impl fmt::Display for NoExit {
             Self::Down => "who offers it is down",
             Self::NoAddress => "this node has no IPv4 address in the mesh",
             Self::OtherMesh => "one of another mesh is used",
+            Self::OwnExit => "this node is an exit itself",
             Self::Unknown => "for a reason that only a newer program knows",
         })
     }
 }
 
 impl Exit {
+    /// Whether none is used, and none takes its place.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        let replaced = matches!(self.reason, Some(NoExit::OtherMesh | NoExit::OwnExit));
+        self.via.is_none() && !replaced
+    }
+
     /// What becomes of packets, as people are told; `by` is what the member is called that is used.
     #[must_use]
     pub fn fate(&self, by: Option<&str>) -> String {
         let to = self.destination;
         match (by, self.reason) {
             (Some(by), _) => format!("packets to {to} leave by {by}"),
-            (None, Some(NoExit::OtherMesh)) => format!("no exit to {to}: {}", NoExit::OtherMesh),
+            (None, Some(reason)) if !self.is_missing() => format!("no exit to {to}: {reason}"),
             (None, reason) => {
                 let reason = reason.unwrap_or(NoExit::Unknown);
                 let then = match self.dropped {

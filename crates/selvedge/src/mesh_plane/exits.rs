@@ -18,10 +18,19 @@ pub(super) fn exits(view: &View, used: &BTreeMap<Prefix, NodeId>, speaks_ipv4: b
         let mute = destination.addr().is_ipv4() && !speaks_ipv4;
         let via = used.get(&destination).copied().filter(|_| !mute);
         let reason = via.is_none().then(|| reason(view, destination, mute));
-        let dropped = closed && reason.is_some_and(|it| it != NoExit::OtherMesh);
-        Exit { destination, via, reason, dropped }
+        let exit = Exit { destination, via, reason, dropped: false };
+        Exit { dropped: closed && exit.is_missing(), ..exit }
     };
     everywhere().map(exit).into()
+}
+
+/// Takes note of the families in which this node is an exit itself, in whatever mesh: then it uses
+/// no other.
+pub(super) fn note_own(exits: &mut [Exit], views: &[View]) {
+    let own = |to: Prefix| views.iter().filter_map(View::me).any(|me| me.networks.contains(&to));
+    for exit in exits.iter_mut().filter(|exit| exit.via.is_none() && own(exit.destination)) {
+        (exit.reason, exit.dropped) = (Some(NoExit::OwnExit), false);
+    }
 }
 
 /// Why none is used; `mute`: because this node has no address to send from.
@@ -118,6 +127,18 @@ mod tests {
         assert_eq!(elsewhere, (Some(NoExit::OtherMesh), false));
         down.options.exit = ExitUse::Any;
         assert_eq!(said(&down, &[])[0], (Some(NoExit::Down), false), "the host's own way");
+    }
+
+    #[test]
+    fn who_is_an_exit_itself_lacks_none() {
+        let mut view = view(ExitUse::Only(NodeId([9; 32])));
+        view.members[0].networks.push(prefix("::/0"));
+        let mut exits = exits(&view, &BTreeMap::new(), true);
+        note_own(&mut exits, &[view]);
+        let of = |v6| exits.iter().find(|it| it.destination.addr().is_ipv6() == v6).expect("said");
+        assert_eq!((of(true).reason, of(true).dropped), (Some(NoExit::OwnExit), false));
+        assert_eq!((of(false).reason, of(false).dropped), (Some(NoExit::NoMember), true));
+        assert!(of(false).is_missing() && !of(true).is_missing());
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Measured {
             states.iter_mut().filter(|it| !own && it.0 == state).for_each(|it| it.1 += 1);
         }
         let failed = matches!(*seat.wire.applier.status().borrow(), Status::Failed { .. });
-        let missing = seat.layout.exits.iter().filter(|exit| exit.via.is_none());
+        let missing = seat.layout.exits.iter().filter(|exit| exit.is_missing());
         Self {
             summary: view::summary(seat),
             states,

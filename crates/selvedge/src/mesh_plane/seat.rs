@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use selvedge_api::mesh::{Exit, What};
+use selvedge_api::mesh::{Exit, NoExit, What};
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
 use selvedge_model::{MeshId, NodeId};
 use tokio::task::JoinHandle;
@@ -255,7 +255,8 @@ impl Seated {
             let alias = by.map(|member| member.profile.alias).filter(|alias| !alias.is_empty());
             let name = exit.via.map(|node| alias.clone().unwrap_or_else(|| node.short()));
             let (mesh, fate) = (self.name(), exit.fate(name.as_deref()));
-            match exit.dropped {
+            // That it is no member is said with its name.
+            match exit.dropped && exit.reason != Some(NoExit::NoMember) {
                 true => warn!(mesh, "{fate}"),
                 false => info!(mesh, "{fate}"),
             }
@@ -402,8 +403,6 @@ mod tests {
     use selvedge_host::wireguard::{self, PrivateKey};
     use selvedge_mesh::{Config, Identity, Profile, State, UnixTime};
     use selvedge_model::Time;
-
-    use selvedge_api::mesh::NoExit;
 
     use super::super::applier::Applier;
     use super::super::measure::Measured;

@@ -143,6 +143,7 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
             }
             None => Layout::of_nobody(site),
         };
+        exits::note_own(&mut layout.exits, &views);
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.detour |= !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
