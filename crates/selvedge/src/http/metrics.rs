@@ -79,7 +79,7 @@ fn add_meshes(registry: &mut Registry, measures: &Measures) {
     counter("packets_refused", "Packets that no member may send so", |it| it.refused);
     let failures = ConstCounter::new(*hook_failures);
     registry.register("hook_failures", "Hooks that failed, of all meshes", failures);
-    add_transport(registry.sub_registry_with_prefix("transport"), *transport);
+    add_transport(registry, *transport);
 }
 
 fn add_states(registry: &mut Registry, meshes: &[Measured]) {
@@ -99,18 +99,18 @@ fn add_transport(registry: &mut Registry, counters: CounterValues) {
         registry.register(name, help, ConstCounter::new(number));
     };
     let c = counters;
-    counter("sent_bytes", "Bytes sent between agents", c.wire_bytes_sent);
-    counter("received_bytes", "Bytes received from agents", c.wire_bytes_received);
-    counter("messages_sent", "Messages written to connections", c.sent);
-    counter("messages_received", "Messages received by connections", c.received);
+    counter("transport_sent_bytes", "Bytes sent between agents", c.wire_bytes_sent);
+    counter("transport_received_bytes", "Bytes received from agents", c.wire_bytes_received);
+    counter("transport_messages_sent", "Messages written to connections", c.sent);
+    counter("transport_messages_received", "Messages received by connections", c.received);
     let lost = c.unreachable + c.overflowed;
-    counter("messages_dropped", "Messages that could not be sent", lost);
+    counter("transport_messages_dropped", "Messages that could not be sent", lost);
     counter("datagrams_sent", "Messages sent as datagrams", c.datagrams_sent);
     counter("datagrams_received", "Messages received as datagrams", c.datagrams_received);
     counter("datagrams_refused", "Datagrams that were not authentic", c.datagrams_refused);
     counter("datagrams_dropped", "Datagrams dropped unread or unsent", c.datagrams_dropped);
-    counter("connections", "Connections made, by either side", c.connected);
-    counter("dials_failed", "Connections that could not be made", c.dials_failed);
+    counter("transport_connections", "Connections made, by either side", c.connected);
+    counter("transport_dials_failed", "Connections that could not be made", c.dials_failed);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -248,6 +248,7 @@ mod tests {
     #[test]
     fn what_is_counted_in_meshes_is_told() {
         let counters = CounterValues {
+            datagrams_sent: 4,
             wire_bytes_sent: 11,
             unreachable: 2,
             overflowed: 3,
@@ -269,6 +270,7 @@ mod tests {
             format!("other_members{{{labels},state=\"alive\"}} 4"),
             format!("other_members{{{labels},state=\"down\"}} 2"),
             "hook_failures_total 6".to_owned(),
+            "datagrams_sent_total 4".to_owned(),
             "transport_sent_bytes_total 11".to_owned(),
             "transport_messages_dropped_total 5".to_owned(),
         ] {

@@ -228,16 +228,14 @@ fn exits(mesh: &Mesh) -> Vec<Finding> {
     let said = |exit: &Exit| {
         let by = mesh.members.iter().find(|member| Some(member.node) == exit.via);
         let fate = exit.fate(by.map(|member| member.name.as_str()));
-        match exit.reason {
-            Some(NoExit::NoMember | NoExit::Down) if exit.dropped => {
-                Finding::problem(&mesh.name, fate)
-            }
-            Some(NoExit::Down) => Finding::warning(&mesh.name, fate),
-            Some(NoExit::NotOffered) if exit.dropped || nowhere => {
-                Finding::warning(&mesh.name, fate)
-            }
-            Some(_) if exit.dropped => Finding::warning(&mesh.name, fate),
-            _ => Finding::ok(&mesh.name, fate),
+        let lost = matches!(exit.reason, Some(NoExit::NoMember | NoExit::Down));
+        let useless = nowhere && exit.reason == Some(NoExit::NotOffered);
+        if lost && exit.dropped {
+            Finding::problem(&mesh.name, fate)
+        } else if lost || useless || exit.dropped {
+            Finding::warning(&mesh.name, fate)
+        } else {
+            Finding::ok(&mesh.name, fate)
         }
     };
     mesh.exits.iter().map(said).collect()
@@ -374,23 +372,20 @@ fn ours(host: &Host, ground: &Ground) -> Vec<Finding> {
         Finding::problem(subject, text).shell(["journalctl -u selvedge -n 50"])
     };
     let detour = match &host.detour {
-        _ if !ground.detour => None,
-        Ok(true) => None,
-        Ok(false) => Some(missing(
+        Ok(false) if ground.detour => Some(missing(
             "rules",
             "the rules of `ip rule` that lead to routes by members are missing",
         )),
-        Err(error) => Some(Finding::warning("rules", error)),
-    };
-    let masquerade = match &host.firewall {
-        Ok(rules) if !ground.masquerade.sources.is_empty() && !rules.has(&Masquerade::place()) => {
-            Some(missing(
-                "masquerade",
-                "the table inet selvedge_mesh is missing, by which packets of members bear this host's address",
-            ))
-        }
+        Err(error) if ground.detour => Some(Finding::warning("rules", error)),
         Ok(_) | Err(_) => None,
     };
+    let wanted = !ground.masquerade.sources.is_empty();
+    let lacks = |rules: &Ruleset| !rules.has(&Masquerade::place());
+    let masquerade = (wanted && host.firewall.as_ref().is_ok_and(lacks)).then(|| {
+        let what = "the table inet selvedge_mesh is missing, by which what members send bears this \
+                    host's address";
+        missing("masquerade", what)
+    });
     detour.into_iter().chain(masquerade).collect()
 }
 
