@@ -12,6 +12,7 @@ mod health;
 mod hooks;
 mod options;
 mod ra;
+mod vxlan;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,6 +36,7 @@ pub use health::{HealthFile, Session};
 pub use hooks::{Command, HooksFile, MeshHooksFile};
 pub use options::{Exit, MeshOptions, OptionsByMesh, OptionsFile};
 pub use ra::{RaFile, RaSettings};
+pub use vxlan::{VxlanConfig, VxlanFile};
 
 use crate::gateway_plane::HooksConfig;
 use crate::mesh_plane::MeshHooks;
@@ -65,6 +67,8 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// The gateway plane, if it is enabled.
     pub gateway: Option<GatewayConfig>,
+    /// Overlay networks over a mesh, if there are any.
+    pub vxlan: Option<VxlanConfig>,
 }
 
 /// What the mesh plane is built from.
@@ -205,8 +209,8 @@ pub enum FabricConfig {
     Flood {
         /// The interface towards the upstream router.
         uplink: String,
-        /// The other tunnel endpoints.
-        endpoints: Vec<IpAddr>,
+        /// The other tunnel endpoints; `None`: those of a mesh, see [`Config::vxlan`].
+        endpoints: Option<Vec<IpAddr>>,
     },
     /// BGP EVPN and a routing protocol, by FRRouting.
     Frr {

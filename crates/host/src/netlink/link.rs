@@ -40,6 +40,8 @@ pub enum LinkKind {
     Tun,
     /// One end of a pair.
     Veth,
+    /// WireGuard of the kernel.
+    WireGuard,
     /// Anything else: hardware, loopback and so on.
     Other,
 }
@@ -51,6 +53,8 @@ pub struct Vxlan {
     pub vni: Vni,
     /// The address of this tunnel endpoint.
     pub local: Option<IpAddr>,
+    /// The interface by which its packets leave, and no other: it goes when that one goes.
+    pub device: Option<u32>,
     /// The UDP port.
     pub port: u16,
     /// Whether it learns tunnel endpoints from the frames that it receives.
@@ -64,6 +68,8 @@ pub enum NewLink<'a> {
     Bridge,
     /// A VXLAN interface.
     Vxlan(Vxlan),
+    /// WireGuard of the kernel, which has to be told its key and its peers.
+    WireGuard,
     /// A pair of interfaces.
     Veth {
         /// The name of the other end.

@@ -66,6 +66,7 @@ fn add_meshes(registry: &mut Registry, measures: &Measures) {
     gauge("interface", "1 if the WireGuard interface could be made", &|it| it.interface.into());
     gauge("sessions", "Members with which WireGuard has a session", &|it| it.sessions);
     gauge("exits_missing", "Families without the exit asked for", &|it| it.missing_exits);
+    gauge("direct_paths", "Direct paths to other clients", &|it| it.summary.direct.open as u64);
     add_states(registry, meshes);
     let mut counter = |name: &str, help: &str, of: fn(&Measured) -> u64| {
         let family = Family::<Labels, Counter>::default();
@@ -77,6 +78,9 @@ fn add_meshes(registry: &mut Registry, measures: &Measures) {
     counter("received_bytes", "Bytes that WireGuard has received", |it| it.bytes.0);
     counter("sent_bytes", "Bytes that WireGuard has sent", |it| it.bytes.1);
     counter("packets_refused", "Packets that no member may send so", |it| it.refused);
+    counter("direct_attempts", "Attempts at a direct path", |it| it.summary.direct.attempts);
+    let help = "Attempts at a direct path in vain, and paths that fell silent";
+    counter("direct_failures", help, |it| it.summary.direct.failures);
     let failures = ConstCounter::new(*hook_failures);
     registry.register("hook_failures", "Hooks that failed, of all meshes", failures);
     add_transport(registry, *transport);
@@ -106,6 +110,7 @@ fn add_transport(registry: &mut Registry, counters: CounterValues) {
     let lost = c.unreachable + c.overflowed;
     counter("transport_messages_dropped", "Messages that could not be sent", lost);
     counter("datagrams_sent", "Messages sent as datagrams", c.datagrams_sent);
+    counter("datagrams_detoured", "Messages that went over streams", c.datagrams_detoured);
     counter("datagrams_received", "Messages received as datagrams", c.datagrams_received);
     counter("datagrams_refused", "Datagrams that were not authentic", c.datagrams_refused);
     counter("datagrams_dropped", "Datagrams dropped unread or unsent", c.datagrams_dropped);
@@ -205,7 +210,7 @@ mod tests {
     use std::time::Duration;
 
     use selvedge_api::agent::Planes;
-    use selvedge_api::mesh::{MemberState, Summary};
+    use selvedge_api::mesh::{DirectPaths, MemberState, Summary};
     use selvedge_model::MeshId;
     use serde_json::json;
 
@@ -231,6 +236,7 @@ mod tests {
             members,
             evicted: id == 2,
             drained: id == 1,
+            direct: DirectPaths { open: members, attempts: 9, failures: 1 },
         };
         use MemberState::{Alive, Down, Suspect, Unknown};
         Measured {
@@ -249,6 +255,7 @@ mod tests {
     fn what_is_counted_in_meshes_is_told() {
         let counters = CounterValues {
             datagrams_sent: 4,
+            datagrams_detoured: 7,
             wire_bytes_sent: 11,
             unreachable: 2,
             overflowed: 3,
@@ -271,6 +278,7 @@ mod tests {
             format!("other_members{{{labels},state=\"down\"}} 2"),
             "hook_failures_total 6".to_owned(),
             "datagrams_sent_total 4".to_owned(),
+            "datagrams_detoured_total 7".to_owned(),
             "transport_sent_bytes_total 11".to_owned(),
             "transport_messages_dropped_total 5".to_owned(),
         ] {
@@ -290,6 +298,12 @@ mod tests {
             let id = MeshId([id; 20]);
             let line = format!("selvedge_mesh_members{{mesh=\"campus\",id=\"{id}\"}} {members}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            for (what, number) in [("paths", members), ("attempts_total", 9), ("failures_total", 1)]
+            {
+                let labels = format!("{{mesh=\"campus\",id=\"{id}\"}}");
+                let line = format!("selvedge_mesh_direct_{what}{labels} {number}");
+                assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            }
             let evicted = u8::from(members == 5);
             let line = format!("selvedge_mesh_evicted{{mesh=\"campus\",id=\"{id}\"}} {evicted}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");

@@ -323,6 +323,7 @@ pub(crate) mod tests {
             prefix: "fd00::/64".parse().expect("a prefix"),
             ipv4_prefix: None,
             listen_port: 51820,
+            wireguard: Some("kernel".to_owned()),
             routes: vec![],
             exits: vec![],
             not_permitted: vec![],

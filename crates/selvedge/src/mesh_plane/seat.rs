@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::{Exit, NoExit, What};
+use selvedge_mesh::wire::Call;
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
-use selvedge_model::{MeshId, NodeId};
+use selvedge_model::{MeshId, NodeId, Time};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::direct::Paths;
 use super::events;
 use super::files::MeshFile;
 use super::recorder::Recorder;
@@ -72,8 +74,8 @@ enum When {
 impl Message {
     fn when(&self) -> When {
         match wire::kind_of(&self.bytes) {
-            // Probes, and what is answered to them.
-            Ok(24..=28) => When::Now,
+            // Probes, what is answered to them, and what clients say to each other.
+            Ok(24..=29) => When::Now,
             // A certificate.
             Ok(17) => When::Written,
             Ok(_) | Err(_) => When::Tried,
@@ -108,6 +110,7 @@ pub(super) struct Seated {
     pausing: bool,
     write: Option<JoinHandle<()>>,
     recorder: Option<Recorder>,
+    pub(super) paths: Paths,
     /// Covered by the write that is under way.
     in_write: Vec<Message>,
     /// Not yet covered by a write.
@@ -129,6 +132,8 @@ pub(super) struct Wanted {
     pub(super) replan: bool,
     /// What those who watch are to be told.
     pub(super) told: Vec<What>,
+    /// What other clients say.
+    pub(super) called: Vec<Call>,
 }
 
 impl Seated {
@@ -137,8 +142,10 @@ impl Seated {
         wire: Wire,
         options: MeshOptions,
         recorder: Option<Recorder>,
+        seed: u64,
     ) -> Self {
         let (in_write, held) = (Vec::new(), Vec::new());
+        let paths = Paths::new(core.node(), seed);
         Self {
             core,
             wire,
@@ -152,6 +159,7 @@ impl Seated {
             pausing: false,
             write: None,
             recorder,
+            paths,
             in_write,
             held,
         }
@@ -166,7 +174,7 @@ impl Seated {
     }
 
     /// What a plan is made of.
-    pub(super) fn site(&mut self, now: Instant) -> Site {
+    pub(super) fn site(&mut self, now: Instant, time: Time) -> Site {
         self.drained = self.core.profile().drained.then(|| self.drained.unwrap_or(now));
         let unanswered = self.wire.applier.unanswered();
         let mut attempts = Vec::new();
@@ -177,6 +185,7 @@ impl Seated {
             let live = !self.core.is_down(member.node);
             members.push((member, live));
         }
+        self.paths.set_members(self.core.node(), &members, self.options.direct, time);
         Site {
             mesh: self.id(),
             own: self.core.node(),
@@ -184,17 +193,22 @@ impl Seated {
             members,
             options: self.options.clone(),
             attempts,
+            direct: self.paths.wishes(),
             still_serving: self.drained.is_some_and(|since| now < since + DRAIN),
         }
     }
 
-    /// Follows a plan. Says when this node may say what it is to say of its routes, if it has
-    /// done so too often.
-    pub(super) fn follow(&mut self, layout: Layout, now: Instant) -> Option<Instant> {
+    /// Follows a plan.
+    pub(super) fn follow(&mut self, mut layout: Layout) {
         self.note_layout(&layout);
         self.note_exits(&layout.exits);
+        self.paths.amend(&mut layout.desired.peers);
         self.wire.applier.set(layout.desired.clone());
         self.layout = layout;
+    }
+
+    /// Says of its routes what it is to say by the plan. Says when, if it has done so too often.
+    pub(super) fn say(&mut self, now: Instant) -> Option<Instant> {
         if self.core.evicted().is_some() || self.said(&self.core.profile()) {
             return None;
         }
@@ -211,6 +225,16 @@ impl Seated {
             warn!(mesh = self.name(), %error, "cannot tell the members what is reached by this node");
         }
         None
+    }
+
+    /// Has WireGuard follow the direct paths at once. Whether the plan may be another.
+    pub(super) fn follow_paths(&mut self) -> bool {
+        let changed = self.paths.poll_changed(&self.core.genesis().name);
+        if changed {
+            self.paths.amend(&mut self.layout.desired.peers);
+            self.wire.applier.set(self.layout.desired.clone());
+        }
+        changed
     }
 
     fn said(&self, profile: &Profile) -> bool {
@@ -269,6 +293,12 @@ impl Seated {
         let mut wanted = Wanted { told: std::mem::take(&mut self.told), ..Wanted::default() };
         let mut state_changed = false;
         while let Some(event) = self.core.poll_event() {
+            if let Event::Called(call) = event {
+                wanted.called.push(call);
+            }
+            if let Event::Passing(call) = event {
+                self.paths.pass(&mut self.core, call);
+            }
             wanted.members_changed |= note(&self.core, &event);
             wanted.told.extend(events::what(&self.core, &event));
             state_changed |= event == Event::StateChanged;
@@ -393,7 +423,7 @@ fn note(core: &Mesh, event: &Event) -> bool {
             warn!(mesh, %from, %reason, "a member's message was not accepted");
         }
         Event::Rejected { from, reason } => debug!(mesh, %from, %reason, "rejected"),
-        Event::StateChanged => {}
+        Event::Called(_) | Event::Passing(_) | Event::StateChanged => {}
     }
     matches!(event, Event::MemberJoined(_) | Event::MemberLeft(_))
 }
@@ -402,7 +432,6 @@ fn note(core: &Mesh, event: &Event) -> bool {
 mod tests {
     use selvedge_host::wireguard::{self, PrivateKey};
     use selvedge_mesh::{Config, Identity, Profile, State, UnixTime};
-    use selvedge_model::Time;
 
     use super::super::applier::Applier;
     use super::super::measure::Measured;
@@ -422,12 +451,13 @@ mod tests {
             listen_port: 0,
             mtu: 1420,
             addresses: Vec::new(),
+            backend: None,
             control: None,
         };
         let applier = Applier::start(None, config, None);
         let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
         let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
-        Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None)
+        Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None, 1)
     }
 
     #[tokio::test]
@@ -441,7 +471,7 @@ mod tests {
         };
         let mut follow = |reason| {
             let layout = Layout { exits: vec![exit(reason)], ..Layout::default() };
-            seat.follow(layout, Instant::now());
+            seat.follow(layout);
             let told = seat.drive().told.into_iter();
             let reason = |what| {
                 let What::ExitChanged { exit, .. } = what else { return None };
@@ -538,7 +568,7 @@ mod tests {
     async fn probes_wait_for_nothing() {
         let mut seat = seated();
         assert!(seat.drive().write.is_some(), "a write is under way");
-        for probe in 24..=28 {
+        for probe in 24..=29 {
             assert_eq!(message(of_kind(&seat, probe)).when(), When::Now);
         }
         for other in [1, 2, 8, 18] {

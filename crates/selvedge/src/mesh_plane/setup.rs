@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use selvedge_api::mesh::{CreateRequest, JoinRequest, Role};
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{self, PrivateKey};
+use selvedge_host::wireguard::{self, Backend, PrivateKey};
 use selvedge_mesh::{
     Bootstrap, Endpoint, Identity, Invite, JoinError, Joining, Profile, Signed, State, UnixTime,
 };
@@ -49,6 +49,8 @@ pub(super) struct Setup {
     pub(super) listen_port: u16,
     /// The port of WireGuard; 0 for a free one.
     pub(super) wireguard_port: u16,
+    /// Who is to do the work of WireGuard; `None`: whoever can.
+    pub(super) backend: Option<Backend>,
     pub(super) options: OptionsByMesh,
     pub(super) hooks: MeshHooks,
     pub(super) stream: Stream,
@@ -176,6 +178,7 @@ impl Setup {
             listen_port,
             mtu: self.options.of(mesh, name).mtu.unwrap_or(MTU),
             addresses: vec![interface_address(mesh, self.identity.node_id())],
+            backend: self.backend,
             control: None,
         };
         let (hooks, stream) = (self.hooks.clone(), self.stream.clone());

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use selvedge_api::mesh::Exit as ExitState;
 use selvedge_host::masquerade::Masquerade;
@@ -10,6 +11,7 @@ use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_topology::direct::Wish;
 use selvedge_topology::{
     Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere,
     overlay_mtu, owners, plan,
@@ -32,12 +34,14 @@ pub(super) struct Site {
     pub(super) options: MeshOptions,
     /// How often a member's endpoint was tried in vain.
     pub(super) attempts: Vec<(NodeId, usize)>,
+    /// The clients that packets go to directly, or that this is tried with.
+    pub(super) direct: BTreeMap<NodeId, Wish>,
     /// The node was drained so lately that its clients may not have heard of it.
     pub(super) still_serving: bool,
 }
 
 /// What is around this host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Links {
     /// The MTU in bytes of the link that an address of its own is on.
     mtus: BTreeMap<IpAddr, u16>,
@@ -119,8 +123,10 @@ pub(super) struct Layout {
 /// What this host is to do for all meshes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ground {
-    /// There are routes in the table of their own, which is to be looked into.
+    /// There are routes in tables of their own, which are to be looked into.
     pub(super) detour: bool,
+    /// What one exit alone may carry is never sent past it, also while the agent is stopped.
+    pub(super) closed: bool,
     /// Some of them are for IPv4.
     pub(super) detour_ipv4: bool,
     /// Packets of others pass.
@@ -129,13 +135,42 @@ pub(super) struct Ground {
     pub(super) masquerade: Masquerade,
 }
 
-/// Plans for all meshes of the node.
-pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
+/// A plan, and what it was made of.
+#[derive(Debug)]
+pub(super) struct Planned {
+    views: Vec<View>,
+    links: Arc<Links>,
+    pub(super) outcome: Outcome,
+}
+
+impl Planned {
+    pub(super) fn links(&self) -> Arc<Links> {
+        self.links.clone()
+    }
+}
+
+/// Plans for all meshes of the node. If nothing is different from what `last` was made of, that is
+/// the plan: most of what members say anew, and that they are still there, changes no route.
+pub(super) fn decide(
+    sites: &[Site],
+    links: Arc<Links>,
+    last: Option<Arc<Planned>>,
+) -> Arc<Planned> {
     let views: Vec<View> = sites.iter().map(view_of).collect();
-    let mut planned = plan(&views).meshes;
+    match last.filter(|last| last.links == links && last.views == views) {
+        Some(last) => last,
+        None => {
+            let outcome = outcome(sites, &views, &links);
+            Arc::new(Planned { views, links, outcome })
+        }
+    }
+}
+
+fn outcome(sites: &[Site], views: &[View], links: &Links) -> Outcome {
+    let mut planned = plan(views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
-    for (site, view) in sites.iter().zip(&views) {
+    for (site, view) in sites.iter().zip(views) {
         let mut layout = match planned.remove(&site.mesh) {
             Some(plan) => {
                 outcome.ground.add(site, &plan);
@@ -143,9 +178,10 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
             }
             None => Layout::of_nobody(site),
         };
-        exits::note_own(&mut layout.exits, &views);
+        exits::note_own(&mut layout.exits, views);
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
-        outcome.ground.detour |= !layout.desired.routes.is_empty();
+        outcome.ground.closed |= matches!(site.options.exit, Exit::Member(_));
+        outcome.ground.detour |= outcome.ground.closed || !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
         outcome.layouts.insert(site.mesh, layout);
     }
@@ -229,6 +265,7 @@ fn view_of(site: &Site) -> View {
         ipv4,
         client_keepalive: keepalive,
         attempts: site.attempts.clone(),
+        direct: site.direct.clone(),
         still_serving: site.still_serving,
         ..Options::default()
     };
@@ -336,13 +373,37 @@ mod tests {
             interface: "sv-campus".to_owned(),
             members,
             options: MeshOptions { ipv4: Some(prefix), ..MeshOptions::default() },
+            direct: BTreeMap::new(),
             attempts: Vec::new(),
             still_serving: false,
         };
-        let layout = decide(&[site], &Links::default()).layouts.remove(&MESH).expect("planned");
+        let planned = decide(&[site], Arc::default(), None);
+        let layout = planned.outcome.layouts.get(&MESH).expect("planned");
         let owned = [(NodeId([1; 32]), first), (NodeId([2; 32]), second)];
         assert_eq!(layout.ipv4s, BTreeMap::from(owned));
-        assert_eq!((layout.exits, layout.forwards), (vec![], false));
+        assert!(layout.exits.is_empty() && !layout.forwards);
+    }
+
+    #[test]
+    fn a_plan_is_made_anew_if_a_fact_is_another() {
+        let site = |accept: Vec<Prefix>| Site {
+            mesh: MeshId([1; 20]),
+            own: NodeId([2; 32]),
+            interface: "sv-a".to_owned(),
+            members: Vec::new(),
+            options: MeshOptions { accept, ..MeshOptions::default() },
+            direct: BTreeMap::new(),
+            attempts: Vec::new(),
+            still_serving: false,
+        };
+        let all = || vec![site(everywhere().into())];
+        let links =
+            |mtu| Arc::new(Links { mtus: BTreeMap::from([(IpAddr::from([192, 0, 2, 1]), mtu)]) });
+        let first = decide(&all(), links(1500), None);
+        let last = || Some(first.clone());
+        assert!(Arc::ptr_eq(&first, &decide(&all(), links(1500), last())));
+        assert!(!Arc::ptr_eq(&first, &decide(&all(), links(1400), last())));
+        assert!(!Arc::ptr_eq(&first, &decide(&[site(Vec::new())], links(1500), last())));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// A WireGuard session that is older than this is renewed or dead (the protocol's
 /// `Reject-After-Time`).
-const SESSION: Duration = Duration::from_secs(180);
+pub(super) const SESSION: Duration = Duration::from_secs(180);
 
 /// When each node was last heard, and from where.
 pub(super) type Heard = BTreeMap<NodeId, Contact>;
@@ -45,6 +45,7 @@ pub(super) fn summary(seat: &Seated) -> Summary {
         members: seat.core.members().count(),
         evicted: seat.core.evicted().is_some(),
         drained: seat.core.profile().drained,
+        direct: seat.paths.counts(),
     }
 }
 
@@ -105,6 +106,7 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         prefix: seat.core.prefix(),
         ipv4_prefix: seat.options.ipv4,
         listen_port: seat.wire.port,
+        wireguard: seat.wire.applier.backend().map(|backend| backend.to_string()),
         routes: used_routes(seat),
         exits: seat.layout.exits.clone(),
         not_permitted: not_permitted(seat),
