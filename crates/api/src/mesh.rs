@@ -176,6 +176,9 @@ pub struct Summary {
     /// Whether this node was evicted from it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub evicted: bool,
+    /// Whether this node is drained: it serves no clients.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
     /// Its direct paths to other clients.
     #[serde(default)]
     pub direct: DirectPaths,
@@ -211,6 +214,10 @@ pub struct Mesh {
     /// The overlay prefix of all its members.
     #[schema(value_type = String)]
     pub prefix: Prefix,
+    /// The IPv4 network of the mesh, as far as this node was told of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub ipv4_prefix: Option<Prefix>,
     /// The UDP port of this node's WireGuard interface.
     pub listen_port: u16,
     /// Who does the work of WireGuard: `kernel` or `userspace`; absent if nobody does.
@@ -219,6 +226,10 @@ pub struct Mesh {
     /// Where this node's packets to beyond the mesh go.
     #[serde(default)]
     pub routes: Vec<UsedRoute>,
+    /// The exits by which this node's packets are to leave for everywhere else, one for each family;
+    /// none if no exit is asked for.
+    #[serde(default)]
+    pub exits: Vec<Exit>,
     /// Networks that this node is to offer to the mesh, but its certificate does not let it: nobody
     /// uses them.
     #[serde(default)]
@@ -244,6 +255,87 @@ pub struct UsedRoute {
     /// The member by which.
     #[schema(value_type = String)]
     pub via: NodeId,
+}
+
+/// The exit of a family that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Exit {
+    /// Where to: everywhere, in one family.
+    #[schema(value_type = String)]
+    pub destination: Prefix,
+    /// The member that is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub via: Option<NodeId>,
+    /// Why none is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<NoExit>,
+    /// Whether packets to there are dropped meanwhile; else they go the way that the host has
+    /// without the mesh.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub dropped: bool,
+}
+
+/// Why no exit is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoExit {
+    /// The one that is asked for is no member.
+    NoMember,
+    /// It offers none in this family, or its certificate does not allow it.
+    NotOffered,
+    /// Those that offer one are down.
+    Down,
+    /// This node has no IPv4 address in the mesh.
+    NoAddress,
+    /// One of another mesh is used.
+    OtherMesh,
+    /// This node is an exit itself.
+    OwnExit,
+    /// A reason of a newer agent.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for NoExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NoMember => "the exit that is asked for is no member",
+            Self::NotOffered => "it is not offered, or no certificate allows it",
+            Self::Down => "who offers it is down",
+            Self::NoAddress => "this node has no IPv4 address in the mesh",
+            Self::OtherMesh => "one of another mesh is used",
+            Self::OwnExit => "this node is an exit itself",
+            Self::Unknown => "for a reason that only a newer program knows",
+        })
+    }
+}
+
+impl Exit {
+    /// Whether none is used, and none takes its place.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        let replaced = matches!(self.reason, Some(NoExit::OtherMesh | NoExit::OwnExit));
+        self.via.is_none() && !replaced
+    }
+
+    /// What becomes of packets, as people are told; `by` is what the member is called that is used.
+    #[must_use]
+    pub fn fate(&self, by: Option<&str>) -> String {
+        let to = self.destination;
+        match (by, self.reason) {
+            (Some(by), _) => format!("packets to {to} leave by {by}"),
+            (None, Some(reason)) if !self.is_missing() => format!("no exit to {to}: {reason}"),
+            (None, reason) => {
+                let reason = reason.unwrap_or(NoExit::Unknown);
+                let then = match self.dropped {
+                    true => "packets are dropped",
+                    false => "packets go this host's own way",
+                };
+                format!("no exit to {to}: {reason}; {then}")
+            }
+        }
+    }
 }
 
 /// A member of a mesh.
@@ -283,13 +375,17 @@ pub struct Member {
     /// Its role.
     #[serde(default)]
     pub role: Role,
+    /// Whether it is drained: as a peer it serves no clients.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
     /// By whom it was admitted, and to what.
     #[serde(default)]
     pub admission: Admission,
     /// Its overlay address.
     #[schema(value_type = String)]
     pub address: Ipv6Addr,
-    /// Its IPv4 address in the mesh, if the mesh has such.
+    /// Its IPv4 address in the mesh, if it has one that is its own. Of several that claim one, one
+    /// alone has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub ipv4: Option<Ipv4Addr>,
@@ -408,6 +504,15 @@ pub enum What {
     MemberDown(Who),
     /// A member that was down is heard again.
     MemberUp(Who),
+    /// Another exit is used for a family, or none any more.
+    ExitChanged {
+        /// Which, and why.
+        #[serde(flatten)]
+        exit: Exit,
+        /// What the member calls itself that is used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alias: Option<String>,
+    },
     /// A hook failed.
     HookFailed {
         /// Which.

@@ -133,6 +133,12 @@ impl Ruleset {
         Ok(Self { chains })
     }
 
+    /// Whether there is such a chain.
+    #[must_use]
+    pub fn has(&self, place: &Place) -> bool {
+        self.chains.iter().any(|chain| chain.place == *place)
+    }
+
     /// What becomes of a packet.
     #[must_use]
     pub fn judge(&self, packet: Packet<'_>) -> Verdict {

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use selvedge_model::Prefix;
 
+use crate::firewall::Place;
 use crate::nft::{Error, Nft, listed, quoted};
 
 /// Adding a table that exists does nothing, so that deleting it right after never fails.
@@ -24,6 +25,14 @@ pub struct Masquerade {
 }
 
 impl Masquerade {
+    /// The chain in which this is done.
+    #[must_use]
+    pub fn place() -> Place {
+        let [family, table, chain] =
+            ["inet", "selvedge_mesh", "postrouting"].map(ToOwned::to_owned);
+        Place { family, table, chain }
+    }
+
     /// Makes this, and this alone, what is masqueraded. Connections that exist go on as they
     /// began.
     ///
@@ -81,6 +90,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::firewall::Ruleset;
     use crate::netlink::{AddressOptions, Netlink, NewLink, Route};
     use crate::netns::Namespace;
     use crate::test_support;
@@ -133,9 +143,12 @@ mod tests {
             let during = nft("list ruleset");
             assert!(during.contains("masquerade") && during.contains("\"sv-b\""), "{during}");
             assert!(during.starts_with(&before), "{during}");
+            let has = async || Ruleset::read().await.expect("read").has(&Masquerade::place());
+            assert!(has().await);
             Masquerade::remove(&program).await.expect("removed");
             Masquerade::remove(&program).await.expect("nothing to remove is no failure");
             assert_eq!(nft("list ruleset"), before);
+            assert!(!has().await);
         };
         namespace.run(|| test_support::runtime().block_on(work())).expect("entered");
     }

@@ -182,15 +182,10 @@ async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
         None => None,
     };
     let meshes = match &app.parts.mesh {
-        Some(mesh) => mesh.list().await.ok(),
+        Some(mesh) => mesh.measure().await.ok(),
         None => None,
     };
-    let traffic = match &app.parts.mesh {
-        Some(mesh) => mesh.traffic().await.ok(),
-        None => None,
-    };
-    let meshes = meshes.as_deref().zip(traffic.as_ref());
-    let text = metrics::encode(&app.info(), meshes, status.as_ref())
+    let text = metrics::encode(&app.info(), meshes.as_ref(), status.as_ref())
         .map_err(|error| Failure(Error::internal(format!("cannot write the metrics: {error}"))))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text))

@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use selvedge_api::mesh::Role;
+use selvedge_topology::everywhere;
 use serde_json::{Map, Value};
 
-use crate::config::{Command, File, MeshFile, MeshHooksFile, WireGuard};
+use crate::config::{Command, File, MeshFile, MeshHooksFile, OptionsFile, WireGuard};
 
 /// The longest file that is read, in bytes.
 pub(crate) const MAX_LENGTH: u64 = 1 << 20;
@@ -67,6 +69,13 @@ const GOSSIP: &str = "left out: changes travel over trees that need no tuning";
 const CERTIFICATE: &str = "left out: a node makes its own identity when it starts first, and is \
                            admitted by an invite (`selvedge mesh invite`)";
 
+const BRIDGE: &str = "became mesh.options.bridge, which connects the meshes of this node; unless it \
+                      founded a mesh, it needs an invite that allows their prefixes (`selvedge mesh \
+                      invite --allow`)";
+const EXIT: &str = "became mesh.options.advertise; unless this node founded the mesh, it needs an \
+                    invite that allows both prefixes (`selvedge mesh invite --allow`), and \
+                    mesh.options.masquerade where nobody outside knows a way back";
+
 impl Import {
     fn section(&mut self, section: &str, keys: Map<String, Value>) -> Result<(), ImportError> {
         for (key, value) in keys {
@@ -107,15 +116,16 @@ impl Import {
             "publicEndpoint" => self.endpoint(entry)?,
             "ipDiscovery" => self.discovery(entry)?,
             "role" => self.role(entry)?,
+            // Without any, clients would not keep the way through their NAT open.
             "keepAliveWg" if entry.value == 0 => {}
-            "keepAliveWg" => {
-                self.note(
-                    entry,
-                    "left out: clients keep the way through their NAT open by themselves",
-                );
+            "keepAliveWg" => self.options().keepalive_s = Some(entry.seconds()?),
+            "advertiseRoute" | "advertiseRoutes" if entry.flag()? => {
+                self.options().bridge = Some(true);
+                self.note(entry, BRIDGE);
             }
-            "advertiseRoute" | "advertiseRoutes" | "advertiseDefaults" if entry.flag()? => {
-                self.note(entry, "left out: the configuration has no key for it yet");
+            "advertiseDefaults" if entry.flag()? => {
+                self.options().advertise = Some(everywhere().into());
+                self.note(entry, EXIT);
             }
             "preUp" | "postUp" | "preDown" | "postDown" => self.hook(key, &entry)?,
             // Flags that are off.
@@ -132,6 +142,10 @@ impl Import {
 
     fn mesh(&mut self) -> &mut MeshFile {
         self.file.mesh.get_or_insert_default()
+    }
+
+    fn options(&mut self) -> &mut OptionsFile {
+        self.mesh().options.get_or_insert_default()
     }
 
     fn note(&mut self, entry: Entry, text: &str) {
@@ -188,12 +202,9 @@ impl Import {
 
     fn role(&mut self, entry: Entry) -> Result<(), ImportError> {
         match entry.text()? {
+            // What an invite is for, unless it says otherwise.
             "peer" => {}
-            "client" => self.note(
-                entry,
-                "the invite says what a node will be: make it with `selvedge mesh invite --role \
-                 client`",
-            ),
+            "client" => self.options().role = Some(Role::Client),
             _ => return Err(entry.wrong("peer or client")),
         }
         Ok(())
@@ -247,6 +258,11 @@ impl Entry {
         number.filter(|port| *port > 0).ok_or_else(|| self.refused("a port from 1 to 65535"))
     }
 
+    fn seconds(&self) -> Result<u16, ImportError> {
+        let number = self.value.as_u64().and_then(|seconds| u16::try_from(seconds).ok());
+        number.ok_or_else(|| self.refused("seconds, at most 65535"))
+    }
+
     fn lines(&self) -> Result<Vec<&str>, ImportError> {
         let list = self.value.as_array().ok_or_else(|| self.refused("a list of commands"))?;
         list.iter().map(|l| l.as_str().ok_or_else(|| self.refused("a list of commands"))).collect()
@@ -294,7 +310,9 @@ baseConfiguration:
     #[test]
     fn the_predecessors_example_is_taken_over() {
         let (toml, notes) = import(EXAMPLE);
-        assert_eq!(toml, "[mesh]\nlisten = \"[::]:4000\"\n");
+        let expected = "[mesh]\nlisten = \"[::]:4000\"\n\n[mesh.options]\nbridge = true\n\
+                        advertise = [\"0.0.0.0/0\", \"::/0\"]\n";
+        assert_eq!(toml, expected);
         let mut expected = vec![
             "baseConfiguration.advertiseDefaults",
             "baseConfiguration.advertiseRoute",
@@ -322,10 +340,21 @@ baseConfiguration:
         let text = "gRPCPort: \"21906\"\nadvertiseRoutes: true\nsyncRate: 1\nbranchRate: 3\n\
                     heartBeatTime: 10\npruneTime: 20\nrole: client\npublicEndpoint: 192.0.2.7";
         let (toml, notes) = import(text);
-        assert_eq!(toml, "[mesh]\nlisten = \"[::]:21906\"\nendpoints = [\"192.0.2.7\"]\n");
-        assert!(
-            notes.contains(&"role".to_owned()) && notes.contains(&"advertiseRoutes".to_owned())
-        );
+        let expected = "[mesh]\nlisten = \"[::]:21906\"\nendpoints = [\"192.0.2.7\"]\n\n\
+                        [mesh.options]\nrole = \"client\"\nbridge = true\n";
+        assert_eq!(toml, expected);
+        assert!(notes.contains(&"advertiseRoutes".to_owned()), "what its invite has to allow");
+        assert!(!notes.contains(&"role".to_owned()), "nothing is left to do");
+    }
+
+    #[test]
+    fn keepalives_are_taken_over() {
+        let of = |seconds| import(&format!("keepAliveWg: {seconds}"));
+        let expected = "[mesh.options]\nkeepalive_s = 15\n";
+        assert_eq!(of(15), (expected.to_owned(), vec![]));
+        assert_eq!(of(0).0, "[mesh]\n", "ours, which NATs need");
+        let refused = smegmesh("keepAliveWg: 65536").expect_err("too long").to_string();
+        assert!(refused.contains("at most 65535"), "{refused}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod hosts;
 use std::time::{Duration, Instant};
 
 use hosts::Lab;
-use selvedge_api::mesh::{Member, Mesh, Role};
+use selvedge_api::mesh::{Exit, Member, Mesh, NoExit, Role};
 use tokio::time::sleep;
 
 const CLIENT: Option<Role> = Some(Role::Client);
@@ -191,6 +191,44 @@ async fn an_exit_leads_elsewhere_and_the_agents_own_packets_stay_out() {
     let forwarded = lab.ip(1, "route get 203.0.113.9 from 192.0.2.77 iif eth0");
     assert!(forwarded.contains("dev eth0"), "{forwarded}");
     assert!(lab.run(0, "nft", &["list", "table", "inet", "selvedge_mesh"]).status.success());
+
+    // What is used, and why nothing is, is told everywhere.
+    let used = lab.show(1, "campus").await;
+    let exit = lab.show(0, "campus").await.node;
+    assert!(used.exits.len() == 2 && used.exits.iter().all(|it| it.via == Some(exit)), "{used:#?}");
+    let unused = lab.show(2, "campus").await.exits;
+    let lost = |it: &Exit| it.reason == Some(NoExit::NoMember) && it.dropped;
+    assert!(unused.len() == 2 && unused.iter().all(lost), "{unused:#?}");
+    for (host, missing) in [(0, 0), (1, 0), (2, 2)] {
+        let metrics = lab.client(host).metrics().await.expect("answers");
+        let of = |name: &str| {
+            let name = format!("selvedge_mesh_{name}{{");
+            let line = metrics.lines().find(|line| line.starts_with(&name));
+            let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+            value.unwrap_or_else(|| panic!("{name} is not in\n{metrics}"))
+        };
+        assert_eq!((of("exits_missing"), of("interface")), (missing, 1));
+        assert!(of("sessions") > 0 && of("sent_bytes_total") > 0, "{metrics}");
+    }
+    // The rule that leads there is missed, for as long as the agent does not put it back.
+    let rule = |lab: &Lab| {
+        let rules = lab.ip(1, "rule");
+        let rule = rules.lines().find(|line| line.contains("lookup 5021"))?;
+        Some(rule.split(':').next()?.to_owned())
+    };
+    let deadline = Instant::now() + 10 * PATIENCE;
+    loop {
+        lab.ip(1, &format!("rule del pref {}", rule(&lab).unwrap_or_default()));
+        let findings = lab.client(1).doctor(Some("campus")).await.expect("it looks");
+        if findings.iter().any(|it| it.subject == "rules") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{findings:#?}");
+    }
+    while rule(&lab).is_none() {
+        assert!(Instant::now() < deadline, "{}", lab.read_log(1));
+        sleep(Duration::from_millis(50)).await;
+    }
 
     // What is left behind by a kill is found again.
     lab.kill(1);

@@ -55,6 +55,12 @@ impl Finding {
         let fix = lines.into_iter().map(Into::into).collect();
         Self { place: Place::Shell, fix, ..self }
     }
+
+    /// With lines for the agent's configuration that put it right.
+    #[must_use]
+    pub fn configuration<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
+        Self { place: Place::Configuration, ..self.shell(lines) }
+    }
 }
 
 /// Where the lines of a [`Finding`] are to be entered.
@@ -66,6 +72,8 @@ pub enum Place {
     Shell,
     /// In `vtysh`, after `configure terminal`.
     Vtysh,
+    /// In the agent's configuration, which counts once the agent is started again.
+    Configuration,
 }
 
 /// How bad a [`Finding`] is.

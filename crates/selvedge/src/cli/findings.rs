@@ -19,8 +19,12 @@ fn text(finding: &Finding) -> String {
     let Finding { severity, subject, text, place, fix } = finding;
     let lines = fix.iter().map(|line| format!("\n    {line}"));
     let place = match place {
-        Place::Vtysh if !fix.is_empty() => Some("\n    vtysh\n    configure terminal".to_owned()),
-        Place::Vtysh | Place::Shell => None,
+        _ if fix.is_empty() => None,
+        Place::Vtysh => Some("\n    vtysh\n    configure terminal".to_owned()),
+        Place::Configuration => {
+            Some("\n  in the configuration; then start the agent again:".to_owned())
+        }
+        Place::Shell => None,
     };
     let fix: String = place.into_iter().chain(lines).collect();
     format!("{:<8} {subject}: {text}{fix}\n", severity.as_str())
@@ -50,6 +54,10 @@ mod tests {
         let wrong = "problem  bgpd: no EVPN\n    vtysh\n    configure terminal\n    router bgp 65000\n     advertise-all-vni\n";
         assert_eq!(gravest_last(&findings), format!("{right}{wrong}"));
         assert_eq!(in_order(&findings), format!("{wrong}{right}"));
+        let key = Finding::warning("campus", "too wide").configuration(["[a]", "b = 1"]);
+        let lines = "warning  campus: too wide\n  in the configuration; then start the agent \
+                     again:\n    [a]\n    b = 1\n";
+        assert_eq!(in_order(&[key]), lines);
         assert!(verdict(&findings).is_err());
         verdict(&findings[1..]).expect("nothing is wrong");
     }

@@ -6,7 +6,7 @@ use selvedge_api::mesh::{EditRequest, Member, Mesh, Role};
 
 use super::ClientArgs;
 use super::mesh::choose;
-use super::output::{or_dash, print, table};
+use super::output::{or_dash, print, table, yes};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -131,12 +131,34 @@ fn show(mesh: &Mesh, member: &Member) -> String {
         ("shared name", or_dash(member.group.as_deref())),
         ("description", or_dash(member.description.as_deref())),
         ("role", member.role.to_string()),
+        ("drained", yes(member.drained)),
         ("address", member.address.to_string()),
+        ("ipv4", or_dash(member.ipv4)),
     ];
     let services = member.services.iter().map(|(key, value)| vec![key.clone(), value.clone()]);
     let facts = table(&["", ""], facts.into_iter().map(row));
     match member.services.is_empty() {
         true => facts,
         false => format!("{facts}\n\n{}", table(&["SERVICE", "VALUE"], services)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh_plane::query::tests::{member, mesh};
+
+    #[test]
+    fn a_node_is_shown_with_what_it_has_said() {
+        let address = Some([100, 64, 0, 7].into());
+        let node = Member { drained: true, ipv4: address, ..member(1, "gw1") };
+        let shown = show(&mesh(), &node);
+        let says = |key, value| {
+            let line = shown.lines().find(|line| line.starts_with(key));
+            assert!(line.is_some_and(|line| line.ends_with(value)), "{key} {value}:\n{shown}");
+        };
+        says("drained", "  yes");
+        says("ipv4", "  100.64.0.7");
+        assert!(show(&mesh(), &member(1, "gw1")).contains("drained      no"));
     }
 }

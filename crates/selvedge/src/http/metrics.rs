@@ -12,8 +12,9 @@ use prometheus_client::metrics::info::Info as InfoMetric;
 use prometheus_client::registry::{Registry, Unit};
 use selvedge_api::agent::Info;
 use selvedge_api::gateway::{Counters, Counts, Distribution, Status, Times};
-use selvedge_api::mesh::Summary;
 use selvedge_transport::CounterValues;
+
+use crate::mesh_plane::measure::{Measured, Measures};
 
 /// The metrics in the OpenMetrics text format.
 ///
@@ -21,7 +22,7 @@ use selvedge_transport::CounterValues;
 /// Those of writing into a text.
 pub(super) fn encode(
     info: &Info,
-    meshes: Option<(&[Summary], &CounterValues)>,
+    meshes: Option<&Measures>,
     gateway: Option<&Status>,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("selvedge");
@@ -29,9 +30,8 @@ pub(super) fn encode(
     registry.register("build", "The program", InfoMetric::new(version));
     let uptime = ConstGauge::new(info.uptime_s);
     registry.register_with_unit("uptime", "Time since the agent started", Unit::Seconds, uptime);
-    if let Some((meshes, traffic)) = meshes {
-        add_meshes(&mut registry, meshes);
-        add_traffic(&mut registry, traffic);
+    if let Some(meshes) = meshes {
+        add_meshes(registry.sub_registry_with_prefix("mesh"), meshes);
     }
     if let Some(status) = gateway {
         add_gateway(registry.sub_registry_with_prefix("gateway"), status);
@@ -41,39 +41,81 @@ pub(super) fn encode(
     Ok(text)
 }
 
+type Labels = Vec<(&'static str, String)>;
+
 /// Meshes may have one name: the id tells them apart.
-fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
-    let members = Family::<Vec<(&str, String)>, Gauge>::default();
-    let evicted = Family::<Vec<(&str, String)>, Gauge>::default();
-    let direct = Family::<Vec<(&str, String)>, Gauge>::default();
-    let attempts = Family::<Vec<(&str, String)>, Counter>::default();
-    let failures = Family::<Vec<(&str, String)>, Counter>::default();
-    for mesh in meshes {
-        let labels = vec![("mesh", mesh.name.clone()), ("id", mesh.id.to_string())];
-        let count = i64::try_from(mesh.members).unwrap_or(i64::MAX);
-        members.get_or_create(&labels).set(count);
-        evicted.get_or_create(&labels).set(i64::from(mesh.evicted));
-        let open = i64::try_from(mesh.direct.open).unwrap_or(i64::MAX);
-        direct.get_or_create(&labels).set(open);
-        attempts.get_or_create(&labels).inc_by(mesh.direct.attempts);
-        failures.get_or_create(&labels).inc_by(mesh.direct.failures);
-    }
-    registry.register("mesh_members", "Members of the mesh, this node included", members);
-    registry.register("mesh_evicted", "1 if this node was evicted from the mesh", evicted);
-    registry.register("mesh_direct_paths", "Direct paths to other clients", direct);
-    registry.register("mesh_direct_attempts", "Attempts at a direct path", attempts);
-    let help = "Attempts at a direct path in vain, and paths that fell silent";
-    registry.register("mesh_direct_failures", help, failures);
+fn labels(mesh: &Measured) -> Labels {
+    let summary = &mesh.summary;
+    vec![("mesh", summary.name.clone()), ("id", summary.id.to_string())]
 }
 
-fn add_traffic(registry: &mut Registry, traffic: &CounterValues) {
+fn add_meshes(registry: &mut Registry, measures: &Measures) {
+    let Measures { meshes, transport, hook_failures } = measures;
+    let mut gauge = |name: &str, help: &str, of: &dyn Fn(&Measured) -> u64| {
+        let family = Family::<Labels, Gauge>::default();
+        for mesh in meshes {
+            let count = i64::try_from(of(mesh)).unwrap_or(i64::MAX);
+            family.get_or_create(&labels(mesh)).set(count);
+        }
+        registry.register(name, help, family);
+    };
+    gauge("members", "Members of the mesh, this node included", &|it| it.summary.members as u64);
+    gauge("evicted", "1 if this node was evicted from the mesh", &|it| it.summary.evicted.into());
+    gauge("drained", "1 if this node serves no clients", &|it| it.summary.drained.into());
+    gauge("members_drained", "Members that are drained", &|it| it.drained);
+    gauge("interface", "1 if the WireGuard interface could be made", &|it| it.interface.into());
+    gauge("sessions", "Members with which WireGuard has a session", &|it| it.sessions);
+    gauge("exits_missing", "Families without the exit asked for", &|it| it.missing_exits);
+    gauge("direct_paths", "Direct paths to other clients", &|it| it.summary.direct.open as u64);
+    add_states(registry, meshes);
+    let mut counter = |name: &str, help: &str, of: fn(&Measured) -> u64| {
+        let family = Family::<Labels, Counter>::default();
+        for mesh in meshes {
+            family.get_or_create(&labels(mesh)).inc_by(of(mesh));
+        }
+        registry.register(name, help, family);
+    };
+    counter("received_bytes", "Bytes that WireGuard has received", |it| it.bytes.0);
+    counter("sent_bytes", "Bytes that WireGuard has sent", |it| it.bytes.1);
+    counter("packets_refused", "Packets that no member may send so", |it| it.refused);
+    counter("direct_attempts", "Attempts at a direct path", |it| it.summary.direct.attempts);
+    let help = "Attempts at a direct path in vain, and paths that fell silent";
+    counter("direct_failures", help, |it| it.summary.direct.failures);
+    let failures = ConstCounter::new(*hook_failures);
+    registry.register("hook_failures", "Hooks that failed, of all meshes", failures);
+    add_transport(registry, *transport);
+}
+
+fn add_states(registry: &mut Registry, meshes: &[Measured]) {
+    let family = Family::<Labels, Gauge>::default();
+    for mesh in meshes {
+        for (state, count) in mesh.states {
+            let mut labels = labels(mesh);
+            labels.push(("state", state.as_str().to_owned()));
+            family.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register("other_members", "Members beside this node, by state", family);
+}
+
+fn add_transport(registry: &mut Registry, counters: CounterValues) {
     let mut counter = |name: &str, help: &str, number: u64| {
         registry.register(name, help, ConstCounter::new(number));
     };
-    let t = traffic;
-    counter("mesh_datagrams_sent", "Messages sent as datagrams", t.datagrams_sent);
-    counter("mesh_datagrams_detoured", "Messages that went over streams", t.datagrams_detoured);
-    counter("mesh_datagrams_dropped", "Messages that nobody answered", t.datagrams_dropped);
+    let c = counters;
+    counter("transport_sent_bytes", "Bytes sent between agents", c.wire_bytes_sent);
+    counter("transport_received_bytes", "Bytes received from agents", c.wire_bytes_received);
+    counter("transport_messages_sent", "Messages written to connections", c.sent);
+    counter("transport_messages_received", "Messages received by connections", c.received);
+    let lost = c.unreachable + c.overflowed;
+    counter("transport_messages_dropped", "Messages that could not be sent", lost);
+    counter("datagrams_sent", "Messages sent as datagrams", c.datagrams_sent);
+    counter("datagrams_detoured", "Messages that went over streams", c.datagrams_detoured);
+    counter("datagrams_received", "Messages received as datagrams", c.datagrams_received);
+    counter("datagrams_refused", "Datagrams that were not authentic", c.datagrams_refused);
+    counter("datagrams_dropped", "Datagrams dropped unread or unsent", c.datagrams_dropped);
+    counter("transport_connections", "Connections made, by either side", c.connected);
+    counter("transport_dials_failed", "Connections that could not be made", c.dials_failed);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -164,11 +206,11 @@ impl EncodeMetric for Histogram {
 
 #[cfg(test)]
 mod tests {
-    use selvedge_api::mesh::DirectPaths;
     use std::net::Ipv6Addr;
     use std::time::Duration;
 
     use selvedge_api::agent::Planes;
+    use selvedge_api::mesh::{DirectPaths, MemberState, Summary};
     use selvedge_model::MeshId;
     use serde_json::json;
 
@@ -185,21 +227,71 @@ mod tests {
         }
     }
 
-    #[test]
-    fn meshes_of_one_name_are_told_apart_under_one_head() {
-        let mesh = |id: u8, members| Summary {
+    fn measured(id: u8, members: usize) -> Measured {
+        let summary = Summary {
             id: MeshId([id; 20]),
             name: "campus".to_owned(),
             interface: format!("sv-{id}"),
             address: Ipv6Addr::LOCALHOST,
             members,
             evicted: id == 2,
+            drained: id == 1,
             direct: DirectPaths { open: members, attempts: 9, failures: 1 },
         };
-        let traffic = CounterValues { datagrams_detoured: 7, ..CounterValues::default() };
-        let meshes = [mesh(1, 3), mesh(2, 5)];
-        let text = encode(&info(), Some((&meshes, &traffic)), None).expect("writes");
-        assert!(text.contains("\nselvedge_mesh_datagrams_detoured_total 7\n"), "{text}");
+        use MemberState::{Alive, Down, Suspect, Unknown};
+        Measured {
+            summary,
+            states: [(Alive, 4), (Suspect, 1), (Down, 2), (Unknown, 0)],
+            drained: 7,
+            interface: false,
+            missing_exits: 1,
+            sessions: 3,
+            bytes: (100, 200),
+            refused: 9,
+        }
+    }
+
+    #[test]
+    fn what_is_counted_in_meshes_is_told() {
+        let counters = CounterValues {
+            datagrams_sent: 4,
+            datagrams_detoured: 7,
+            wire_bytes_sent: 11,
+            unreachable: 2,
+            overflowed: 3,
+            ..CounterValues::default()
+        };
+        let measures =
+            Measures { meshes: vec![measured(1, 8)], transport: counters, hook_failures: 6 };
+        let text = encode(&info(), Some(&measures), None).expect("writes");
+        let labels = format!("mesh=\"campus\",id=\"{}\"", MeshId([1; 20]));
+        for line in [
+            format!("drained{{{labels}}} 1"),
+            format!("members_drained{{{labels}}} 7"),
+            format!("interface{{{labels}}} 0"),
+            format!("exits_missing{{{labels}}} 1"),
+            format!("sessions{{{labels}}} 3"),
+            format!("received_bytes_total{{{labels}}} 100"),
+            format!("sent_bytes_total{{{labels}}} 200"),
+            format!("packets_refused_total{{{labels}}} 9"),
+            format!("other_members{{{labels},state=\"alive\"}} 4"),
+            format!("other_members{{{labels},state=\"down\"}} 2"),
+            "hook_failures_total 6".to_owned(),
+            "datagrams_sent_total 4".to_owned(),
+            "datagrams_detoured_total 7".to_owned(),
+            "transport_sent_bytes_total 11".to_owned(),
+            "transport_messages_dropped_total 5".to_owned(),
+        ] {
+            let line = format!("selvedge_mesh_{line}");
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn meshes_of_one_name_are_told_apart_under_one_head() {
+        let meshes = vec![measured(1, 3), measured(2, 5)];
+        let measures = Measures { meshes, ..Measures::default() };
+        let text = encode(&info(), Some(&measures), None).expect("writes");
         let count = |line: &str| text.lines().filter(|l| *l == line).count();
         assert_eq!(count("# TYPE selvedge_mesh_members gauge"), 1, "{text}");
         for (id, members) in [(1, 3), (2, 5)] {

@@ -182,6 +182,7 @@ mod tests {
         let dns = Dns { hookup: Hookup::Resolved, ..Dns::default() };
         assert_eq!(described("Dns"), written(serde_json::to_value(dns).expect("JSON")));
         let mut mesh = crate::mesh_plane::query::tests::mesh();
+        mesh.ipv4_prefix = Some(mesh.prefix);
         let evicted = Eviction { node: mesh.node, by: mesh.node, at: 0 };
         (mesh.evicted, mesh.evictions) = (Some(evicted.clone()), vec![evicted]);
         assert_eq!(described("Mesh"), written(serde_json::to_value(&mesh).expect("JSON")));

@@ -26,6 +26,17 @@ pub(super) type Peers = BTreeMap<WgKey, PeerSpec>;
 /// How often each peer's endpoint was tried in vain.
 pub(super) type Unanswered = BTreeMap<WgKey, usize>;
 
+/// What a device knows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Its peers.
+    pub(super) peers: Vec<PeerStatus>,
+    /// How many packets its relays have refused since it was made.
+    pub(super) refused: u64,
+}
+
+type Question = oneshot::Sender<Told>;
+
 /// What a mesh's interface shall be, and what is behind it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Desired {
@@ -70,22 +81,22 @@ pub(super) struct Applier {
     desired: watch::Sender<Option<Arc<Desired>>>,
     status: watch::Receiver<Status>,
     unanswered: watch::Receiver<Unanswered>,
-    questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
+    questions: mpsc::Sender<Question>,
     destinations: Destinations,
     task: JoinHandle<()>,
 }
 
 /// Asks an applier what its device knows. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Inquirer(mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>);
+pub(super) struct Inquirer(mpsc::Sender<Question>);
 
 impl Inquirer {
-    /// What the device knows of its peers; nothing if there is none.
-    pub(super) async fn peers(&self) -> Vec<PeerStatus> {
+    /// What the device knows; nothing if there is none.
+    pub(super) async fn ask(&self) -> Told {
         let (reply, answer) = oneshot::channel();
         match self.0.send(reply).await {
             Ok(()) => answer.await.unwrap_or_default(),
-            Err(_) => Vec::new(),
+            Err(_) => Told::default(),
         }
     }
 }
@@ -192,7 +203,7 @@ pub(super) async fn settled(mut status: watch::Receiver<Status>) -> Result<u16, 
 struct Worker {
     desired: watch::Receiver<Option<Arc<Desired>>>,
     report: watch::Sender<Status>,
-    questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
+    questions: mpsc::Receiver<Question>,
     hooks: Option<Hooks>,
     patience: Silence,
     count: watch::Sender<Unanswered>,
@@ -279,7 +290,7 @@ impl Worker {
         loop {
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
-                Some(reply) = self.questions.recv() => reply.send(Vec::new()).unwrap_or_default(),
+                Some(reply) = self.questions.recv() => reply.send(Told::default()).unwrap_or_default(),
             }
         }
     }
@@ -311,8 +322,9 @@ impl Worker {
                     }
                 },
                 Some(reply) = self.questions.recv() => {
+                    let told = Told { peers: device.peers().await, refused: device.refused() };
                     // Who asked may have gone.
-                    reply.send(device.peers().await).unwrap_or_default();
+                    reply.send(told).unwrap_or_default();
                 }
                 _ = care.tick() => {
                     match device.has_failed().await {
@@ -411,7 +423,7 @@ impl Worker {
             tokio::select! {
                 () = &mut waited => return true,
                 changed = self.desired.changed() => if changed.is_err() { return false },
-                Some(reply) = self.questions.recv() => reply.send(Vec::new()).unwrap_or_default(),
+                Some(reply) = self.questions.recv() => reply.send(Told::default()).unwrap_or_default(),
             }
         }
     }
@@ -461,7 +473,7 @@ mod tests {
         let peer = PeerSpec { keepalive: Some(25), ..PeerSpec::default() };
         let peers = Peers::from([(WgKey([2; 32]), peer)]);
         applier.set(Desired { peers, ..Desired::default() });
-        assert_eq!(applier.inquirer().peers().await, []);
+        assert_eq!(applier.inquirer().ask().await, Told::default());
         applier.stop().await;
     }
 }

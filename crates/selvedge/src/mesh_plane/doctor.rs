@@ -6,6 +6,7 @@
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use selvedge_api::gateway::Finding;
@@ -15,11 +16,12 @@ use selvedge_host::firewall::Ruleset;
 use selvedge_host::netlink::Netlink;
 use selvedge_host::ping::{Probe, ping};
 use selvedge_host::sysctl::{self, Family};
+use selvedge_host::wireguard::DETOUR;
 use selvedge_model::{MeshId, NodeId};
 
 use super::seat::Seated;
 use super::setup::wall;
-use super::view::Heard;
+use super::topology::Ground;
 
 /// So many members of a mesh are asked whether WireGuard reaches them.
 const ASKED: usize = 64;
@@ -37,22 +39,39 @@ pub(super) struct Place {
     pub(super) dry: bool,
 }
 
-/// How a member is heard by its agent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Control {
-    /// The members agree that it is down.
-    pub(super) down: bool,
-    /// How long ago it was heard last by this node itself.
-    pub(super) heard: Option<Duration>,
+/// What the plane knows beside what it shows.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) meshes: BTreeMap<MeshId, Inside>,
+    /// What this host is to do for all meshes.
+    pub(super) ground: Ground,
 }
 
-/// How the members are heard.
-pub(super) fn control(seat: &Seated, heard: &Heard) -> BTreeMap<NodeId, Control> {
+/// The same of one mesh.
+#[derive(Debug, Default)]
+pub(super) struct Inside {
+    control: BTreeMap<NodeId, Control>,
+    /// Packets of others are to pass this host.
+    forwards: bool,
+}
+
+/// What the agents know of a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Control {
+    /// The members agree that it is down.
+    down: bool,
+    /// The IPv4 address that it claims; another may own it.
+    claim: Option<Ipv4Addr>,
+}
+
+/// What is known of a mesh.
+pub(super) fn inside(seat: &Seated) -> Inside {
     let of_member = |member: selvedge_mesh::Member| {
-        let heard = heard.get(&member.node).map(|contact| contact.at.elapsed());
-        (member.node, Control { down: seat.core.is_down(member.node), heard })
+        let down = seat.core.is_down(member.node);
+        (member.node, Control { down, claim: member.profile.overlay_ipv4 })
     };
-    seat.core.members().map(of_member).collect()
+    let control = seat.core.members().map(of_member).collect();
+    Inside { control, forwards: seat.layout.forwards }
 }
 
 /// What there is to judge.
@@ -61,6 +80,8 @@ struct Facts {
     /// Seconds since 1970, by this host's clock.
     now: u64,
     meshes: Vec<Examined>,
+    /// What this host is to do for all of them.
+    ground: Ground,
     dns: Dns,
     /// `None` if the agent leaves it alone.
     host: Option<Host>,
@@ -69,7 +90,7 @@ struct Facts {
 /// A mesh and its members.
 struct Examined {
     mesh: Mesh,
-    control: BTreeMap<NodeId, Control>,
+    inside: Inside,
     link: Option<Link>,
     echoes: BTreeMap<NodeId, Echo>,
 }
@@ -95,6 +116,8 @@ struct Host {
     forwarding: [(Family, Result<bool, String>); 2],
     /// The interfaces that take packets only from where they would answer to.
     strict: BTreeSet<String>,
+    /// Whether the rules are there by which routes by exits are found.
+    detour: Result<bool, String>,
     firewall: Result<Ruleset, String>,
 }
 
@@ -102,11 +125,11 @@ struct Host {
 pub(super) async fn examine(
     place: Place,
     meshes: Vec<Mesh>,
-    mut control: BTreeMap<MeshId, BTreeMap<NodeId, Control>>,
+    mut known: Known,
     dns: Dns,
 ) -> Vec<Finding> {
     let examined = meshes.into_iter().map(|mesh| Examined {
-        control: control.remove(&mesh.id).unwrap_or_default(),
+        inside: known.meshes.remove(&mesh.id).unwrap_or_default(),
         mesh,
         link: None,
         echoes: BTreeMap::new(),
@@ -118,7 +141,7 @@ pub(super) async fn examine(
         unseen.extend(ask(&mut meshes).await);
     }
     let host = if place.dry { None } else { Some(host(&meshes).await) };
-    let facts = Facts { place, now: wall().0, meshes, dns, host };
+    let facts = Facts { place, now: wall().0, meshes, ground: known.ground, dns, host };
     judge::judge(&facts, unseen)
 }
 
@@ -184,6 +207,11 @@ async fn host(meshes: &[Examined]) -> Host {
         synchronized: clock::is_synchronized(),
         forwarding,
         strict: strict.cloned().collect(),
+        detour: detour().await.map_err(|error| error.to_string()),
         firewall: Ruleset::read().await.map_err(|error| error.to_string()),
     }
+}
+
+async fn detour() -> Result<bool, selvedge_host::netlink::Error> {
+    Netlink::new()?.has_detour(DETOUR).await
 }

@@ -59,6 +59,11 @@ impl Landlord {
         });
     }
 
+    /// What it converges on, if it was told.
+    pub(super) fn wish(&self) -> Option<Ground> {
+        self.wishes.borrow().clone()
+    }
+
     /// Takes everything back, and waits for that.
     pub(super) async fn stop(self) {
         drop(self.wishes);

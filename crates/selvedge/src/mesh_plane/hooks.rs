@@ -5,6 +5,8 @@
 //! that `pre_up` has ended before the interface is made. One that fails is reported and holds
 //! nothing up.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use selvedge_api::mesh::What;
@@ -74,6 +76,8 @@ pub(super) struct Hooks {
     /// What people call the mesh.
     pub(super) name: String,
     pub(super) stream: Stream,
+    /// How many have failed, in all meshes.
+    pub(super) failures: Arc<AtomicU64>,
 }
 
 impl Hooks {
@@ -85,6 +89,7 @@ impl Hooks {
         debug!(mesh, hook, ?words, "hook started");
         if let Err(problem) = perform(command, self.config.timeout).await {
             warn!(mesh, hook, problem, "the hook failed");
+            self.failures.fetch_add(1, Ordering::Relaxed);
             let what = What::HookFailed { hook: hook.to_owned(), problem };
             self.stream.publish(event(self.mesh, mesh, what));
         }
@@ -143,7 +148,8 @@ mod tests {
         let sh = ["/bin/sh", "-c", script].map(ToOwned::to_owned).to_vec();
         let config = MeshHooks { post_up: Some(sh), timeout, ..MeshHooks::default() };
         let name = "cam\npus".to_owned();
-        Hooks { config, mesh: MeshId([1; 20]), name, stream: Stream::new() }
+        let (stream, failures) = (Stream::new(), Arc::default());
+        Hooks { config, mesh: MeshId([1; 20]), name, stream, failures }
     }
 
     #[tokio::test]
@@ -190,6 +196,7 @@ mod tests {
             assert_eq!(told.mesh, Some(MeshId([1; 20])));
             let What::HookFailed { hook, problem } = told.what else { panic!("{told:?}") };
             assert_eq!((hook.as_str(), problem.as_str()), ("post_up", expected));
+            assert_eq!(hooks.failures.load(Ordering::Relaxed), 1);
         }
     }
 }

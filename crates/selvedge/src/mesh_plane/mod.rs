@@ -14,10 +14,12 @@ mod doctor;
 pub(crate) mod endpoints;
 mod error;
 mod events;
+mod exits;
 mod files;
 pub(crate) mod graph;
 mod ground;
 mod hooks;
+pub(crate) mod measure;
 mod names;
 mod plane;
 pub(crate) mod query;
@@ -29,7 +31,6 @@ mod silence;
 mod topology;
 mod view;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -39,7 +40,6 @@ use selvedge_api::mesh::{
     CreateRequest, Dns, EditRequest, Evicted, Invite, InviteRequest, JoinRequest, Left, Mesh,
     Summary,
 };
-use selvedge_model::{MeshId, NodeId};
 use selvedge_transport::CounterValues;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -49,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use self::events::Stream;
 pub use self::events::Subscriber;
 pub use self::hooks::MeshHooks;
+use self::measure::Measures;
 use self::plane::Plane;
 use self::view::Seen;
 use crate::config::MeshConfig;
@@ -70,9 +71,6 @@ pub struct MeshHandle {
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// By mesh and member.
-type Controls = BTreeMap<MeshId, BTreeMap<NodeId, doctor::Control>>;
-
 /// What the plane can be asked for.
 #[derive(Debug)]
 enum Request {
@@ -82,7 +80,8 @@ enum Request {
     List(Reply<Vec<Summary>>),
     Show(String, Reply<Mesh>),
     /// How the members of all meshes are heard.
-    Control(Reply<Controls>),
+    Known(Reply<doctor::Known>),
+    Measure(Reply<Measures>),
     /// All meshes, as far as names are made of them.
     Sites(Reply<Vec<Seen>>),
     Edit(String, EditRequest, Reply<Mesh>),
@@ -145,6 +144,14 @@ impl MeshHandle {
     /// If the plane is stopping.
     pub async fn traffic(&self) -> Result<CounterValues, Error> {
         self.ask(Request::Traffic).await
+    }
+
+    /// What is counted in the meshes.
+    ///
+    /// # Errors
+    /// If the plane is stopping.
+    pub(crate) async fn measure(&self) -> Result<Measures, Error> {
+        self.ask(Request::Measure).await
     }
 
     /// All meshes of this node.
@@ -210,8 +217,8 @@ impl MeshHandle {
             Some(mesh) => vec![self.show(mesh).await?],
             None => self.show_all().await?,
         };
-        let control = self.ask(Request::Control).await?;
-        Ok(doctor::examine(self.place, meshes, control, self.dns()).await)
+        let known = self.ask(Request::Known).await?;
+        Ok(doctor::examine(self.place, meshes, known, self.dns()).await)
     }
 
     async fn sites(&self) -> Result<Vec<Seen>, Error> {

@@ -137,6 +137,7 @@ impl Plane {
             options: config.options.clone(),
             hooks: config.hooks.clone(),
             stream,
+            hook_failures: Arc::default(),
         };
         let (reporter, reports) = mpsc::channel(64);
         let mut plane = Self {

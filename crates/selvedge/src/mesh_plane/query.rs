@@ -88,6 +88,7 @@ fn node(mesh: &Mesh, member: &Member) -> Value {
         "services": member.services,
         "type": kind,
         // Ours.
+        "drained": member.drained,
         "id": member.node,
         "name": member.name,
         "group": member.group,
@@ -275,6 +276,7 @@ pub(crate) mod tests {
             version: Some("0.1.0".to_owned()),
             updated: 100,
             role: Role::Peer,
+            drained: false,
             admission: Admission::default(),
             address: [0xfd00, 0, 0, 0, 0, 0, 0, node.into()].into(),
             ipv4: None,
@@ -319,9 +321,11 @@ pub(crate) mod tests {
             interface: "sv-campus".to_owned(),
             address: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
             prefix: "fd00::/64".parse().expect("a prefix"),
+            ipv4_prefix: None,
             listen_port: 51820,
             wireguard: Some("kernel".to_owned()),
             routes: vec![],
+            exits: vec![],
             not_permitted: vec![],
             members: vec![member(1, "gw1"), gateway, client],
             evicted: None,
@@ -360,6 +364,9 @@ pub(crate) mod tests {
         assert_eq!(ask("[?via].{name: name, via: via}")[0]["via"], json!("gw2"));
         assert_eq!(ask("[].routes[].destination"), json!(["fd01::/64"]));
         assert_eq!(ask("length(@)"), json!(3));
+        let mut drained = mesh();
+        drained.members[1].drained = true;
+        assert_eq!(answer(&drained, "[?drained].name").expect("answers"), json!(["gw2"]));
         assert_eq!(ask("sort_by(@, &address)[-1].name"), json!("calm-otter-0001"));
         assert_eq!(ask("[0].nothing"), Value::Null);
     }

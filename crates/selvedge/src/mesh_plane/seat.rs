@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use selvedge_api::mesh::What;
+use selvedge_api::mesh::{Exit, NoExit, What};
 use selvedge_mesh::wire::Call;
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
 use selvedge_model::{MeshId, NodeId, Time};
@@ -102,6 +102,8 @@ pub(super) struct Seated {
     pub(super) patience: Patience,
     /// When this node was drained, if it was since it started.
     drained: Option<Instant>,
+    /// What those who watch are to be told.
+    told: Vec<What>,
     changed: bool,
     writing: bool,
     /// A write failed, and the next attempt is not due yet.
@@ -151,6 +153,7 @@ impl Seated {
             layout: Layout::default(),
             patience: Patience::default(),
             drained: None,
+            told: Vec::new(),
             changed: false,
             writing: false,
             pausing: false,
@@ -198,6 +201,7 @@ impl Seated {
     /// Follows a plan.
     pub(super) fn follow(&mut self, mut layout: Layout) {
         self.note_layout(&layout);
+        self.note_exits(&layout.exits);
         self.paths.amend(&mut layout.desired.peers);
         self.wire.applier.set(layout.desired.clone());
         self.layout = layout;
@@ -268,9 +272,25 @@ impl Seated {
         }
     }
 
+    /// Tells of exits that are others than before.
+    fn note_exits(&mut self, new: &[Exit]) {
+        for exit in new.iter().filter(|exit| !self.layout.exits.contains(exit)) {
+            let by = exit.via.and_then(|node| self.core.member(node));
+            let alias = by.map(|member| member.profile.alias).filter(|alias| !alias.is_empty());
+            let name = exit.via.map(|node| alias.clone().unwrap_or_else(|| node.short()));
+            let (mesh, fate) = (self.name(), exit.fate(name.as_deref()));
+            // That it is no member is said with its name.
+            match exit.dropped && exit.reason != Some(NoExit::NoMember) {
+                true => warn!(mesh, "{fate}"),
+                false => info!(mesh, "{fate}"),
+            }
+            self.told.push(What::ExitChanged { exit: exit.clone(), alias });
+        }
+    }
+
     /// To be called after each call of the core.
     pub(super) fn drive(&mut self) -> Wanted {
-        let mut wanted = Wanted::default();
+        let mut wanted = Wanted { told: std::mem::take(&mut self.told), ..Wanted::default() };
         let mut state_changed = false;
         while let Some(event) = self.core.poll_event() {
             if let Event::Called(call) = event {
@@ -414,6 +434,8 @@ mod tests {
     use selvedge_mesh::{Config, Identity, Profile, State, UnixTime};
 
     use super::super::applier::Applier;
+    use super::super::measure::Measured;
+    use super::super::view;
     use super::*;
 
     /// A founder's mesh, whose WireGuard is dry.
@@ -436,6 +458,56 @@ mod tests {
         let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
         let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
         Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None, 1)
+    }
+
+    #[tokio::test]
+    async fn exits_that_change_are_told_once() {
+        let mut seat = seated();
+        let exit = |reason| Exit {
+            destination: "::/0".parse().expect("a prefix"),
+            via: None,
+            reason: Some(reason),
+            dropped: true,
+        };
+        let mut follow = |reason| {
+            let layout = Layout { exits: vec![exit(reason)], ..Layout::default() };
+            seat.follow(layout);
+            let told = seat.drive().told.into_iter();
+            let reason = |what| {
+                let What::ExitChanged { exit, .. } = what else { return None };
+                exit.reason
+            };
+            told.filter_map(reason).collect::<Vec<_>>()
+        };
+        assert_eq!(follow(NoExit::NoMember), [NoExit::NoMember]);
+        assert_eq!(follow(NoExit::NoMember), []);
+        assert_eq!(follow(NoExit::Down), [NoExit::Down]);
+    }
+
+    #[tokio::test]
+    async fn the_address_that_is_shown_is_the_one_that_is_owned() {
+        let mut seat = seated();
+        let (claimed, owned) = ([100, 64, 0, 1].into(), [100, 64, 0, 2].into());
+        seat.core.edit_profile(|it| it.overlay_ipv4 = Some(claimed)).expect("said");
+        let shown = |seat: &Seated| view::mesh(seat, &view::Heard::new()).members[0].ipv4;
+        assert_eq!(shown(&seat), None);
+        seat.layout.ipv4s.insert(seat.core.node(), owned);
+        assert_eq!(shown(&seat), Some(owned));
+    }
+
+    #[tokio::test]
+    async fn who_is_drained_and_lacks_exits_is_counted() {
+        let mut seat = seated();
+        seat.core.edit_profile(|it| it.drained = true).expect("said");
+        let destination = "::/0".parse().expect("a prefix");
+        let (reason, via) = (Some(NoExit::Down), Some(seat.core.node()));
+        let missing = Exit { destination, via: None, reason, dropped: true };
+        seat.layout.exits = vec![missing.clone(), Exit { via, reason: None, ..missing }];
+        let heard = view::Heard::new();
+        let measured = Measured::of(&seat, &heard).complete(&seat.wire.applier.inquirer()).await;
+        assert_eq!((measured.drained, measured.missing_exits, measured.interface), (1, 1, true));
+        assert!(measured.summary.drained && view::mesh(&seat, &heard).members[0].drained);
+        assert!(measured.states.iter().all(|(_, count)| *count == 0), "it has no other members");
     }
 
     fn rename(seat: &mut Seated, alias: &str) -> Wanted {

@@ -3,6 +3,8 @@
 //! it fails on the way, it takes back what it made.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use selvedge_api::mesh::{CreateRequest, JoinRequest, Role};
@@ -52,6 +54,8 @@ pub(super) struct Setup {
     pub(super) options: OptionsByMesh,
     pub(super) hooks: MeshHooks,
     pub(super) stream: Stream,
+    /// How many hooks have failed.
+    pub(super) hook_failures: Arc<AtomicU64>,
 }
 
 /// A place in a mesh, ready to be used.
@@ -178,7 +182,8 @@ impl Setup {
             control: None,
         };
         let (hooks, stream) = (self.hooks.clone(), self.stream.clone());
-        let hooks = Hooks { config: hooks, mesh, name: name.to_owned(), stream };
+        let failures = self.hook_failures.clone();
+        let hooks = Hooks { config: hooks, mesh, name: name.to_owned(), stream, failures };
         Applier::start(self.netlink.clone(), config, Some(hooks))
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use selvedge_api::mesh::Exit as ExitState;
 use selvedge_host::masquerade::Masquerade;
 use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
@@ -18,6 +19,7 @@ use selvedge_topology::{
 
 use super::applier::{Desired, Peers};
 use super::endpoints::source_towards;
+use super::exits;
 use super::view;
 use crate::config::{Exit, MeshOptions};
 
@@ -108,6 +110,12 @@ pub(super) struct Layout {
     pub(super) ipv4: Option<Ipv4Addr>,
     /// Where packets beyond the mesh go, and the member by which.
     pub(super) used: BTreeMap<Prefix, NodeId>,
+    /// The exits that are asked for.
+    pub(super) exits: Vec<ExitState>,
+    /// Who has which IPv4 address.
+    pub(super) ipv4s: BTreeMap<NodeId, Ipv4Addr>,
+    /// Packets of others are to pass this host.
+    pub(super) forwards: bool,
     /// The exit that is wanted is no member.
     pub(super) lost_exit: Option<String>,
 }
@@ -170,6 +178,7 @@ fn outcome(sites: &[Site], views: &[View], links: &Links) -> Outcome {
             }
             None => Layout::of_nobody(site),
         };
+        exits::note_own(&mut layout.exits, views);
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.closed |= matches!(site.options.exit, Exit::Member(_));
         outcome.ground.detour |= outcome.ground.closed || !layout.desired.routes.is_empty();
@@ -218,8 +227,13 @@ impl Layout {
         let own = me.and_then(|me| Prefix::new(me.address.into(), 64));
         let within = |address: Ipv4Addr| Prefix::new(address.into(), site.options.ipv4?.len());
         let addresses = [own, ipv4.and_then(within)];
+        let used = used(view, &plan);
+        let ipv4s = view.members.iter().filter_map(|member| Some((member.node, member.ipv4?)));
         Self {
-            used: used(view, &plan),
+            exits: exits::exits(view, &used, speaks_ipv4),
+            used,
+            ipv4s: ipv4s.collect(),
+            forwards: plan.forwards,
             announce: plan.announce,
             left_out: plan.left_out,
             unpermitted: plan.unpermitted,
@@ -319,7 +333,56 @@ fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
 
 #[cfg(test)]
 mod tests {
+    use selvedge_mesh::{Profile, Role, UnixTime, address};
+
     use super::*;
+
+    const MESH: MeshId = MeshId([7; 20]);
+
+    /// Who was admitted as number `serial`.
+    fn member(serial: u8, overlay_ipv4: Option<Ipv4Addr>) -> (selvedge_mesh::Member, bool) {
+        let node = NodeId([serial; 32]);
+        let member = selvedge_mesh::Member {
+            node,
+            address: address::node_address(MESH, node),
+            wg: WgKey([serial; 32]),
+            role: Role::Peer,
+            profile: Profile { overlay_ipv4, ..Profile::default() },
+            seq: 1,
+            not_after: UnixTime(1),
+            founder: false,
+            issuer: NodeId([9; 32]),
+            may_invite: false,
+            allowed: Vec::new(),
+            issued: UnixTime(1),
+            serial: serial.into(),
+        };
+        (member, true)
+    }
+
+    #[test]
+    fn of_two_that_claim_an_address_one_has_it() {
+        // With two addresses for all, everybody may claim each of them.
+        let prefix: Prefix = "100.64.0.0/30".parse().expect("a prefix");
+        let [first, second] = [1, 2].map(|last| Ipv4Addr::new(100, 64, 0, last));
+        let members =
+            vec![member(1, Some(first)), member(2, Some(second)), member(3, Some(second))];
+        let site = Site {
+            mesh: MESH,
+            own: NodeId([1; 32]),
+            interface: "sv-campus".to_owned(),
+            members,
+            options: MeshOptions { ipv4: Some(prefix), ..MeshOptions::default() },
+            direct: BTreeMap::new(),
+            attempts: Vec::new(),
+            still_serving: false,
+        };
+        let planned = decide(&[site], Arc::default(), None);
+        let layout = planned.outcome.layouts.get(&MESH).expect("planned");
+        let owned = [(NodeId([1; 32]), first), (NodeId([2; 32]), second)];
+        assert_eq!(layout.ipv4s, BTreeMap::from(owned));
+        assert!(layout.exits.is_empty() && !layout.forwards);
+    }
 
     #[test]
     fn a_plan_is_made_anew_if_a_fact_is_another() {

@@ -44,6 +44,7 @@ pub(super) fn summary(seat: &Seated) -> Summary {
         address: seat.core.address(),
         members: seat.core.members().count(),
         evicted: seat.core.evicted().is_some(),
+        drained: seat.core.profile().drained,
         direct: seat.paths.counts(),
     }
 }
@@ -93,7 +94,8 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
     let mut shown = |member: selvedge_mesh::Member| {
         let named = named.remove(&member.node);
         let state = state(seat, member.node, heard);
-        self::member(seat.id(), member, named, &paths, state)
+        let ipv4 = seat.layout.ipv4s.get(&member.node).copied();
+        Member { ipv4, ..self::member(seat.id(), member, named, &paths, state) }
     };
     Mesh {
         id: seat.id(),
@@ -102,9 +104,11 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         interface: seat.wire.interface.clone(),
         address: seat.core.address(),
         prefix: seat.core.prefix(),
+        ipv4_prefix: seat.options.ipv4,
         listen_port: seat.wire.port,
         wireguard: seat.wire.applier.backend().map(|backend| backend.to_string()),
         routes: used_routes(seat),
+        exits: seat.layout.exits.clone(),
         not_permitted: not_permitted(seat),
         members: members.into_iter().map(&mut shown).collect(),
         evicted: seat.core.evicted().map(eviction),
@@ -165,9 +169,10 @@ fn member(
         group,
         contested,
         role: role(member.role),
+        drained: member.profile.drained,
         admission: admission(&member),
         address: member.address,
-        ipv4: member.profile.overlay_ipv4,
+        ipv4: None,
         wg_key: member.wg,
         control: addresses(&member.profile.control),
         endpoints: addresses(&member.profile.endpoints),
@@ -251,10 +256,14 @@ pub(super) fn complete(mesh: &mut Mesh, peers: &[PeerStatus]) {
         member.endpoint = peer.endpoint.or(member.endpoint);
         member.handshake_age_s = peer.last_handshake.map(|age| age.as_secs());
         (member.rx_bytes, member.tx_bytes) = (peer.rx, peer.tx);
-        if peer.last_handshake.is_some_and(|age| age < SESSION) {
+        if has_session(peer) {
             member.state = MemberState::Alive;
         }
     }
+}
+
+pub(super) fn has_session(peer: &PeerStatus) -> bool {
+    peer.last_handshake.is_some_and(|age| age < SESSION)
 }
 
 const fn role(role: selvedge_mesh::Role) -> Role {
@@ -264,7 +273,7 @@ const fn role(role: selvedge_mesh::Role) -> Role {
     }
 }
 
-fn state(seat: &Seated, node: NodeId, heard: &Heard) -> MemberState {
+pub(super) fn state(seat: &Seated, node: NodeId, heard: &Heard) -> MemberState {
     if node == seat.core.node() {
         return MemberState::Alive;
     }

@@ -1,13 +1,15 @@
-//! `mesh-leave`: members leave. The others must forget them and send them nothing more, and their
-//! hosts must be as they were.
+//! `mesh-leave`: members leave. The others must forget them, have no routes to the networks behind
+//! them, and send them nothing more; and their hosts must be as they were.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
-use selvedge::config::MeshFile;
+use selvedge::config::{MeshFile, OptionsFile};
 use selvedge_api::mesh::Role;
-use selvedge_model::Time;
+use selvedge_model::{Prefix, Time};
 use selvedge_netlab::Host;
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::firewall::Counter;
@@ -42,6 +44,8 @@ pub(crate) struct Figures {
     runs: usize,
     /// Until no other had it as a member.
     forgotten_ms: Spread,
+    /// Until no other had a route to the network behind it.
+    withdrawn_ms: Spread,
     /// Until the last packet of WireGuard from another, while they all went on sending to it.
     last_packet_ms: Spread,
     /// Until its interfaces, routes, rules and settings were as before it joined.
@@ -51,6 +55,7 @@ pub(crate) struct Figures {
 /// What one departure took, in milliseconds; `None` if it did not happen.
 struct Departure {
     forgotten: Option<f64>,
+    withdrawn: Option<f64>,
     last_packet: f64,
     host_clean: Option<f64>,
 }
@@ -68,6 +73,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
         members: options.members,
         runs: options.runs,
         forgotten_ms: spread(&|it| it.forgotten),
+        withdrawn_ms: spread(&|it| it.withdrawn),
         last_packet_ms: spread(&|it| Some(it.last_packet)),
         host_clean_ms: spread(&|it| it.host_clean),
     };
@@ -75,6 +81,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     for departure in &departures {
         let bounds = [
             ("forgotten by all", departure.forgotten),
+            ("no route to what is behind it", departure.withdrawn),
             ("the last packet to who has left", Some(departure.last_packet)),
             ("the host as before", departure.host_clean),
         ];
@@ -99,16 +106,53 @@ struct Scene {
 
 impl Scene {
     fn set(options: &Options) -> anyhow::Result<Self> {
-        let file = MeshFile { port: Some(PORT), ..MeshFile::default() };
-        let mut overlay = Overlay::hosts(&options.overlay, options.members.into(), &file)?;
-        let mut before = BTreeMap::new();
-        for name in overlay.names() {
+        let (mut overlay, mut before) = (Overlay::new(&options.overlay)?, BTreeMap::new());
+        for number in 1..=options.members {
+            let name = format!("m{number}");
+            let advertise = Some(vec![network(&name)?]);
+            let file = OptionsFile { advertise, ..OptionsFile::default() };
+            let file = MeshFile { port: Some(PORT), options: Some(file), ..MeshFile::default() };
+            overlay.public(&name, file)?;
             let host = &overlay.member(&name)?.host;
             Counter::new(host, COUNTER, "input", &format!("udp dport {PORT}"))?;
-            before.insert(name, traces(host)?);
+            before.insert(name.clone(), traces(host)?);
         }
-        overlay.form()?;
-        Ok(Self { overlay, before })
+        overlay.found(FOUNDER, MESH)?;
+        let mut scene = Self { overlay, before };
+        for name in scene.overlay.names().iter().filter(|name| *name != FOUNDER) {
+            scene.join(name)?;
+        }
+        scene.wait_whole()?;
+        Ok(scene)
+    }
+
+    fn join(&mut self, name: &str) -> anyhow::Result<()> {
+        self.overlay.join_allowed(name, MESH, FOUNDER, Role::Peer, &[network(name)?])
+    }
+
+    /// Waits until all know each other, and the ways to the networks behind them.
+    fn wait_whole(&mut self) -> anyhow::Result<()> {
+        self.overlay.wait_known(MESH, self.before.len())?;
+        let routed = wait_until("routes to all networks", PATIENCE, || {
+            let all = self.before.keys().map(|name| self.routes_to(name));
+            let others = self.before.len() - 1;
+            Ok(all
+                .collect::<anyhow::Result<Vec<_>>>()
+                .is_ok_and(|it| it.iter().all(|n| *n == others)))
+        });
+        routed.map_err(|error| self.overlay.explained(error.into()))
+    }
+
+    /// How many others have a route to the network behind a member.
+    fn routes_to(&self, name: &str) -> anyhow::Result<usize> {
+        let network = network(name)?.to_string();
+        let mut routes = 0;
+        for other in self.before.keys().filter(|other| *other != name) {
+            let host = &self.overlay.member(other)?.host;
+            let found = host.sh("ip", &["-6", "route", "show", "table", "all", &network])?;
+            routes += usize::from(!found.trim().is_empty());
+        }
+        Ok(routes)
     }
 
     /// Has `name` leave under traffic, and join again.
@@ -118,8 +162,8 @@ impl Scene {
         say!("{name} leaves");
         let departure = self.watch(name)?;
         drop(paths);
-        self.overlay.join(name, MESH, FOUNDER, Role::Peer)?;
-        self.overlay.wait_known(MESH, self.before.len())?;
+        self.join(name)?;
+        self.wait_whole()?;
         Ok(departure)
     }
 
@@ -134,14 +178,23 @@ impl Scene {
             let clean = scope.spawn(|| since(at, || Ok(traces(host)? == self.before[name])));
             let forgotten =
                 scope.spawn(|| since(at, || Ok(overlay.knowing(MESH, others) == others)));
+            let withdrawn = scope.spawn(|| since(at, || Ok(self.routes_to(name)? == 0)));
             overlay.leave(name, MESH)?;
             Ok(Departure {
                 forgotten: forgotten.join().expect(CALM),
+                withdrawn: withdrawn.join().expect(CALM),
                 last_packet: millis(packets.join().expect(CALM)? - at),
                 host_clean: clean.join().expect(CALM),
             })
         })
     }
+}
+
+/// The network behind a member, which it offers to the others.
+fn network(name: &str) -> anyhow::Result<Prefix> {
+    let number: u16 = name.trim_start_matches('m').parse()?;
+    let address = Ipv6Addr::from([0xfd50, number, 0, 0, 0, 0, 0, 0]);
+    Prefix::new(address.into(), 64).context("a network of IPv6 may have 64 bits")
 }
 
 const CALM: &str = "none of these threads panics";

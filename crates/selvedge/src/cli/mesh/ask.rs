@@ -66,6 +66,10 @@ fn what(what: &What) -> String {
         What::MemberEvicted(node) => format!("{} was evicted", who(node)),
         What::MemberDown(node) => format!("{} does not answer any more", who(node)),
         What::MemberUp(node) => format!("{} is heard again", who(node)),
+        What::ExitChanged { exit, alias } => {
+            let by = exit.via.map(|node| who(&Who { node, alias: alias.clone() }));
+            exit.fate(by.as_deref())
+        }
         What::HookFailed { hook, problem } => format!("the hook {hook} failed: {problem}"),
         What::Missed { events } => format!("{events} events were missed"),
         What::Unknown => "an event that this client does not know; update it".to_owned(),
@@ -81,6 +85,7 @@ fn who(who: &Who) -> String {
 
 #[cfg(test)]
 mod tests {
+    use selvedge_api::mesh::{Exit, NoExit};
     use selvedge_model::{MeshId, NodeId};
 
     use super::*;
@@ -99,6 +104,15 @@ mod tests {
         let json = serde_json::to_string(&event).expect("JSON");
         assert!(json.contains("\"event\":\"member-down\",\"node\":\"aeaqcaibae"), "{json}");
         assert_eq!(serde_json::from_str::<Event>(&json).expect("an event"), event);
+        let destination = "::/0".parse().expect("a prefix");
+        let exit = Exit { destination, via: None, reason: Some(NoExit::Down), dropped: true };
+        let what = What::ExitChanged { exit, alias: None };
+        let sent = serde_json::to_value(Event { what: what.clone(), ..event }).expect("JSON");
+        assert_eq!((&sent["event"], &sent["reason"]), (&json!("exit-changed"), &json!("down")));
+        let event: Event = serde_json::from_value(sent).expect("an event");
+        assert_eq!(event.what, what);
+        let expected = "no exit to ::/0: who offers it is down; packets are dropped";
+        assert!(told(&event).ends_with(expected), "{}", told(&event));
         let newer: Event =
             serde_json::from_str(r#"{"at_ms":1,"event":"sings","song":"x"}"#).expect("an event");
         assert_eq!(newer.what, What::Unknown);

@@ -15,7 +15,11 @@ pub(super) fn list(meshes: &[Summary]) -> String {
             mesh.id.to_string(),
             mesh.interface.clone(),
             mesh.address.to_string(),
-            if mesh.evicted { "evicted".to_owned() } else { mesh.members.to_string() },
+            match (mesh.evicted, mesh.drained) {
+                (true, _) => "evicted".to_owned(),
+                (false, true) => format!("{}, this node is drained", mesh.members),
+                (false, false) => mesh.members.to_string(),
+            },
         ]
     });
     table(&["NAME", "ID", "INTERFACE", "ADDRESS", "MEMBERS"], rows)
@@ -25,10 +29,23 @@ pub(super) fn show(mesh: &Mesh) -> String {
     let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
     let out = mesh.evicted.as_ref().map(|eviction| out(mesh, eviction)).unwrap_or_default();
     let by = mesh.wireguard.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    let ipv4 = mesh.ipv4_prefix.map(|prefix| format!(", {prefix}")).unwrap_or_default();
     let head = format!(
-        "mesh {name} ({id})\ninterface {interface}{by}, port {listen_port}, {prefix}\n{out}"
+        "mesh {name} ({id})\ninterface {interface}{by}, port {listen_port}, {prefix}{ipv4}\n{out}"
     );
-    let header = [
+    let members = members(mesh);
+    let quarrels = mesh.members.iter().filter(|member| member.contested).map(quarrel);
+    let quarrels: String = quarrels.collect();
+    let rights: String = mesh.members.iter().filter_map(|member| rights(mesh, member)).collect();
+    let evictions: String = mesh.evictions.iter().map(|one| evicted(mesh, one)).collect();
+    let (routes, exits, refused) = (routes(mesh), exits(mesh), not_permitted(mesh));
+    format!("{head}\n{members}{quarrels}{routes}{exits}{refused}{rights}{evictions}")
+}
+
+/// The members in a table; with their IPv4 addresses if there are such.
+fn members(mesh: &Mesh) -> String {
+    let ipv4 = mesh.members.iter().any(|member| member.ipv4.is_some());
+    let mut header = vec![
         "NODE",
         "NAME",
         "ROLE",
@@ -41,14 +58,21 @@ pub(super) fn show(mesh: &Mesh) -> String {
         "TX",
         "VERSION",
     ];
-    let members = table(&header, mesh.members.iter().map(|member| row(mesh, member)));
-    let quarrels = mesh.members.iter().filter(|member| member.contested).map(quarrel);
-    let quarrels: String = quarrels.collect();
-    let rights: String = mesh.members.iter().filter_map(|member| rights(mesh, member)).collect();
-    let evictions: String = mesh.evictions.iter().map(|one| evicted(mesh, one)).collect();
-    let (routes, refused) = (routes(mesh), not_permitted(mesh));
-    format!("{head}\n{members}{quarrels}{routes}{refused}{rights}{evictions}")
+    if ipv4 {
+        header.insert(IPV4, "IPV4");
+    }
+    let row = |member| {
+        let mut row = row(mesh, member);
+        if ipv4 {
+            row.insert(IPV4, or_dash(member.ipv4));
+        }
+        row
+    };
+    table(&header, mesh.members.iter().map(row))
 }
+
+/// The column of IPv4 addresses.
+const IPV4: usize = 5;
 
 /// Why this node is out, and what to do.
 fn out(mesh: &Mesh, eviction: &Eviction) -> String {
@@ -90,6 +114,12 @@ fn routes(mesh: &Mesh) -> String {
     format!("\n\n{}", table(&["DESTINATION", "BY"], mesh.routes.iter().map(row)))
 }
 
+/// Families without the exit that is asked for.
+fn exits(mesh: &Mesh) -> String {
+    let missing = mesh.exits.iter().filter(|exit| exit.via.is_none());
+    missing.map(|exit| format!("\n{}", exit.fate(None))).collect()
+}
+
 fn not_permitted(mesh: &Mesh) -> String {
     let refused = mesh.not_permitted.iter();
     refused.map(|prefix| {
@@ -123,12 +153,13 @@ fn path(mesh: &Mesh, member: &Member) -> String {
 
 fn row(mesh: &Mesh, member: &Member) -> Vec<String> {
     let state = if member.own { "self" } else { member.state.as_str() };
+    let drained = if member.drained { ", drained" } else { "" };
     let endpoint = member.endpoint.or_else(|| member.endpoints.first().copied());
     vec![
         member.node.short(),
         member.name.clone(),
         member.role.to_string(),
-        state.to_owned(),
+        format!("{state}{drained}"),
         member.address.to_string(),
         path(mesh, member),
         or_dash(endpoint),
@@ -197,7 +228,7 @@ fn instructions(dns: &Dns) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use selvedge_api::mesh::{Admission, DirectPaths, MemberState, Role};
+    use selvedge_api::mesh::{Admission, DirectPaths, Exit, MemberState, NoExit, Role};
     use selvedge_model::{MeshId, WgKey};
 
     use super::*;
@@ -215,6 +246,7 @@ mod tests {
             version: Some("0.1.0".to_owned()),
             updated: 0,
             role: Role::Peer,
+            drained: false,
             admission: Admission::default(),
             address: "fd00::1".parse().expect("valid"),
             ipv4: None,
@@ -265,9 +297,11 @@ mod tests {
             interface: "sv-campus".to_owned(),
             address: me.address,
             prefix: "fd00::/64".parse().expect("valid"),
+            ipv4_prefix: None,
             listen_port: 51820,
             wireguard: Some("userspace".to_owned()),
             routes: vec![],
+            exits: vec![],
             not_permitted: vec![],
             members: vec![me, other, client],
             evicted: None,
@@ -303,6 +337,40 @@ DESTINATION     BY
     }
 
     #[test]
+    fn exits_ipv4_addresses_and_who_is_drained_are_shown() {
+        let mut mesh = mesh();
+        assert!(!show(&mesh).contains("IPV4"), "it takes no room where there is none");
+        mesh.ipv4_prefix = Some("100.64.0.0/16".parse().expect("valid"));
+        mesh.members[1].ipv4 = Some([100, 64, 0, 7].into());
+        mesh.members[1].drained = true;
+        let via = Some(mesh.members[1].node);
+        let exit = |destination: &str, via, reason, dropped| Exit {
+            destination: destination.parse().expect("valid"),
+            via,
+            reason,
+            dropped,
+        };
+        let down = exit("0.0.0.0/0", None, Some(NoExit::Down), true);
+        mesh.exits = vec![down, exit("::/0", via, None, false)];
+        let shown = show(&mesh);
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(
+            lines[1],
+            "interface sv-campus (userspace), port 51820, fd00::/64, 100.64.0.0/16"
+        );
+        let columns: Vec<Vec<&str>> = lines[3..6]
+            .iter()
+            .map(|line| line.split("  ").filter(|it| !it.is_empty()).map(str::trim).collect())
+            .collect();
+        assert_eq!(columns[0][4..6], ["ADDRESS", "IPV4"]);
+        assert_eq!(columns[1][4..6], ["fd00::1", "-"]);
+        assert_eq!(columns[2][3..6], ["unknown, drained", "fd00::2", "100.64.0.7"]);
+        let missing = "no exit to 0.0.0.0/0: who offers it is down; packets are dropped";
+        assert!(lines.contains(&missing), "{shown}");
+        assert!(!shown.contains("::/0:"), "the one that serves is among the routes: {shown}");
+    }
+
+    #[test]
     fn rights_and_evictions_are_told() {
         let mut mesh = mesh();
         let (me, other) = (mesh.node, mesh.members[1].node);
@@ -330,9 +398,19 @@ DESTINATION     BY
         let expected = "\
 NAME    ID                                INTERFACE  ADDRESS  MEMBERS
 campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
-        let direct = DirectPaths::default();
-        let summary = Summary { id, name, interface, address, members: 2, evicted: false, direct };
-        assert_eq!(list(&[summary]), expected);
+        let summary = Summary {
+            id,
+            name,
+            interface,
+            address,
+            members: 2,
+            evicted: false,
+            drained: false,
+            direct: DirectPaths::default(),
+        };
+        assert_eq!(list(std::slice::from_ref(&summary)), expected);
+        let drained = Summary { drained: true, ..summary };
+        assert!(list(&[drained]).ends_with("2, this node is drained"));
         assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
     }
 

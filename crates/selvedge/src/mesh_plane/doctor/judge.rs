@@ -4,11 +4,12 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use selvedge_api::gateway::Finding;
-use selvedge_api::mesh::{Hookup, Member, Mesh, Role};
+use selvedge_api::mesh::{Exit, Hookup, Member, Mesh, NoExit, Role};
 use selvedge_host::firewall::{Packet, Place as Chain, Ruleset, Verdict};
+use selvedge_host::masquerade::Masquerade;
 use selvedge_host::sysctl::Family;
 
-use super::{Control, Echo, Examined, Facts, Host};
+use super::{Control, Echo, Examined, Facts, Ground, Host};
 
 /// Clocks that differ by less than this are no trouble.
 const SKEW_S: u64 = 60;
@@ -41,6 +42,9 @@ fn mesh(examined: &Examined, facts: &Facts) -> Vec<Finding> {
     findings.extend(agents(examined));
     findings.extend(wireguard(examined));
     findings.extend(own_places(&examined.mesh));
+    findings.extend(drained(&examined.mesh));
+    findings.extend(exits(&examined.mesh));
+    findings.extend(ipv4(examined));
     findings.extend(permits(&examined.mesh));
     findings.extend(clocks(&examined.mesh, facts.now));
     findings.extend(versions(&examined.mesh));
@@ -190,11 +194,11 @@ fn cut(examined: &Examined, narrow: &[&Member]) -> Finding {
     let mtu = examined.link.map_or(0, |link| link.mtu);
     let text = format!(
         "small packets reach {}, but those of {mtu} bytes are lost: the way is narrower than the \
-         interface; set `mtu = 1320` in [mesh.options], or what the way carries less 80",
+         interface; make it 1320 bytes, or what the way carries less 80",
         names(narrow)
     );
-    let line = format!("ip link set {} mtu 1320", examined.mesh.interface);
-    Finding::problem(&examined.mesh.name, text).shell([line])
+    // What is set by hand, the agent sets back.
+    Finding::problem(&examined.mesh.name, text).configuration(["[mesh.options]", "mtu = 1320"])
 }
 
 /// Where this node says that it is.
@@ -210,6 +214,65 @@ fn own_places(mesh: &Mesh) -> Option<Finding> {
         Finding::problem(&mesh.name, text)
             .shell([format!("selvedge node set --mesh {} --role client", mesh.name)])
     })
+}
+
+fn drained(mesh: &Mesh) -> Option<Finding> {
+    own(mesh)?.drained.then(|| {
+        let text = "this node is drained: as a peer it serves no clients";
+        let line = format!("selvedge node set --mesh {} --drained false", mesh.name);
+        Finding::warning(&mesh.name, text).shell([line])
+    })
+}
+
+/// By whom packets leave for everywhere else.
+fn exits(mesh: &Mesh) -> Vec<Finding> {
+    let nowhere = mesh.exits.iter().all(|exit| exit.via.is_none());
+    let said = |exit: &Exit| {
+        let by = mesh.members.iter().find(|member| Some(member.node) == exit.via);
+        let fate = exit.fate(by.map(|member| member.name.as_str()));
+        let lost = matches!(exit.reason, Some(NoExit::NoMember | NoExit::Down));
+        let useless = nowhere && exit.reason == Some(NoExit::NotOffered);
+        if lost && exit.dropped {
+            Finding::problem(&mesh.name, fate)
+        } else if lost || useless || exit.dropped {
+            Finding::warning(&mesh.name, fate)
+        } else {
+            Finding::ok(&mesh.name, fate)
+        }
+    };
+    mesh.exits.iter().map(said).collect()
+}
+
+/// Whether all agree on the IPv4 addresses.
+fn ipv4(examined: &Examined) -> Vec<Finding> {
+    let mesh = &examined.mesh;
+    let Some(prefix) = mesh.ipv4_prefix else { return Vec::new() };
+    let claims = || others(mesh).filter_map(|it| Some((it, control(examined, it).claim?)));
+    let outside = claims().filter(|(_, claim)| !prefix.contains((*claim).into()));
+    let strangers = some(outside.map(|(member, _)| member).collect()).map(|strangers| {
+        let text = format!(
+            "{} have IPv4 addresses outside {prefix}, which they are not reached at: all members \
+             need the same `ipv4`",
+            names(&strangers)
+        );
+        Finding::problem(&mesh.name, text)
+            .configuration(["[mesh.options]".to_owned(), format!("ipv4 = \"{prefix}\"")])
+    });
+    let owner = |claim| mesh.members.iter().find(|member| member.ipv4 == Some(claim));
+    let lost = claims().filter_map(|(member, claim)| Some((member, claim, owner(claim)?)));
+    let lost = lost.filter(|(member, _, owner)| member.node != owner.node);
+    let lost = lost.map(|(member, claim, owner)| {
+        let text = format!(
+            "{} claims {claim}, which is {}'s; it takes another address once it hears of that",
+            member.name, owner.name
+        );
+        Finding::warning(&mesh.name, text)
+    });
+    let mute = own(mesh).is_some_and(|own| own.ipv4.is_none()).then(|| {
+        let text = format!("no address of {prefix} is free for this node: choose a larger network");
+        Finding::warning(&mesh.name, text)
+    });
+    strangers.into_iter().chain(lost).chain(mute).collect()
 }
 
 fn permits(mesh: &Mesh) -> Option<Finding> {
@@ -264,6 +327,7 @@ fn minor(version: &str) -> Option<(u32, u32)> {
 fn on_host(host: &Host, facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<Finding> = clock(host).into_iter().collect();
     findings.extend(host.forwarding.iter().filter_map(|(family, on)| forwards(*family, on, facts)));
+    findings.extend(ours(host, &facts.ground));
     findings.extend(facts.meshes.iter().filter_map(|examined| reverse_path(host, &examined.mesh)));
     match &host.firewall {
         Ok(rules) => findings.extend(facts.meshes.iter().flat_map(|it| firewall(rules, it, facts))),
@@ -285,7 +349,7 @@ fn forwards(family: Family, on: &Result<bool, String>, facts: &Facts) -> Option<
         Family::V4 => ("net.ipv4.ip_forward", speaks_v4),
         Family::V6 => ("net.ipv6.conf.all.forwarding", |_| true),
     };
-    let mut needed = facts.meshes.iter().map(|it| &it.mesh).filter(|mesh| is_on_the_way(mesh));
+    let mut needed = facts.meshes.iter().filter(|it| it.inside.forwards).map(|it| &it.mesh);
     let mesh = needed.find(|mesh| used(mesh))?;
     Some(match on {
         Ok(true) => Finding::ok(key, "on"),
@@ -301,11 +365,30 @@ fn forwards(family: Family, on: &Result<bool, String>, facts: &Facts) -> Option<
     })
 }
 
-/// Whether packets of others pass this node: of clients, or of networks behind it.
-fn is_on_the_way(mesh: &Mesh) -> bool {
-    let Some(own) = own(mesh) else { return false };
-    let clients = || others(mesh).any(|member| member.role == Role::Client);
-    !own.routes.is_empty() || (own.role == Role::Peer && clients())
+/// What the agent keeps on this host for all meshes, and others may have removed.
+fn ours(host: &Host, ground: &Ground) -> Vec<Finding> {
+    let missing = |subject: &str, what: &str| {
+        let text = format!(
+            "{what}, though the agent looks after that every 30 s: its log says what is in the way"
+        );
+        Finding::problem(subject, text).shell(["journalctl -u selvedge -n 50"])
+    };
+    let detour = match &host.detour {
+        Ok(false) if ground.detour => Some(missing(
+            "rules",
+            "the rules of `ip rule` that lead to routes by members are missing",
+        )),
+        Err(error) if ground.detour => Some(Finding::warning("rules", error)),
+        Ok(_) | Err(_) => None,
+    };
+    let wanted = !ground.masquerade.sources.is_empty();
+    let lacks = |rules: &Ruleset| !rules.has(&Masquerade::place());
+    let masquerade = (wanted && host.firewall.as_ref().is_ok_and(lacks)).then(|| {
+        let what = "the table inet selvedge_mesh is missing, by which what members send bears this \
+                    host's address";
+        missing("masquerade", what)
+    });
+    detour.into_iter().chain(masquerade).collect()
 }
 
 fn speaks_v4(mesh: &Mesh) -> bool {
@@ -341,7 +424,7 @@ fn firewall(rules: &Ruleset, examined: &Examined, facts: &Facts) -> Vec<Finding>
     });
     let name = mesh.interface.as_str();
     let passing = [true, false].into_iter().filter(|v6| *v6 || speaks_v4(mesh));
-    let passing = passing.filter(|_| is_on_the_way(mesh)).filter_map(|v6| {
+    let passing = passing.filter(|_| examined.inside.forwards).filter_map(|v6| {
         let packet = Packet { v6, udp: None, input: Some(name), output: Some(name) };
         let rule = format!("iifname {name} oifname {name}");
         dropped(rules, packet, "what members send to each other by way of this host", &rule)
@@ -406,7 +489,7 @@ fn others(mesh: &Mesh) -> impl Iterator<Item = &Member> {
 }
 
 fn control(examined: &Examined, member: &Member) -> Control {
-    examined.control.get(&member.node).copied().unwrap_or_default()
+    examined.inside.control.get(&member.node).copied().unwrap_or_default()
 }
 
 fn echo(examined: &Examined, member: &Member) -> Option<Echo> {

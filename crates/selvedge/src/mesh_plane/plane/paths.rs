@@ -19,7 +19,7 @@ impl Plane {
                 let (mesh, reporter) = (*mesh, self.reporter.clone());
                 let inquirer = seat.wire.applier.inquirer();
                 tokio::spawn(async move {
-                    let peers = inquirer.peers().await;
+                    let peers = inquirer.ask().await.peers;
                     report(&reporter, Report::Looked(mesh, peers)).await;
                 });
             }

@@ -1,8 +1,10 @@
 //! What users ask for.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use selvedge_api::mesh::{
     CreateRequest, EditRequest, Evicted, Invite, InviteRequest, JoinRequest, Left, Mesh, Role, What,
 };
@@ -14,8 +16,10 @@ use tracing::{info, warn};
 
 use super::super::error::PlaneError;
 use super::super::events;
+use super::super::ground::Landlord;
+use super::super::measure::{Measured, Measures};
 use super::super::names::{self, FindError};
-use super::super::seat::Message;
+use super::super::seat::{Message, Seated};
 use super::super::setup::{self, Setup, wall};
 use super::super::{Reply, Request, doctor, view};
 use super::{Plane, Report, answer, report};
@@ -40,11 +44,13 @@ impl Plane {
             Request::Sites(reply) => {
                 answer(reply, Ok(self.meshes.values().map(view::site).collect()));
             }
-            Request::Control(reply) => {
-                let control = |seat| doctor::control(seat, &self.heard);
-                let all = self.meshes.iter().map(|(mesh, seat)| (*mesh, control(seat)));
-                answer(reply, Ok(all.collect()));
+            Request::Known(reply) => {
+                let seats = self.meshes.values();
+                let meshes = seats.map(|seat| (seat.id(), doctor::inside(seat)));
+                let ground = self.landlord.as_ref().and_then(Landlord::wish).unwrap_or_default();
+                answer(reply, Ok(doctor::Known { meshes: meshes.collect(), ground }));
             }
+            Request::Measure(reply) => self.measure(reply),
             Request::Edit(mesh, request, reply) => match self.edit(&mesh, request) {
                 Ok(mesh) => self.show(mesh, reply),
                 Err(error) => answer(reply, Err(error)),
@@ -113,8 +119,21 @@ impl Plane {
         let mut shown = view::mesh(seat, &self.heard);
         let inquirer = seat.wire.applier.inquirer();
         tokio::spawn(async move {
-            view::complete(&mut shown, &inquirer.peers().await);
+            view::complete(&mut shown, &inquirer.ask().await.peers);
             answer(reply, Ok(shown));
+        });
+    }
+
+    fn measure(&self, reply: Reply<Measures>) {
+        let measure =
+            |seat: &Seated| (Measured::of(seat, &self.heard), seat.wire.applier.inquirer());
+        let started: Vec<_> = self.meshes.values().map(measure).collect();
+        let transport = self.setup.transport.counters();
+        let hook_failures = self.setup.hook_failures.load(Ordering::Relaxed);
+        tokio::spawn(async move {
+            let completed = started.iter().map(|(mesh, inquirer)| mesh.clone().complete(inquirer));
+            let meshes = join_all(completed).await;
+            answer(reply, Ok(Measures { meshes, transport, hook_failures }));
         });
     }
 

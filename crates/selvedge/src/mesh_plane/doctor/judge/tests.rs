@@ -6,7 +6,7 @@ use selvedge_model::NodeId;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::mesh_plane::doctor::{Link, Place};
+use crate::mesh_plane::doctor::{Inside, Link, Place};
 
 const NOW: u64 = 1_795_000_000;
 
@@ -44,13 +44,12 @@ fn facts() -> Facts {
         "listen_port": 51820,
         "members": (0..4).map(member).collect::<Vec<_>>(),
     });
-    let heard = Some(Duration::from_secs(3));
     let quick = Some(Duration::from_millis(2));
-    let control = (1..4).map(|number| (node(number), Control { down: false, heard }));
+    let control = (1..4).map(|number| (node(number), Control::default()));
     let echoes = (1..4).map(|number| (node(number), Echo { small: quick, full: quick }));
     let examined = Examined {
         mesh: serde_json::from_value(mesh).expect("a mesh"),
-        control: control.collect(),
+        inside: Inside { control: control.collect(), forwards: false },
         link: Some(Link { up: true, mtu: 1420 }),
         echoes: echoes.collect(),
     };
@@ -58,10 +57,18 @@ fn facts() -> Facts {
         synchronized: Some(true),
         forwarding: [(Family::V4, Ok(true)), (Family::V6, Ok(true))],
         strict: BTreeSet::new(),
+        detour: Ok(true),
         firewall: Ok(Ruleset::default()),
     };
     let place = super::super::Place { port: 7654, dry: false };
-    Facts { place, now: NOW, meshes: vec![examined], dns: Dns::default(), host: Some(host) }
+    Facts {
+        place,
+        now: NOW,
+        meshes: vec![examined],
+        ground: Ground::default(),
+        dns: Dns::default(),
+        host: Some(host),
+    }
 }
 
 /// What is found wrong once the facts are changed: severity, subject, text and what to enter.
@@ -100,7 +107,8 @@ fn silent(facts: &mut Facts, numbers: &[u8]) {
 
 fn down(facts: &mut Facts, numbers: &[u8]) {
     for number in numbers {
-        facts.meshes[0].control.insert(node(*number), Control { down: true, heard: None });
+        let control = facts.meshes[0].inside.control.entry(node(*number)).or_default();
+        control.down = true;
     }
 }
 
@@ -149,10 +157,11 @@ fn members_that_wireguard_does_not_reach_are_named_with_the_reason() {
 
 #[test]
 fn a_way_that_is_too_narrow_is_found() {
-    let fix = one(Severity::Problem, &["host3", "1420 bytes are lost", "`mtu = 1320`"], |facts| {
-        facts.meshes[0].echoes.entry(node(3)).or_default().full = None;
-    });
-    assert_eq!(fix, ["ip link set sv-campus mtu 1320"]);
+    let fix =
+        one(Severity::Problem, &["host3", "1420 bytes are lost", "make it 1320 bytes"], |facts| {
+            facts.meshes[0].echoes.entry(node(3)).or_default().full = None;
+        });
+    assert_eq!(fix, ["[mesh.options]", "mtu = 1320"], "by hand it would be set back");
 }
 
 #[test]
@@ -195,6 +204,101 @@ fn what_this_node_says_of_itself_has_to_be_of_use() {
 }
 
 #[test]
+fn a_drained_node_is_told_how_to_end_that() {
+    let fix = one(Severity::Warning, &["drained"], |facts| {
+        mesh(facts).members[0].drained = true;
+    });
+    assert_eq!(fix, ["selvedge node set --mesh campus --drained false"]);
+    assert!(found(|facts| mesh(facts).members[1].drained = true).is_empty(), "another's choice");
+}
+
+#[test]
+fn exits_that_do_not_serve_are_told() {
+    let exit = |destination: &str, reason: Option<NoExit>, dropped: bool| {
+        let via = reason.is_none().then(|| node(2));
+        Exit { destination: destination.parse().expect("a prefix"), via, reason, dropped }
+    };
+    let with = |exits: &[Exit]| {
+        let found = found(|facts| mesh(facts).exits = exits.to_vec());
+        found.into_iter().map(|(severity, _, text, _)| (severity, text)).collect::<Vec<_>>()
+    };
+    let serves = exit("::/0", None, false);
+    assert_eq!(with(std::slice::from_ref(&serves)), []);
+    let (down, gone) = (Some(NoExit::Down), Some(NoExit::NoMember));
+    for reason in [down, gone] {
+        let found = with(&[exit("::/0", reason, true)]);
+        assert_eq!(found[0].0, Severity::Problem, "{found:?}");
+        assert!(found[0].1.ends_with("packets are dropped"), "{found:?}");
+    }
+    let bypassed = with(&[exit("::/0", down, false)]);
+    assert_eq!(bypassed[0].0, Severity::Warning);
+    assert!(bypassed[0].1.ends_with("this host's own way"), "{bypassed:?}");
+    let lacking = exit("0.0.0.0/0", Some(NoExit::NotOffered), true);
+    assert_eq!(with(&[serves.clone(), lacking.clone()])[0].0, Severity::Warning);
+    let lacking = Exit { dropped: false, ..lacking };
+    assert_eq!(
+        with(&[serves, lacking.clone()]),
+        [],
+        "no exit of this family is in use, nor needed"
+    );
+    assert_eq!(with(&[lacking])[0].0, Severity::Warning);
+}
+
+#[test]
+fn members_that_disagree_about_ipv4_are_named() {
+    let addr = |last: u8| Some(std::net::Ipv4Addr::new(100, 64, 0, last));
+    let agreed = |facts: &mut Facts| {
+        mesh(facts).ipv4_prefix = Some("100.64.0.0/16".parse().expect("a prefix"));
+        for number in 0..4 {
+            mesh(facts).members[usize::from(number)].ipv4 = addr(number + 1);
+            let control = facts.meshes[0].inside.control.entry(node(number)).or_default();
+            control.claim = addr(number + 1);
+        }
+    };
+    assert!(found(agreed).is_empty());
+    let fix = one(Severity::Problem, &["host2 have IPv4", "outside 100.64.0.0/16"], |facts| {
+        agreed(facts);
+        let control = facts.meshes[0].inside.control.entry(node(2)).or_default();
+        control.claim = Some([10, 0, 0, 1].into());
+    });
+    assert_eq!(fix, ["[mesh.options]", "ipv4 = \"100.64.0.0/16\""]);
+    one(Severity::Warning, &["host3 claims 100.64.0.2, which is host1's"], |facts| {
+        agreed(facts);
+        facts.meshes[0].inside.control.entry(node(3)).or_default().claim = addr(2);
+        mesh(facts).members[3].ipv4 = None;
+    });
+    one(Severity::Warning, &["no address of 100.64.0.0/16 is free"], |facts| {
+        agreed(facts);
+        mesh(facts).members[0].ipv4 = None;
+    });
+}
+
+#[test]
+fn what_the_agent_keeps_on_the_host_has_to_be_there() {
+    let without_rules = |facts: &mut Facts| {
+        facts.host.as_mut().expect("there").detour = Ok(false);
+    };
+    assert!(found(without_rules).is_empty(), "nobody needs them");
+    one(Severity::Problem, &["`ip rule`", "missing"], |facts| {
+        without_rules(facts);
+        facts.ground.detour = true;
+    });
+    let masqueraded = |facts: &mut Facts| {
+        let overlay = "fd00::/64".parse().expect("a prefix");
+        facts.ground.masquerade.sources.insert(overlay);
+    };
+    one(Severity::Problem, &["inet selvedge_mesh is missing"], masqueraded);
+    let there = found(|facts| {
+        masqueraded(facts);
+        let chain = json!({"chain": {"family": "inet", "table": "selvedge_mesh",
+            "name": "postrouting"}});
+        let rules = json!({ "nftables": [chain] }).to_string();
+        facts.host.as_mut().expect("there").firewall = Ok(Ruleset::parse(&rules).expect("rules"));
+    });
+    assert_eq!(there, []);
+}
+
+#[test]
 fn clocks_are_compared() {
     one(Severity::Warning, &["host2 are ahead", "by up to 300 s"], |facts| {
         mesh(facts).members[2].updated = NOW + 300;
@@ -224,13 +328,19 @@ fn who_is_on_the_way_of_others_has_to_forward() {
         facts.host.as_mut().expect("there").forwarding[at].1 = Ok(false);
     };
     assert!(found(|facts| off(facts, 1)).is_empty(), "peers reach each other directly");
+    let beside = |facts: &mut Facts| mesh(facts).members[1].role = Role::Client;
+    let another_serves = found(|facts| {
+        off(facts, 1);
+        beside(facts);
+    });
+    assert_eq!(another_serves, [], "that there is a client makes nobody forward");
     let fix = one(Severity::Problem, &["nothing passes this host", "campus"], |facts| {
         off(facts, 1);
-        mesh(facts).members[1].role = Role::Client;
+        facts.meshes[0].inside.forwards = true;
     });
     assert_eq!(fix, ["sysctl -w net.ipv6.conf.all.forwarding=1"]);
     let v4 = |facts: &mut Facts| {
-        mesh(facts).members[1].role = Role::Client;
+        facts.meshes[0].inside.forwards = true;
         mesh(facts).members[0].ipv4 = Some([10, 9, 0, 1].into());
     };
     let fix = one(Severity::Problem, &["nothing passes"], |facts| {
@@ -276,7 +386,7 @@ fn rules_that_drop_what_the_mesh_needs_are_found() {
     assert_eq!(as_client, [], "nobody calls a client");
     let fix = one(Severity::Problem, &["chain forward", "by way of this host"], |facts| {
         with(&closed[1..], facts);
-        mesh(facts).members[1].role = Role::Client;
+        facts.meshes[0].inside.forwards = true;
     });
     let line = "nft insert rule inet filter forward iifname sv-campus oifname sv-campus accept";
     assert_eq!(fix, [line]);
