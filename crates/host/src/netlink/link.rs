@@ -40,6 +40,9 @@ pub enum LinkKind {
     Tun,
     /// One end of a pair.
     Veth,
+    /// One that leads to containers, into a tunnel or nowhere: macvlan, ipvlan, dummy, GRE, SIT,
+    /// WireGuard of the kernel's, and the like.
+    Virtual,
     /// Anything else: hardware, loopback and so on.
     Other,
 }
