@@ -220,3 +220,20 @@ async fn a_node_in_two_meshes_connects_them() {
     gone(&lab, 1).await;
     assert!(!lab.ping(1, right.address, "56"));
 }
+
+#[tokio::test]
+async fn the_mtu_follows_the_link() {
+    let Some(mut lab) = Lab::new("tm", 2).await else { return };
+    lab.start_all().await;
+    lab.form("campus").await;
+    let has = async |mtu: u16| {
+        let deadline = Instant::now() + PATIENCE;
+        while !lab.ip(0, "link show sv-campus").contains(&format!("mtu {mtu} ")) {
+            assert!(Instant::now() < deadline, "{}", lab.read_log(0));
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    has(1420).await;
+    lab.ip(0, "link set eth0 mtu 1400");
+    has(1320).await;
+}

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use selvedge_host::netlink::Netlink;
 use selvedge_host::wireguard::{self, Changes, DETOUR, Device, PeerSpec, PeerStatus};
+use selvedge_mesh::Role;
 use selvedge_model::{Prefix, WgKey};
 use selvedge_topology::Relays;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::hooks::{Hooks, Kind};
@@ -36,10 +37,15 @@ pub(super) struct Desired {
     pub(super) addresses: Vec<Prefix>,
     /// Its MTU in bytes; `None`: the one that it was made with.
     pub(super) mtu: Option<u16>,
+    /// What this node is in the mesh, for hooks; `None`: it is not known yet.
+    pub(super) role: Option<Role>,
 }
 
 /// How often a device is looked after, and how long to wait before it is made anew.
 const CARE: Duration = Duration::from_secs(5);
+
+/// How long a hook waits for the first plan at most.
+const PLANNED: Duration = Duration::from_secs(2);
 
 /// The state of a mesh's WireGuard on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +196,7 @@ impl Worker {
                     let ready = Status::Ready { port: config.listen_port };
                     info!(interface = config.name, port = config.listen_port, "WireGuard is up");
                     self.report.send_replace(ready);
+                    self.until_planned().await;
                     // A hook finds the peers that are known by now.
                     let behind = !self.apply(&mut device).await;
                     self.hook(Kind::PostUp, &config).await;
@@ -217,7 +224,17 @@ impl Worker {
 
     async fn hook(&self, kind: Kind, config: &wireguard::Config) {
         if let Some(hooks) = &self.hooks {
-            hooks.run(kind, config).await;
+            let desired = self.desired.borrow().clone();
+            hooks.run(kind, config, &desired).await;
+        }
+    }
+
+    /// Waits a while for what the interface is to be, if somebody is to be told of it.
+    async fn until_planned(&mut self) {
+        if self.hooks.as_ref().is_some_and(|hooks| hooks.has(Kind::PostUp)) {
+            let planned = self.desired.wait_for(|desired| desired.relays.is_some());
+            // If it takes longer, the hook is told what is known.
+            timeout(PLANNED, planned).await.map(drop).unwrap_or_default();
         }
     }
 
@@ -337,7 +354,7 @@ impl Worker {
 
 /// Makes a device what is desired. What carries packets comes before what leads them there.
 async fn converge(device: &mut Device, desired: Desired) -> Result<Changes, wireguard::Error> {
-    let Desired { peers, relays, routes, addresses, mtu } = desired;
+    let Desired { peers, relays, routes, addresses, mtu, role: _ } = desired;
     if let Some(relays) = relays {
         device.set_relays(relays);
     }

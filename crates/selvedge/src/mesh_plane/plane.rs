@@ -2,9 +2,10 @@
 
 mod planning;
 mod requests;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,12 +30,13 @@ use super::files::{Files, FilesError, MeshFile};
 use super::ground::Landlord;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
-use super::setup::{self, Answer, Seat, Setup, Wire, wall};
+use super::setup::{self, Answer, Seat, Setup, Socket, Wire, wall};
 use super::topology::Outcome;
 use super::{Reply, Request, view};
-use crate::config::{MeshConfig, WireGuard};
+use crate::config::{MeshConfig, Place, WireGuard};
 use crate::identity;
 use planning::Planning;
+use sockets::Sockets;
 
 /// How often the host's addresses are looked at, and forgotten nodes forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -53,7 +55,7 @@ const _: () = assert!(wire::MAX_DATAGRAM <= selvedge_transport::MAX_DATAGRAM);
 
 /// What the plane's own tasks report.
 enum Report {
-    /// A mesh was founded or joined, or not; the interface's name was reserved for it.
+    /// A mesh was founded or joined, or not; the interface's name and the port were reserved for it.
     SetUp {
         mesh: Option<MeshId>,
         interface: String,
@@ -70,8 +72,8 @@ enum Report {
     Forgotten,
     /// What the host is to do for all meshes; `None` if that could not be planned.
     Planned(Option<Box<Outcome>>),
-    /// The addresses to announce in each mesh.
-    Addresses(BTreeMap<MeshId, Vec<IpAddr>>),
+    /// What to announce in each mesh.
+    Places(BTreeMap<MeshId, Vec<Place>>),
 }
 
 /// The mesh plane.
@@ -86,8 +88,8 @@ pub(super) struct Plane {
     joins: BTreeMap<MeshId, mpsc::Sender<Answer>>,
     /// Meshes that are being left.
     leaving: BTreeSet<MeshId>,
-    /// Interfaces that are being made or removed.
-    reserved: BTreeSet<String>,
+    /// Interfaces that are being made or removed, with their ports if these are known.
+    reserved: BTreeMap<String, u16>,
     heard: view::Heard,
     planning: Planning,
     /// `None`: dry, the host is not touched.
@@ -124,11 +126,9 @@ impl Plane {
             transport,
             files,
             netlink,
-            announce: config.endpoints.clone(),
+            overlays: Vec::new(),
             default_alias: config.name.to_string(),
-            wireguard_port: config.port,
             options: config.options.clone(),
-            hooks: config.hooks.clone(),
             stream,
         };
         let (reporter, reports) = mpsc::channel(64);
@@ -141,7 +141,7 @@ impl Plane {
             meshes: BTreeMap::new(),
             joins: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            reserved: BTreeSet::new(),
+            reserved: BTreeMap::new(),
             heard: view::Heard::new(),
             planning: Planning::default(),
             landlord,
@@ -174,7 +174,10 @@ impl Plane {
                 Some(received) = self.received.recv() => self.handle_message(received),
                 Some(report) = self.reports.recv() => self.handle_report(report),
                 () = sleep_until(due.into()) => self.handle_timeout(),
-                Some(()) = moved.recv() => self.keep_house(),
+                Some(()) = moved.recv() => {
+                    self.keep_house();
+                    self.planning.note();
+                }
                 _ = housekeeping.tick() => self.keep_house(),
             }
         }
@@ -247,22 +250,25 @@ impl Plane {
             }
             Report::Forgotten => self.update_access(),
             Report::Planned(outcome) => self.follow(outcome),
-            Report::Addresses(addresses) => self.announce(addresses),
+            Report::Places(places) => self.announce(places),
         }
     }
 
     fn keep_house(&mut self) {
         let meshes = &self.meshes;
         self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
-        let partners = self.meshes.values().map(|seat| (seat.id(), partner_addresses(seat)));
+        let partners = self.meshes.values().map(|seat| {
+            let overlays: Vec<_> = seat.overlays().collect();
+            (seat.id(), seat.options.clone(), partner_addresses(seat), overlays)
+        });
         let partners: Vec<_> = partners.collect();
-        let (setup, reporter) = (self.setup.clone(), self.reporter.clone());
+        let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
-            let mut addresses = BTreeMap::new();
-            for (mesh, towards) in partners {
-                addresses.insert(mesh, setup.addresses(&towards).await);
+            let mut places = BTreeMap::new();
+            for (mesh, options, towards, own) in partners {
+                places.insert(mesh, setup.places(&options, &towards, &own).await);
             }
-            report(&reporter, Report::Addresses(addresses)).await;
+            report(&reporter, Report::Places(places)).await;
         });
     }
 
@@ -270,6 +276,7 @@ impl Plane {
 
     /// Takes up all meshes that are on disk.
     async fn restore(&mut self, stored: Vec<(MeshId, MeshFile)>) {
+        let mut sockets = Sockets::of(&stored);
         for (mesh, file) in stored {
             let state = match State::decode(&file.core) {
                 Ok(state) if state.mesh() == mesh => state,
@@ -282,12 +289,19 @@ impl Plane {
                     continue;
                 }
             };
-            let MeshFile { key, port, interface, .. } = file;
-            let applier = self.setup.device(mesh, &state.genesis().name, &key, &interface, port);
+            let name = &state.genesis().name;
+            let Socket { interface, port } = sockets.choose(&self.setup.options, mesh, name);
+            let socket = Socket { interface: interface.clone(), port };
+            let key = file.key;
+            let applier = self.setup.device(mesh, name, &key, socket);
             let wire = Wire { key, port, interface, applier };
             if let Err(error) = self.seat(Seat { state, wire }) {
                 self.setup.files.put_aside(mesh, &error);
             }
+        }
+        let meshes: Vec<_> = self.meshes.values().map(|seat| (seat.id(), seat.name())).collect();
+        for name in self.setup.options.idle(&meshes) {
+            warn!(section = format!("mesh.named.{name}"), "this node is in no such mesh (yet)");
         }
     }
 
@@ -385,18 +399,19 @@ impl Plane {
     }
 
     /// Tells the members where this node is reached now.
-    fn announce(&mut self, addresses: BTreeMap<MeshId, Vec<IpAddr>>) {
-        let overlays: Vec<_> = self.meshes.values().map(|seat| seat.core.prefix()).collect();
-        for (mesh, mut addresses) in addresses {
+    fn announce(&mut self, places: BTreeMap<MeshId, Vec<Place>>) {
+        for (mesh, places) in places {
             let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
-            addresses.retain(|ip| !overlays.iter().any(|overlay| overlay.contains(*ip)));
             // A host that has no address for a moment is reached where it was before, if at all.
-            if addresses.is_empty() {
+            if places.is_empty() {
                 continue;
             }
-            let profile = self.setup.reached_at(seat.core.profile(), &addresses, seat.wire.port);
+            let profile = self.setup.reached_at(seat.core.profile(), &places, seat.wire.port);
             match seat.core.set_profile(profile) {
-                Ok(true) => info!(mesh = seat.name(), ?addresses, "announcing new addresses"),
+                Ok(true) => {
+                    let places: Vec<_> = places.iter().map(ToString::to_string).collect();
+                    info!(mesh = seat.name(), ?places, "announcing new addresses");
+                }
                 Ok(false) => {}
                 Err(error) => warn!(mesh = seat.name(), %error, "cannot announce addresses"),
             }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::What;
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
-use selvedge_model::{MeshId, NodeId};
+use selvedge_model::{MeshId, NodeId, Prefix};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
@@ -162,6 +162,11 @@ impl Seated {
         &self.core.genesis().name
     }
 
+    /// The prefixes of the mesh's overlay.
+    pub(super) fn overlays(&self) -> impl Iterator<Item = Prefix> {
+        [Some(self.core.prefix()), self.options.ipv4].into_iter().flatten()
+    }
+
     /// What a plan is made of.
     pub(super) fn site(&mut self, now: Instant) -> Site {
         self.drained = self.core.profile().drained.then(|| self.drained.unwrap_or(now));
@@ -221,10 +226,22 @@ impl Seated {
             info!(mesh, routes = new.used.len(), "the routes by other members have changed");
             debug!(mesh, routes = ?new.used, "routes");
         }
-        if let Some(exit) = new.lost_exit.as_ref().filter(|_| old.lost_exit != new.lost_exit) {
+        if let Some(problem) = new.lost_exit.as_ref().filter(|_| old.lost_exit != new.lost_exit) {
+            warn!(mesh, problem, "no such exit: packets to elsewhere are dropped; correct `exit`");
+        }
+        if !new.own_exits.is_empty() && old.own_exits != new.own_exits {
             warn!(
                 mesh,
-                exit, "the exit is no member: packets to elsewhere are dropped; correct `exit`"
+                families = ?new.own_exits,
+                "this node is an exit itself, so its packets leave by it: `exit` is ignored here"
+            );
+        }
+        if let Some(other) = new.crowded_by.filter(|_| old.crowded_by != new.crowded_by) {
+            warn!(
+                mesh,
+                %other,
+                "the IPv4 prefix overlaps that of another mesh of this node: no IPv4 in this \
+                 one; give each its own by `ipv4` in [mesh.named.NAME]"
             );
         }
         if !new.unpermitted.is_empty() && old.unpermitted != new.unpermitted {

@@ -4,18 +4,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use selvedge_dns::names::{label, names};
 use selvedge_host::masquerade::Masquerade;
 use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use selvedge_topology::{
-    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere,
+    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere, overlap,
     overlay_mtu, owners, plan,
 };
 
 use super::applier::{Desired, Peers};
 use super::endpoints::source_towards;
+use super::names::FindError;
 use super::view;
 use crate::config::{Exit, MeshOptions};
 
@@ -104,8 +106,12 @@ pub(super) struct Layout {
     pub(super) ipv4: Option<Ipv4Addr>,
     /// Where packets beyond the mesh go, and the member by which.
     pub(super) used: BTreeMap<Prefix, NodeId>,
-    /// The exit that is wanted is no member.
+    /// The exit that is wanted is no member: why not.
     pub(super) lost_exit: Option<String>,
+    /// The families in which an exit is wanted though this node is one itself.
+    pub(super) own_exits: BTreeSet<Prefix>,
+    /// The IPv4 prefix overlaps that of this other mesh of the node, and is not used.
+    pub(super) crowded_by: Option<MeshId>,
 }
 
 /// What this host is to do for all meshes.
@@ -122,8 +128,12 @@ pub(super) struct Ground {
 }
 
 /// Plans for all meshes of the node.
-pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
+pub(super) fn decide(sites: &mut [Site], links: &Links) -> Outcome {
+    let crowded = give_way(sites);
+    let sites = &*sites;
     let views: Vec<View> = sites.iter().map(view_of).collect();
+    let own_exits: BTreeSet<Prefix> =
+        views.iter().filter_map(View::me).flat_map(selvedge_topology::Member::exits).collect();
     let mut planned = plan(&views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
@@ -135,6 +145,10 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
             }
             None => Layout::of_nobody(site),
         };
+        layout.crowded_by = crowded.get(&site.mesh).copied();
+        if site.options.exit != Exit::None {
+            layout.own_exits.clone_from(&own_exits);
+        }
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.detour |= !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
@@ -145,6 +159,31 @@ pub(super) fn decide(sites: &[Site], links: &Links) -> Outcome {
         false => sites.iter().map(|site| site.interface.clone()).collect(),
     };
     outcome
+}
+
+/// Takes the IPv4 prefix from meshes in which it overlaps that of another, which they are told
+/// apart by: one of the two would get the packets of both. Who has an address already keeps it.
+fn give_way(sites: &mut [Site]) -> BTreeMap<MeshId, MeshId> {
+    let has_one = |site: &Site| {
+        let mut members = site.members.iter().map(|(member, _)| member);
+        let own = members.find(|member| member.node == site.own);
+        own.is_some_and(|own| own.profile.overlay_ipv4.is_some())
+    };
+    let mut order: Vec<&mut Site> = sites.iter_mut().collect();
+    order.sort_by_key(|site| (!has_one(site), site.mesh));
+    let mut taken: Vec<(Prefix, MeshId)> = Vec::new();
+    let mut crowded = BTreeMap::new();
+    for site in order {
+        let Some(prefix) = site.options.ipv4 else { continue };
+        match taken.iter().find(|(other, _)| overlap(*other, prefix)) {
+            Some((_, by)) => {
+                site.options.ipv4 = None;
+                crowded.insert(site.mesh, *by);
+            }
+            None => taken.push((prefix, site.mesh)),
+        }
+    }
+    crowded
 }
 
 impl Ground {
@@ -188,13 +227,16 @@ impl Layout {
             left_out: plan.left_out,
             unpermitted: plan.unpermitted,
             ipv4,
-            lost_exit: lost_exit(site, view),
+            lost_exit: lost_exit(site),
+            own_exits: BTreeSet::new(),
+            crowded_by: None,
             desired: Desired {
                 peers: peers(plan.peers),
                 relays: Some(plan.relays),
                 routes,
                 addresses: addresses.into_iter().flatten().collect(),
                 mtu: None,
+                role: me.map(|me| me.role),
             },
         }
     }
@@ -232,12 +274,7 @@ const NOBODY: NodeId = NodeId([0; 32]);
 /// Who has which IPv4 address in the mesh, the own node as it is to claim.
 fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
     let Some(prefix) = site.options.ipv4 else { return BTreeMap::new() };
-    let of = |(member, _): &(selvedge_mesh::Member, bool)| Claim {
-        node: member.node,
-        rank: member.serial,
-        address: member.profile.overlay_ipv4,
-    };
-    let mut claims: Vec<Claim> = site.members.iter().map(of).collect();
+    let mut claims: Vec<Claim> = site.members.iter().map(|(member, _)| claim_of(member)).collect();
     let own = claim(site.mesh, prefix, site.own, &claims);
     for claim in claims.iter_mut().filter(|claim| claim.node == site.own) {
         claim.address = own;
@@ -245,21 +282,28 @@ fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
     owners(site.mesh, prefix, &claims).into_iter().map(|(address, node)| (node, address)).collect()
 }
 
-/// The member that an operator means: by its id, or by its name in the mesh.
-fn member_called(site: &Site, name: &str) -> Option<NodeId> {
-    let members = || site.members.iter().map(|(member, _)| member);
-    if let Ok(node) = name.parse::<NodeId>() {
-        return members().map(|member| member.node).find(|it| *it == node);
-    }
-    let claims: Vec<_> = members().map(view::claim).collect();
-    let named = selvedge_dns::names::names(&claims);
-    named.into_iter().find(|(_, named)| named.name == name).map(|(node, _)| node)
+/// What a member claims of the mesh's IPv4 prefix.
+pub(super) const fn claim_of(member: &selvedge_mesh::Member) -> Claim {
+    Claim { node: member.node, rank: member.serial, address: member.profile.overlay_ipv4 }
 }
 
-fn lost_exit(site: &Site, view: &View) -> Option<String> {
+/// The member that an operator means. A name means the one that it belongs to, so that nobody who
+/// claims it too takes it away.
+fn member_called(site: &Site, selector: &str) -> Result<NodeId, FindError> {
+    let claims: Vec<_> = site.members.iter().map(|(member, _)| view::claim(member)).collect();
+    let named = names(&claims);
+    let owner = label(selector)
+        .and_then(|label| named.into_iter().find(|(_, named)| named.name == label))
+        .map(|(node, _)| node);
+    let found = owner.map_or_else(|| view::find_among(&claims, selector), Ok)?;
+    let is_member = claims.iter().any(|claim| claim.node == found);
+    is_member.then_some(found).ok_or_else(|| FindError::NoMember(selector.to_owned()))
+}
+
+fn lost_exit(site: &Site) -> Option<String> {
     match &site.options.exit {
-        Exit::Member(name) if view.options.exit == ExitUse::Only(NOBODY) => Some(name.clone()),
-        Exit::None | Exit::Any | Exit::Member(_) => None,
+        Exit::Member(name) => member_called(site, name).err().map(|error| error.to_string()),
+        Exit::None | Exit::Any => None,
     }
 }
 
@@ -282,7 +326,98 @@ fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
 
 #[cfg(test)]
 mod tests {
+    use selvedge_mesh::{Profile, Role, UnixTime};
+
     use super::*;
+
+    fn member(number: u8, alias: &str) -> (selvedge_mesh::Member, bool) {
+        let (mesh, node) = (MeshId([1; 20]), NodeId([number; 32]));
+        let profile = Profile { alias: alias.to_owned(), ..Profile::default() };
+        let member = selvedge_mesh::Member {
+            node,
+            address: selvedge_mesh::address::node_address(mesh, node),
+            wg: WgKey([number; 32]),
+            role: Role::Peer,
+            profile,
+            seq: 1,
+            not_after: UnixTime(1),
+            founder: number == 1,
+            issuer: NodeId([1; 32]),
+            may_invite: false,
+            allowed: everywhere().into(),
+            issued: UnixTime(1),
+            serial: number.into(),
+        };
+        (member, true)
+    }
+
+    /// A mesh of node 1 with two others.
+    fn site(mesh: u8, options: MeshOptions) -> Site {
+        Site {
+            mesh: MeshId([mesh; 20]),
+            own: NodeId([1; 32]),
+            interface: format!("sv-{mesh}"),
+            members: vec![member(1, "own"), member(2, "GW1"), member(3, "gw1")],
+            options,
+            attempts: Vec::new(),
+            still_serving: false,
+        }
+    }
+
+    #[test]
+    fn an_exit_is_found_by_whatever_a_member_is_called() {
+        let site = site(1, MeshOptions::default());
+        let (second, third) = (NodeId([2; 32]), NodeId([3; 32]));
+        let begin = second.to_string()[..8].to_owned();
+        for name in ["GW1", "gw1", "Gw1", &begin, &second.to_string()] {
+            assert_eq!(member_called(&site, name), Ok(second), "{name}");
+        }
+        let longer = format!("gw1-{}", &third.to_string()[..4]);
+        assert_eq!(member_called(&site, &longer), Ok(third));
+        for name in ["gw2", &NodeId([9; 32]).to_string()] {
+            let error = FindError::NoMember(name.to_owned());
+            assert_eq!(member_called(&site, name), Err(error), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_exit_that_is_no_member_is_said_and_nothing_leaves() {
+        let exit = Exit::Member("nobody".to_owned());
+        let mut sites = [site(1, MeshOptions { exit, ..MeshOptions::default() })];
+        let outcome = decide(&mut sites, &Links::default());
+        let layout = &outcome.layouts[&MeshId([1; 20])];
+        let said = layout.lost_exit.as_deref().expect("said");
+        assert!(said.contains("no member called \"nobody\""), "{said}");
+        assert!(everywhere().iter().all(|it| layout.desired.routes.contains(it)));
+    }
+
+    #[test]
+    fn an_exit_that_wants_an_exit_is_told() {
+        let mut site = site(1, MeshOptions { exit: Exit::Any, ..MeshOptions::default() });
+        site.members[0].0.profile.routes = vec![everywhere()[1]];
+        site.members[1].0.profile.routes = everywhere().into();
+        let outcome = decide(&mut [site], &Links::default());
+        let layout = &outcome.layouts[&MeshId([1; 20])];
+        assert_eq!(layout.own_exits, BTreeSet::from([everywhere()[1]]));
+        assert!(!layout.desired.routes.contains(&everywhere()[1]));
+    }
+
+    #[test]
+    fn of_two_meshes_with_one_ipv4_prefix_who_has_an_address_keeps_it() {
+        let wide = MeshOptions { ipv4: "10.9.0.0/16".parse().ok(), ..MeshOptions::default() };
+        let narrow = MeshOptions { ipv4: "10.9.8.0/24".parse().ok(), ..MeshOptions::default() };
+        let mut sites = [site(1, wide), site(2, narrow)];
+        let crowded = |sites: &[Site; 2]| {
+            let outcome = decide(&mut sites.clone(), &Links::default());
+            let of = |mesh| outcome.layouts[&MeshId([mesh; 20])].clone();
+            [of(1), of(2)].map(|layout| (layout.ipv4.is_some(), layout.crowded_by))
+        };
+        assert_eq!(crowded(&sites), [(true, None), (false, Some(MeshId([1; 20])))]);
+        sites[1].members[0].0.profile.overlay_ipv4 = Some([10, 9, 8, 7].into());
+        assert_eq!(crowded(&sites), [(false, Some(MeshId([2; 20]))), (true, None)]);
+        sites[0].options.ipv4 = "10.8.0.0/16".parse().ok();
+        assert_eq!(crowded(&sites), [(true, None), (true, None)]);
+    }
 
     #[test]
     fn the_mtu_leaves_room_for_wireguard_on_the_link_to_the_peers() {

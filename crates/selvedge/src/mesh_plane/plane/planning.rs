@@ -62,14 +62,14 @@ impl Plane {
     /// Has a plan be made, aside from the loop: with thousands of members it takes a while.
     pub(super) fn plan(&mut self) {
         let now = Instant::now();
-        let sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
+        let mut sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
         if sites.iter().any(|site| site.still_serving) {
             self.planning.note_by(now + DRAIN);
         }
         let (reporter, netlink) = (self.reporter.clone(), self.setup.netlink.clone());
         tokio::spawn(async move {
             let links = Links::look(netlink.as_ref()).await;
-            let outcome = spawn_blocking(move || decide(&sites, &links)).await;
+            let outcome = spawn_blocking(move || decide(&mut sites, &links)).await;
             let outcome = outcome.inspect_err(|error| {
                 error!(%error, "no plan for the meshes; what was planned before stays");
             });
