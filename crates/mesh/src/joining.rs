@@ -174,7 +174,8 @@ impl Joining {
             | Message::Ack(_)
             | Message::Ask(_)
             | Message::Vouch(_)
-            | Message::Accuse(_) => Err(JoinError::Unexpected { from }),
+            | Message::Accuse(_)
+            | Message::Seen(_) => Err(JoinError::Unexpected { from }),
         }
     }
 

@@ -26,12 +26,15 @@
 //! | 26 | [`Message::Ask`] | asks to probe another node |
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
+//! | 30 | [`Message::Seen`] | tells a partner where it is seen; between the drivers |
 //!
 //! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
 //! A node reads its own version and the next one: whatever a version adds, the one before skips,
 //! so that a mesh can be upgraded node by node.
+
+use std::net::IpAddr;
 
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
@@ -115,6 +118,9 @@ pub enum Message {
     Vouch(Vouch),
     /// A node does not answer me: a signed [`crate::rumor::Accusation`].
     Accuse(Accuse),
+    /// I see you there. Where packets come from is known to drivers alone, so the core has no part
+    /// in it.
+    Seen(Seen),
 }
 
 /// The body of [`Message::Digest`].
@@ -210,6 +216,15 @@ pub struct Accuse {
     /// The signed accusation.
     #[n(0)]
     pub accusation: Raw,
+}
+
+/// The body of [`Message::Seen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Seen {
+    /// The address from which the receiver's packets come.
+    #[n(0)]
+    pub addr: IpAddr,
 }
 
 /// The body of [`Message::Records`].
@@ -398,6 +413,7 @@ impl Message {
             Self::Ask(_) => 26,
             Self::Vouch(_) => 27,
             Self::Accuse(_) => 28,
+            Self::Seen(_) => 30,
         }
     }
 
@@ -415,6 +431,7 @@ impl Message {
             Self::Ask(body) => codec::to_vec(body),
             Self::Vouch(body) => codec::to_vec(body),
             Self::Accuse(body) => codec::to_vec(body),
+            Self::Seen(body) => codec::to_vec(body),
             Self::Same | Self::WhoAreYou | Self::Prune => codec::to_vec(&Empty {}),
         }
     }
@@ -444,6 +461,7 @@ impl Message {
             26 => body(bytes).map(Self::Ask),
             27 => body(bytes).map(Self::Vouch),
             28 => body(bytes).map(Self::Accuse),
+            30 => body(bytes).map(Self::Seen),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -583,6 +601,8 @@ mod tests {
             Message::Ask(Ask { target, number: 4, incarnation: 9 }),
             Message::Vouch(Vouch { target, number: 4 }),
             Message::Accuse(Accuse { accusation: raw() }),
+            Message::Seen(Seen { addr: [192, 0, 2, 1].into() }),
+            Message::Seen(Seen { addr: [1; 16].into() }),
             Message::Records(records.clone()),
             Message::Join(Join { invite: raw(), wg: WgKey([6; 32]) }),
             Message::Welcome(Welcome { certificate: raw(), state: records }),

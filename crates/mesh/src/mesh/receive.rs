@@ -47,7 +47,8 @@ impl Mesh {
             | Message::Ack(_)
             | Message::Ask(_)
             | Message::Vouch(_)
-            | Message::Accuse(_) => self.receive_from_member(from, message, now),
+            | Message::Accuse(_)
+            | Message::Seen(_) => self.receive_from_member(from, message, now),
         }
     }
 
@@ -87,7 +88,8 @@ impl Mesh {
             | Message::Ping(_)
             | Message::Join(_)
             | Message::Welcome(_)
-            | Message::Refused(_) => {
+            | Message::Refused(_)
+            | Message::Seen(_) => {
                 return Err(Rejection::Unexpected { kind: message.kind() });
             }
         }

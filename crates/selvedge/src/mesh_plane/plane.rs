@@ -1,11 +1,12 @@
 //! The loop of the mesh plane.
 
+mod places;
 mod planning;
 mod requests;
 mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,12 @@ use super::error::PlaneError;
 use super::events::{self, Stream};
 use super::files::{Files, FilesError, MeshFile};
 use super::ground::Landlord;
+use super::hosts::Hosts;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Socket, Wire, wall};
 use super::topology::Outcome;
-use super::{Reply, Request, view};
+use super::{Reply, Request, observed, view};
 use crate::config::{MeshConfig, Place, WireGuard};
 use crate::identity;
 use planning::Planning;
@@ -47,8 +49,9 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// How many partners' addresses tell which own address is of use.
 const PARTNERS_ASKED: usize = 4;
 
-/// The kind of message that asks to join.
+/// The kind of message that asks to join, and that tells where this node is seen.
 const JOIN: u64 = 16;
+const SEEN: u64 = 30;
 
 // What the core takes for a datagram, the transport takes as one.
 const _: () = assert!(wire::MAX_DATAGRAM <= selvedge_transport::MAX_DATAGRAM);
@@ -74,6 +77,8 @@ enum Report {
     Planned(Option<Box<Outcome>>),
     /// What to announce in each mesh.
     Places(BTreeMap<MeshId, Vec<Place>>),
+    /// The addresses of a host that a member names.
+    Resolved { name: String, answer: Option<BTreeSet<IpAddr>> },
 }
 
 /// The mesh plane.
@@ -91,6 +96,7 @@ pub(super) struct Plane {
     /// Interfaces that are being made or removed, with their ports if these are known.
     reserved: BTreeMap<String, u16>,
     heard: view::Heard,
+    hosts: Hosts,
     planning: Planning,
     /// `None`: dry, the host is not touched.
     landlord: Option<Landlord>,
@@ -143,6 +149,7 @@ impl Plane {
             leaving: BTreeSet::new(),
             reserved: BTreeMap::new(),
             heard: view::Heard::new(),
+            hosts: Hosts::default(),
             planning: Planning::default(),
             landlord,
             reports,
@@ -194,6 +201,8 @@ impl Plane {
         if let Some(join) = self.joins.get(&mesh) {
             // If answers pile up, the next attempt will bring another.
             join.try_send((from, bytes)).unwrap_or_default();
+        } else if wire::kind_of(&bytes) == Ok(SEEN) {
+            self.note_seen(mesh, from, &bytes);
         } else if let Some(seat) = self.meshes.get_mut(&mesh) {
             seat.core.handle_message(from, &bytes, now(self.began), wall());
             if seat.core.is_member(from) {
@@ -212,6 +221,7 @@ impl Plane {
         if self.meshes.values().any(|seat| seat.wire.applier.has_news()) {
             self.planning.note();
         }
+        self.look_up(Instant::now());
         if self.planning.begin(Instant::now()) {
             self.plan();
         }
@@ -251,12 +261,18 @@ impl Plane {
             Report::Forgotten => self.update_access(),
             Report::Planned(outcome) => self.follow(outcome),
             Report::Places(places) => self.announce(places),
+            Report::Resolved { name, answer } => {
+                if self.hosts.note(&name, answer, Instant::now()) {
+                    self.planning.note();
+                }
+            }
         }
     }
 
     fn keep_house(&mut self) {
         let meshes = &self.meshes;
         self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
+        self.tell_seen();
         let partners = self.meshes.values().map(|seat| {
             let overlays: Vec<_> = seat.overlays().collect();
             (seat.id(), seat.options.clone(), partner_addresses(seat), overlays)
@@ -376,7 +392,7 @@ impl Plane {
         let Some(seat) = self.meshes.get(&mesh) else { return };
         wanted.knocks.into_iter().for_each(|knock| self.knock(knock));
         for message in wanted.send {
-            let mut addrs = seat.core.control_endpoints(message.to);
+            let mut addrs = self.control_places(seat, message.to);
             // Datagrams go there anyway; a connection has to be told.
             if let (false, Some(contact)) = (message.datagram, self.heard.get(&message.to)) {
                 addrs.insert(0, contact.from);
@@ -401,16 +417,20 @@ impl Plane {
     /// Tells the members where this node is reached now.
     fn announce(&mut self, places: BTreeMap<MeshId, Vec<Place>>) {
         for (mesh, places) in places {
+            let Some(seat) = self.meshes.get(&mesh) else { continue };
+            let observed = self.observed(seat, Instant::now());
             let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
             // A host that has no address for a moment is reached where it was before, if at all.
             if places.is_empty() {
                 continue;
             }
-            let profile = self.setup.reached_at(seat.core.profile(), &places, seat.wire.port);
+            let (control, port) = (self.setup.listen_port, seat.wire.port);
+            let mut profile = self.setup.reached_at(seat.core.profile(), &places, port);
+            observed::announce(&mut profile, &observed, control, port);
             match seat.core.set_profile(profile) {
                 Ok(true) => {
                     let places: Vec<_> = places.iter().map(ToString::to_string).collect();
-                    info!(mesh = seat.name(), ?places, "announcing new addresses");
+                    info!(mesh = seat.name(), ?places, ?observed, "announcing new addresses");
                 }
                 Ok(false) => {}
                 Err(error) => warn!(mesh = seat.name(), %error, "cannot announce addresses"),
@@ -476,7 +496,7 @@ impl Plane {
         let timers = self.meshes.values().filter_map(|seat| seat.core.poll_timeout());
         let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
         let due = Instant::now() + wait;
-        self.planning.due().map_or(due, |planning| due.min(planning))
+        [self.planning.due(), self.hosts.due()].into_iter().flatten().fold(due, Instant::min)
     }
 
     async fn close(mut self) {

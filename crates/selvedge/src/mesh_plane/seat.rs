@@ -1,5 +1,6 @@
 //! One mesh of this node: its core, its WireGuard, and its file.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::events;
 use super::files::MeshFile;
+use super::observed::Observed;
 use super::recorder::Recorder;
 use super::setup::Wire;
 use super::topology::{Layout, Site};
@@ -96,6 +98,8 @@ pub(super) struct Seated {
     pub(super) options: MeshOptions,
     /// What was planned last.
     pub(super) layout: Layout,
+    /// Where partners see this node.
+    pub(super) observed: Observed,
     /// How often this node may still say something new about its routes.
     pub(super) patience: Patience,
     /// When this node was drained, if it was since it started.
@@ -142,6 +146,7 @@ impl Seated {
             wire,
             options,
             layout: Layout::default(),
+            observed: Observed::default(),
             patience: Patience::default(),
             drained: None,
             changed: false,
@@ -160,6 +165,14 @@ impl Seated {
 
     pub(super) fn name(&self) -> &str {
         &self.core.genesis().name
+    }
+
+    /// Where enough partners see this node.
+    pub(super) fn seen_at(&self, now: Instant) -> Vec<IpAddr> {
+        let own = self.core.node();
+        let members = self.core.members().map(|member| member.node);
+        let partners = members.filter(|node| *node != own && !self.core.is_down(*node)).count();
+        self.observed.places(partners, now)
     }
 
     /// The prefixes of the mesh's overlay.

@@ -144,8 +144,8 @@ impl Setup {
         self.seat(state, wire).await
     }
 
-    /// What to announce in a mesh: the places configured, or else the addresses of the host, the
-    /// ones from which packets to `towards` leave first. A mesh may run over another one of the
+    /// What to announce in a mesh: the addresses configured, or else those of the host, the ones
+    /// from which packets to `towards` leave first; and the names configured. A mesh may run over another one of the
     /// node's if that is what is configured, but never over itself: `own` are its overlay prefixes.
     pub(super) async fn places(
         &self,
@@ -153,14 +153,15 @@ impl Setup {
         towards: &[SocketAddr],
         own: &[Prefix],
     ) -> Vec<Place> {
-        if options.endpoints.is_empty() {
-            let netlink = self.netlink.as_ref();
-            let found = endpoints::discover(netlink, towards, &self.overlays).await;
-            return found.into_iter().map(Place::from).collect();
-        }
         let inside = |ip: IpAddr| own.iter().any(|overlay| overlay.contains(ip));
         let outside = |place: &&Place| !place.address().is_some_and(inside);
-        options.endpoints.iter().filter(outside).cloned().collect()
+        let configured = options.endpoints.iter().filter(outside).cloned();
+        if options.endpoints.iter().any(|place| place.address().is_some()) {
+            return configured.collect();
+        }
+        let netlink = self.netlink.as_ref();
+        let found = endpoints::discover(netlink, towards, &self.overlays).await;
+        found.into_iter().map(Place::from).chain(configured).collect()
     }
 
     /// `profile` with the places where this node is reached, where WireGuard has `port` if nothing

@@ -63,6 +63,8 @@ impl Plane {
     pub(super) fn plan(&mut self) {
         let now = Instant::now();
         let mut sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
+        self.resolve(&mut sites, now);
+        self.look_up(now);
         if sites.iter().any(|site| site.still_serving) {
             self.planning.note_by(now + DRAIN);
         }
