@@ -234,6 +234,8 @@ async fn the_mtu_follows_the_link() {
         }
     };
     has(1420).await;
+    // Until nothing else makes the agent plan.
+    sleep(Duration::from_secs(5)).await;
     lab.ip(0, "link set eth0 mtu 1400");
     has(1320).await;
 }

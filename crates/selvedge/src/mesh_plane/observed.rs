@@ -13,28 +13,44 @@ use selvedge_model::NodeId;
 const VALID: Duration = Duration::from_secs(300);
 /// How many partners have to agree, if there are so many.
 const AGREE: usize = 2;
+/// So often a change is followed at once; others wait until the house is kept.
+const HURRY: Duration = Duration::from_secs(30);
 /// How many partners' words are kept, and how many addresses are announced at most.
 const MAX_SAID: usize = 64;
 const MAX_PLACES: usize = 4;
 
 /// What partners said, each of IPv4 and of IPv6.
 #[derive(Debug, Default)]
-pub(super) struct Observed(BTreeMap<(NodeId, bool), (IpAddr, Instant)>);
+pub(super) struct Observed {
+    said: BTreeMap<(NodeId, bool), (IpAddr, Instant)>,
+    /// When a change was followed at once.
+    hurried: Option<Instant>,
+}
 
 impl Observed {
     /// A partner sees this node there.
     pub(super) fn note(&mut self, by: NodeId, ip: IpAddr, now: Instant) {
-        self.0.insert((by, ip.is_ipv6()), (ip, now));
-        if self.0.len() > MAX_SAID {
-            let oldest = self.0.iter().min_by_key(|(_, (_, at))| *at).map(|(by, _)| *by);
-            oldest.map(|by| self.0.remove(&by));
+        self.said.insert((by, ip.is_ipv6()), (ip, now));
+        if self.said.len() > MAX_SAID {
+            let oldest = self.said.iter().min_by_key(|(_, (_, at))| *at).map(|(by, _)| *by);
+            oldest.map(|by| self.said.remove(&by));
         }
+    }
+
+    /// Whether to follow a change at once: not each time, or a partner that says this and that would
+    /// keep the whole mesh busy.
+    pub(super) fn hurry(&mut self, now: Instant) -> bool {
+        let may = self.hurried.is_none_or(|at| now >= at + HURRY);
+        if may {
+            self.hurried = Some(now);
+        }
+        may
     }
 
     /// The addresses on which enough of so many partners agree.
     pub(super) fn places(&self, partners: usize, now: Instant) -> Vec<IpAddr> {
         let mut count: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for (ip, _) in self.0.values().filter(|(_, at)| now < *at + VALID) {
+        for (ip, _) in self.said.values().filter(|(_, at)| now < *at + VALID) {
             *count.entry(*ip).or_default() += 1;
         }
         let enough = partners.clamp(1, AGREE);
@@ -89,8 +105,15 @@ mod tests {
         for number in 0..=255 {
             observed.note(NodeId([number; 32]), SEEN, now + Duration::from_secs(number.into()));
         }
-        assert_eq!(observed.0.len(), MAX_SAID);
-        assert!(observed.0.contains_key(&(NodeId([255; 32]), false)), "the newest are");
+        assert_eq!(observed.said.len(), MAX_SAID);
+        assert!(observed.said.contains_key(&(NodeId([255; 32]), false)), "the newest are");
+    }
+
+    #[test]
+    fn who_says_this_and_that_keeps_nobody_busy() {
+        let (mut observed, now) = (Observed::default(), Instant::now());
+        assert!(observed.hurry(now) && !observed.hurry(now + HURRY / 2));
+        assert!(observed.hurry(now + HURRY));
     }
 
     #[test]

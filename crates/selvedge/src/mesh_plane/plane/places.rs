@@ -26,7 +26,7 @@ impl Plane {
         let now = Instant::now();
         let before = seat.seen_at(now);
         seat.observed.note(from, seen, now);
-        if seat.seen_at(now) != before {
+        if seat.seen_at(now) != before && seat.observed.hurry(now) {
             self.keep_house();
         }
     }
