@@ -64,6 +64,7 @@ scenarios() {
     scenario mesh-clients "" selvedge-lab mesh-clients --cuts 20
     scenario mesh-exits "" selvedge-lab mesh-exits --runs 20
     scenario mesh-bridges "" selvedge-lab mesh-bridges --runs 20
+    scenario mesh-overlay "$LOST_MORE" selvedge-lab mesh-overlay --networks 20 --runs 20 "${LOST[@]}"
     scenario sim-500 "" selvedge-sim gateway --chaos --seeds 0..1000 --networks 500
     scenario sim-50000 "" selvedge-sim gateway --chaos --seeds 0..10 --networks 50000
     scenario mesh-partition "" selvedge-sim mesh --scenario testing/sim/scenarios/long-partition.toml

@@ -58,7 +58,7 @@ scenarios() {
     scenario lab-mesh-leave selvedge-lab mesh-leave --runs 1 --max-gone-ms 10000 --json
     scenario lab-mesh-roam selvedge-lab mesh-roam --runs 1 --max-outage-ms 15000 --json
     scenario lab-mesh-speed selvedge-lab mesh-speed --seconds 2 --runs 3 --min-ratio 0.3 --json
-    scenario lab-mesh-clients selvedge-lab mesh-clients --cuts 1 --max-joined-ms 60000 --max-outage-ms 15000 --json
+    scenario lab-mesh-clients selvedge-lab mesh-clients --cuts 1 --max-joined-ms 60000 --max-direct-ms 120000 --max-outage-ms 15000 --json
     scenario lab-mesh-exits selvedge-lab mesh-exits --users 12 --runs 1 --max-outage-ms 15000 --json
     scenario lab-mesh-bridges selvedge-lab mesh-bridges --runs 1 --max-reroute-ms 15000 --json
     if [ ! -x /usr/lib/frr/bgpd ] || ! command -v etcd >/dev/null; then
@@ -74,6 +74,7 @@ scenarios() {
     scenario lab-restart selvedge-lab restart --networks 20 --runs 2 --json
     scenario lab-bgpd selvedge-lab bgpd --networks 20 --runs 1 --json
     scenario lab-majority selvedge-lab majority --networks 20 --json
+    scenario lab-mesh-overlay selvedge-lab mesh-overlay --networks 5 --runs 2 --max-outage-ms 5000 --json
     scenario lab-store selvedge-lab store --networks 2000 --runs 1 --json
 }
 

@@ -206,6 +206,15 @@ impl Client {
         self.call(Request::new(Method::DELETE, &path), None::<&()>).await
     }
 
+    /// Who would be put out of a mesh with a member, each by name or id; nothing is done.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also if this node may not.
+    pub async fn eviction(&self, mesh: &str, member: &str) -> Result<mesh::Evicted, ClientError> {
+        let path = ["meshes", mesh, "members", member, "eviction"];
+        self.call(Request::new(Method::GET, &path), None::<&()>).await
+    }
+
     /// Says something else about this node in a mesh, by name or id.
     ///
     /// # Errors
@@ -265,6 +274,14 @@ impl Client {
         self.get(&["dns"]).await
     }
 
+    /// The overlay networks that this host carries over a mesh.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn tunnels(&self) -> Result<mesh::Tunnels, ClientError> {
+        self.get(&["tunnels"]).await
+    }
+
     /// The description of the API (OpenAPI 3.1), as JSON.
     ///
     /// # Errors
@@ -312,6 +329,15 @@ impl Client {
     /// See [`ClientError`].
     pub async fn take_over(&self, name: NodeName) -> Result<gateway::Takeover, ClientError> {
         self.post(&["gateway", "takeover"], &gateway::TakeoverRequest { name }).await
+    }
+
+    /// Fills a store that was reset with what this agent knew of the former one, for some seconds: to
+    /// be repeated until it is done.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn refill(&self) -> Result<gateway::Refill, ClientError> {
+        self.post(&["gateway", "refill"], &()).await
     }
 
     /// Strikes a node that is gone for good from the roster.

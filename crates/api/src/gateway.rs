@@ -410,6 +410,19 @@ pub struct Takeover {
     pub heard: Vec<NodeName>,
 }
 
+/// How far a store that was reset is filled again. To be asked for until it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refill {
+    /// How many keys were written, as far as this call did that.
+    pub keys: usize,
+    /// The store's revision.
+    pub revision: i64,
+    /// It has to be greater than this, so that all agents take it for the store that they know.
+    pub beyond: i64,
+    /// Whether it is.
+    pub done: bool,
+}
+
 /// A node that is struck from the roster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Removed {

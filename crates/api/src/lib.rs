@@ -21,13 +21,16 @@
 //! | `POST /v1/meshes/{mesh}/query` | [`mesh::QueryRequest`] | any JSON |
 //! | `POST /v1/meshes/{mesh}/invites` | [`mesh::InviteRequest`] | [`mesh::Invite`] |
 //! | `DELETE /v1/meshes/{mesh}/members/{member}` | | [`mesh::Evicted`] |
+//! | `GET /v1/meshes/{mesh}/members/{member}/eviction` | | [`mesh::Evicted`], nothing done |
 //! | `GET /v1/dns` | | [`mesh::Dns`] |
+//! | `GET /v1/tunnels` | | [`mesh::Tunnels`] |
 //! | `GET /v1/openapi.json` | | the description of all this (OpenAPI 3.1) |
 //! | `GET /v1/gateway` | | [`gateway::Status`] |
 //! | `GET /v1/gateway/networks` | | list of [`gateway::NetworkRow`] |
 //! | `POST /v1/gateway/drain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
 //! | `POST /v1/gateway/undrain` | [`gateway::DrainRequest`] | [`gateway::Drain`] |
 //! | `POST /v1/gateway/takeover` | [`gateway::TakeoverRequest`] | [`gateway::Takeover`] |
+//! | `POST /v1/gateway/refill` | | [`gateway::Refill`] |
 //! | `DELETE /v1/gateway/nodes/{name}` | | [`gateway::Removed`] |
 //! | `GET /v1/gateway/history` | query: [`gateway::HistoryQuery`] | list of [`gateway::ChangeRow`] |
 //! | `GET /v1/gateway/check` | | list of [`gateway::Finding`] |

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_model::{MeshId, NodeId, Prefix, Vni, WgKey};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -26,7 +26,7 @@ pub struct CreateRequest {
 }
 
 /// Make a token that lets others join a mesh.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct InviteRequest {
     /// How many nodes may join with it.
     pub uses: u32,
@@ -43,6 +43,23 @@ pub struct InviteRequest {
     /// Whether they may invite others, and evict those again. The founder alone grants this.
     #[serde(default, skip_serializing_if = "is_false")]
     pub may_invite: bool,
+    /// How many each of them may admit then; 256 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guests: Option<u32>,
+}
+
+/// For one peer, within a day.
+impl Default for InviteRequest {
+    fn default() -> Self {
+        Self {
+            uses: 1,
+            expires_s: 86_400,
+            role: Role::default(),
+            allow: Vec::new(),
+            may_invite: false,
+            guests: None,
+        }
+    }
 }
 
 /// A token that lets others join a mesh.
@@ -120,7 +137,7 @@ pub struct Left {
     pub name: String,
 }
 
-/// A node that was put out of a mesh.
+/// A node that was put out of a mesh, or would be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Evicted {
     /// The mesh.
@@ -165,6 +182,20 @@ pub struct Summary {
     /// Whether this node was evicted from it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub evicted: bool,
+    /// Its direct paths to other clients.
+    #[serde(default)]
+    pub direct: DirectPaths,
+}
+
+/// The direct paths of a client in a mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DirectPaths {
+    /// How many carry packets.
+    pub open: usize,
+    /// How often one was tried since the agent started.
+    pub attempts: u64,
+    /// How often that was in vain, or one that carried packets fell silent.
+    pub failures: u64,
 }
 
 /// A mesh as one of its members sees it.
@@ -188,6 +219,9 @@ pub struct Mesh {
     pub prefix: Prefix,
     /// The UDP port of this node's WireGuard interface.
     pub listen_port: u16,
+    /// Who does the work of WireGuard: `kernel` or `userspace`; absent if nobody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<String>,
     /// Where this node's packets to beyond the mesh go.
     #[serde(default)]
     pub routes: Vec<UsedRoute>,
@@ -453,6 +487,41 @@ pub enum Hookup {
     #[default]
     #[serde(other)]
     Manual,
+}
+
+/// The overlay networks that this host carries over a mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tunnels {
+    /// The mesh, as the configuration names it.
+    pub mesh: String,
+    /// The interface by which the networks are carried; none as long as this node is no member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Where this host's tunnels begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv6Addr>,
+    /// The MTU of the networks in bytes; none as long as the interface is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The networks, by VNI.
+    #[serde(default)]
+    pub networks: Vec<Tunnel>,
+}
+
+/// An overlay network that this host carries over a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tunnel {
+    /// The network.
+    #[schema(value_type = u32)]
+    pub vni: Vni,
+    /// The members to which its frames are flooded.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub endpoints: Vec<Ipv6Addr>,
+    /// Why it has no tunnel here, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Whether a member is there.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use selvedge_model::{NodeName, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
-use crate::core::NodeRole;
+use crate::core::{Memory, NodeRole, Remembered};
 use crate::keys::{Field, Key};
 use crate::kv::{Event, KeyValue, LeaseId, Revision, Snapshot};
 use crate::machine::State;
@@ -237,6 +237,18 @@ impl Cache {
         };
         for kv in snapshot.keys {
             self.apply(&Event::Put(kv));
+        }
+    }
+
+    /// Takes in what an earlier run knew of the nodes, until everything is read anew.
+    pub(crate) fn recall(&mut self, memory: Memory) {
+        self.nodes_revision = memory.revision;
+        for (name, Remembered { incarnation, roster }) in memory.nodes {
+            let live =
+                incarnation.map(|incarnation| Live { incarnation, lease: None, value: None });
+            self.live.extend(live.map(|live| (name.clone(), live)));
+            let slot = Slot { value: roster, modified: memory.revision, lease: None };
+            self.roster.insert(name, slot);
         }
     }
 

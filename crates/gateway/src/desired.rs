@@ -36,6 +36,16 @@ impl Duty {
     pub const FULL: Self = Self { fabric: true, upstream: Upstream::Whole, answering: true };
     /// Everything, with more-specific routes: what a new owner does at first.
     pub const TAKEOVER: Self = Self { fabric: true, upstream: Upstream::Halves, answering: true };
+
+    /// Both this and another one.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            fabric: self.fabric || other.fabric,
+            upstream: self.upstream.max(other.upstream),
+            answering: self.answering || other.answering,
+        }
+    }
 }
 
 /// What the applier shall bring about for one network.

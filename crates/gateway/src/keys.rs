@@ -14,6 +14,10 @@ pub const PREFIXES: [&str; 2] = ["/selvedge/", "/wmgwd/"];
 /// Held by the one node that starts planned moves, under its lease.
 pub const PLANNER: &str = "/selvedge/planner";
 
+/// Written over and over while a store that was reset is filled again, until its revision is beyond
+/// that of the former one. Nobody watches it.
+pub const REFILLED: &str = "/selvedge-refilled";
+
 /// One of the three keys that a network consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Field {

@@ -18,6 +18,6 @@ pub mod wire;
 
 pub use crate::core::status;
 pub use crate::core::{
-    Config, Event, Gateway, Isolated, LeaseWork, NodeRole, OperatorError, Reason, StoreInput,
-    Timing, Token,
+    Config, Event, Gateway, Isolated, Memory, NodeRole, OperatorError, Reason, Remembered,
+    StoreInput, Timing, Token,
 };

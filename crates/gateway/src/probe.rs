@@ -53,6 +53,9 @@ pub enum Answer {
     Convicted,
     /// This incarnation of yours is not registered, as far as I know.
     Unregistered,
+    /// I have only just been started and know nothing of you yet: I am here, but that is no word
+    /// for you.
+    Unsure,
 }
 
 /// What a sender has to say to everybody. Older news of the same incarnation are ignored.

@@ -24,6 +24,7 @@
 //! eight; each vote adds some 20. [`MAX_DATAGRAM`] holds 32 voters whose names have 27 letters, or
 //! 14 with the longest, three votes and the greatest numbers included.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use minicbor::decode::{Decoder, Error as CborError};
@@ -36,6 +37,8 @@ use crate::probe::{Answer, Body, Electorate, MAX_VOTERS, Message, News, Stage, V
 
 /// The version of the format.
 pub const VERSION: u8 = 1;
+/// What is read: the next version too, so that agents of adjacent versions hear each other.
+const KNOWN: RangeInclusive<u8> = VERSION..=VERSION + 1;
 /// No datagram is longer than this, in bytes. It passes every path that carries IPv6 whole, under
 /// an encapsulation or two (1280 bytes: RFC 8200, section 5).
 pub const MAX_DATAGRAM: usize = 1200;
@@ -105,7 +108,9 @@ pub enum OpenError {
     #[error("it is no probe")]
     Garbage,
     /// Of a version that is not known here.
-    #[error("it has version {found}, which is not known here (known: {VERSION})")]
+    #[error(
+        "it has version {found}, which is not known here (known: {VERSION} and its neighbours)"
+    )]
     Version {
         /// Its version.
         found: u8,
@@ -215,7 +220,7 @@ impl<'a> Parts<'a> {
         let (covered, tag) = datagram.split_last_chunk().ok_or(OpenError::Garbage)?;
         let rest = covered.strip_prefix(&MAGIC).ok_or(OpenError::Garbage)?;
         let ([version, length], rest) = rest.split_first_chunk().ok_or(OpenError::Garbage)?;
-        if *version != VERSION {
+        if !KNOWN.contains(version) {
             return Err(OpenError::Version { found: *version });
         }
         let (name, body) = rest.split_at_checked(usize::from(*length)).ok_or(OpenError::Garbage)?;
@@ -416,6 +421,7 @@ const fn number_of(answer: Answer) -> u64 {
         Answer::Withheld => 1,
         Answer::Convicted => 2,
         Answer::Unregistered => 3,
+        Answer::Unsure => 4,
     }
 }
 
@@ -425,7 +431,8 @@ const fn answer_of(number: u64) -> Result<Answer, DecodeError> {
         1 => Ok(Answer::Withheld),
         2 => Ok(Answer::Convicted),
         3 => Ok(Answer::Unregistered),
-        4.. => Err(DecodeError::Unknown { what: "an answer", number }),
+        4 => Ok(Answer::Unsure),
+        5.. => Err(DecodeError::Unknown { what: "an answer", number }),
     }
 }
 
@@ -619,8 +626,8 @@ mod tests {
     #[test]
     fn another_version_is_named() {
         let mut datagram = seal(&probe(gateways(3, 3)), &name("g00"), &key(1, 2)).expect("small");
-        datagram[4] = 2;
-        assert_eq!(open(&datagram, |_| None), Err(OpenError::Version { found: 2 }));
+        datagram[4] = 9;
+        assert_eq!(open(&datagram, |_| None), Err(OpenError::Version { found: 9 }));
     }
 
     /// A probe's body with one field more; its first byte is the size of the map.
@@ -651,7 +658,7 @@ mod tests {
         assert_eq!(with(&message, 1, &[2]), unknown("a kind", 2));
         let ack = Body::Ack { nonce: 1, answer: Answer::Alive };
         let ack = Message { body: ack, ..message.clone() };
-        assert_eq!(with(&ack, 3, &[4]), unknown("an answer", 4));
+        assert_eq!(with(&ack, 3, &[5]), unknown("an answer", 5));
         let cases: [(&str, u8, &[u8]); 7] = [
             ("an acknowledgement without an answer", 1, &[1]),
             (
@@ -690,6 +697,19 @@ mod tests {
         datagram.extend(&tag.as_bytes()[..TAG]);
         let error = open(&datagram, |_| Some(&key)).expect_err("no message");
         assert!(matches!(error, OpenError::Contents { from, .. } if from == name("a")));
+    }
+
+    #[test]
+    fn the_next_version_is_heard() {
+        let key = key(1, 2);
+        let versions = (0..=u8::MAX).filter(|version| {
+            let mut datagram = [&MAGIC[..], &[*version, 1, b'a', 0xff]].concat();
+            let tag = key.tag(&datagram);
+            datagram.extend(&tag.as_bytes()[..TAG]);
+            let error = open(&datagram, |_| Some(&key)).expect_err("no message");
+            !matches!(error, OpenError::Version { found } if found == *version)
+        });
+        assert_eq!(versions.collect::<Vec<_>>(), [VERSION, VERSION + 1]);
     }
 
     fn any_name() -> impl Strategy<Value = NodeName> {

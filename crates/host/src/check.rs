@@ -5,13 +5,14 @@
 mod config;
 mod frr;
 mod host;
+mod segment;
 mod upstream;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use selvedge_api::gateway::{Finding, Place, Severity};
 use selvedge_model::{Prefix, Vni};
-use serde::Serialize;
 
 use crate::inventory::{Declared, Found, Inventory, Names};
 use crate::netlink::Netlink;
@@ -30,6 +31,8 @@ pub struct CheckConfig {
     pub uplink: Vec<String>,
     /// The interfaces towards the other tunnel endpoints; none: as above.
     pub fabric: Vec<String>,
+    /// Whether the agent makes the VXLAN interfaces, over a mesh.
+    pub over_mesh: bool,
     /// How many stations a network has, on average: the host's tables of neighbours have to hold
     /// them all.
     pub stations: u32,
@@ -57,78 +60,10 @@ impl Default for CheckConfig {
             found: Vec::new(),
             uplink: Vec::new(),
             fabric: Vec::new(),
+            over_mesh: false,
             stations: 32,
             frr: None,
         }
-    }
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// The gateway works, and will not under some circumstances.
-    Warning,
-    /// The gateway cannot do its job.
-    Problem,
-}
-
-/// Where the lines of a [`Finding`] are to be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Place {
-    /// In a shell, as root.
-    Shell,
-    /// In `vtysh`, after `configure terminal`.
-    Vtysh,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// What was looked at: a daemon, a setting, an interface, a network.
-    pub subject: String,
-    /// What was found, for people.
-    pub text: String,
-    /// Where the lines belong.
-    pub place: Place,
-    /// The lines that put it right. Words in capitals stand for what only the operator knows.
-    pub fix: Vec<String>,
-}
-
-impl Finding {
-    fn ok(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Ok,
-            subject: subject.into(),
-            text: text.into(),
-            place: Place::Shell,
-            fix: Vec::new(),
-        }
-    }
-
-    fn warning(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::ok(subject, text) }
-    }
-
-    fn problem(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { severity: Severity::Problem, ..Self::ok(subject, text) }
-    }
-
-    /// Adds lines for a shell.
-    fn shell<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
-        let fix = lines.into_iter().map(Into::into).collect();
-        Self { place: Place::Shell, fix, ..self }
-    }
-
-    /// Adds lines for `vtysh`.
-    fn vtysh<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
-        let fix = lines.into_iter().map(Into::into).collect();
-        Self { place: Place::Vtysh, fix, ..self }
     }
 }
 

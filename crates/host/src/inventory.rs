@@ -97,6 +97,9 @@ pub enum Problem {
         /// The bridge.
         bridge: String,
     },
+    /// The kernel has no IPv6 on the bridge, and the network has an IPv6 gateway.
+    #[error("the interface {0} has no IPv6, as none has whose MTU is below 1280")]
+    NoIpv6(String),
     /// The kernel forwards no packets.
     #[error("the kernel does not forward what arrives at {interface}: set {setting} to 1")]
     NoForwarding {
@@ -636,8 +639,16 @@ fn forwarding_problem(network: &Network) -> Result<Option<Problem>, Error> {
         let is_v4 = family == Family::V4;
         let used = network.gateways.iter().any(|gateway| gateway.addr().is_ipv4() == is_v4);
         let interface = &network.bridge.name;
-        if used && sysctl::get(family, interface, "forwarding")? == 0 {
-            return Ok(Some(Problem::NoForwarding { interface: interface.clone(), setting }));
+        if !used {
+            continue;
+        }
+        match sysctl::get(family, interface, "forwarding") {
+            Ok(0) => {
+                return Ok(Some(Problem::NoForwarding { interface: interface.clone(), setting }));
+            }
+            Ok(_) => {}
+            Err(_) if !is_v4 => return Ok(Some(Problem::NoIpv6(interface.clone()))),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(None)

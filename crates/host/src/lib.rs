@@ -16,10 +16,12 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod nudge;
 pub mod packet;
 pub mod ping;
 pub mod priority;
 pub mod sysctl;
+pub mod tunnels;
 pub mod wireguard;
 
 #[cfg(test)]

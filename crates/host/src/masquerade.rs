@@ -17,7 +17,7 @@ const CLEAR: &str = "add table inet selvedge_mesh\ndelete table inet selvedge_me
 /// What is masqueraded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masquerade {
-    /// The interfaces of all meshes: what stays within them is left as it is.
+    /// The interfaces of all meshes: what comes in by one of them and stays within none.
     pub meshes: BTreeSet<String>,
     /// The sources: overlay prefixes of the meshes, and what is reached through them.
     pub sources: BTreeSet<Prefix>,
@@ -51,9 +51,7 @@ impl Masquerade {
         }
         let mut text = format!("{CLEAR}table inet selvedge_mesh {{\n chain postrouting {{\n");
         let _ = writeln!(text, "  type nat hook postrouting priority srcnat; policy accept;");
-        if !self.meshes.is_empty() {
-            let _ = writeln!(text, "  oifname {{ {} }} accept", quoted(&self.meshes));
-        }
+        let _ = writeln!(text, "  oifname {{ {} }} accept", quoted(&self.meshes));
         text + &rules + " }\n}\n"
     }
 
@@ -61,10 +59,11 @@ impl Masquerade {
         let sources =
             self.sources.iter().map(Prefix::network).filter(|it| it.addr().is_ipv6() == v6);
         let sources: BTreeSet<Prefix> = without_covered(sources.collect());
-        match sources.is_empty() {
-            true => String::new(),
-            false => format!("  {family} saddr {{ {} }} masquerade\n", listed(sources)),
+        if sources.is_empty() || self.meshes.is_empty() {
+            return String::new();
         }
+        let (meshes, sources) = (quoted(&self.meshes), listed(sources));
+        format!("  iifname {{ {meshes} }} {family} saddr {{ {sources} }} masquerade\n")
     }
 }
 
@@ -101,8 +100,14 @@ mod tests {
     fn the_rules_name_sources_by_family() {
         let rules = masquerade(&["sv-a"], &["fd00::/64", "10.9.0.1/16", "10.9.1.0/24"]).ruleset();
         assert!(rules.contains("oifname { \"sv-a\" } accept\n"), "{rules}");
-        assert!(rules.contains("ip saddr { 10.9.0.0/16 } masquerade\n"), "{rules}");
-        assert!(rules.contains("ip6 saddr { fd00::/64 } masquerade\n"), "{rules}");
+        assert!(
+            rules.contains("iifname { \"sv-a\" } ip saddr { 10.9.0.0/16 } masquerade\n"),
+            "{rules}"
+        );
+        assert!(
+            rules.contains("iifname { \"sv-a\" } ip6 saddr { fd00::/64 } masquerade\n"),
+            "{rules}"
+        );
         assert_eq!(masquerade(&["sv-a"], &[]).ruleset(), CLEAR);
     }
 
@@ -204,17 +209,26 @@ mod tests {
         let on = masquerade(&["mesh"], &["fd77::/64", "10.9.0.0/16"]);
         let forwarding = router.run(|| {
             runtime.block_on(on.apply(&Nft::default())).expect("applied");
-            crate::forwarding::Forwarding::enable().expect("enabled")
+            let plan = crate::forwarding::Forwarding::switched_on().expect("readable");
+            plan.apply().expect("enabled");
+            plan
         });
         let seen = |src, dst| seen_from(&inside, &outside, src, dst).to_string();
         assert_eq!(seen("fd77::2", "2001:db8::2"), "2001:db8::1");
         assert_eq!(seen("10.9.0.2", "192.0.2.2"), "192.0.2.1");
+        // What came by another way is nobody's of the mesh, whatever its address.
+        let other = masquerade(&["elsewhere"], &["fd77::/64", "10.9.0.0/16"]);
+        let apply = |rules: &Masquerade| {
+            let applied = router.run(|| runtime.block_on(rules.apply(&Nft::default())));
+            applied.expect("entered").expect("applied");
+        };
+        apply(&other);
+        assert_eq!(seen("fd77::2", "2001:db8::2"), "fd77::2");
         // Into a mesh everybody is seen as who it is.
+        apply(&on);
+        assert_eq!(seen("fd77::2", "2001:db8::2"), "2001:db8::1");
         let back = masquerade(&["mesh", "up"], &["fd77::/64", "10.9.0.0/16"]);
-        router
-            .run(|| runtime.block_on(back.apply(&Nft::default())))
-            .expect("entered")
-            .expect("applied");
+        apply(&back);
         assert_eq!(seen("fd77::2", "2001:db8::2"), "fd77::2");
         router.run(|| forwarding.expect("entered").restore()).expect("entered").expect("restored");
     }

@@ -3,7 +3,9 @@
 //! A [`Netlink`] speaks to one network namespace: the one that its socket was opened in. All
 //! operations are idempotent: adding what exists and deleting what is absent succeed.
 
+pub(crate) mod attribute;
 mod codec;
+pub(crate) mod generic;
 mod link;
 mod rule;
 
@@ -25,6 +27,7 @@ use tokio::sync::Mutex;
 
 use crate::netns::{self, Namespace};
 
+pub use attribute::Malformed;
 pub use link::{Link, LinkKind, NewLink, Vxlan};
 pub use rule::Detour;
 
@@ -70,6 +73,14 @@ pub enum Error {
     /// The table that was read changed under the reader again and again. Nothing was changed.
     #[error("cannot {0}: the table kept changing while it was read")]
     Unstable(&'static str),
+}
+
+impl Error {
+    /// Whether the kernel refused for this reason (`E*`).
+    #[must_use]
+    pub fn is(&self, errno: i32) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(errno))
+    }
 }
 
 /// An address of an interface.
@@ -590,20 +601,7 @@ impl Netlink {
         request: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let _alone = self.dumps.lock().await;
-        for _ in 0..DUMP_ATTEMPTS {
-            let outcome = match self.request(request.clone(), NLM_F_REQUEST | NLM_F_DUMP) {
-                Ok(stream) => collect(stream).await,
-                Err(failure) => Err(failure),
-            };
-            match outcome {
-                Ok(answer) if answer.interrupted => {}
-                Ok(answer) => return Ok(answer.messages),
-                // There is no such routing table yet.
-                Err(Failure::Errno(libc::ENOENT)) => return Ok(Vec::new()),
-                Err(failure) => return Err(failure.into_error(operation, "of the kernel")),
-            }
-        }
-        Err(Error::Unstable(operation))
+        dump(operation, || self.request(request.clone(), NLM_F_REQUEST | NLM_F_DUMP)).await
     }
 
     fn request(
@@ -617,10 +615,30 @@ impl Netlink {
     }
 }
 
+/// Asks for a dump until one was not interrupted.
+async fn dump<T, S: Stream<Item = NetlinkMessage<T>>>(
+    operation: &'static str,
+    ask: impl Fn() -> Result<S, Failure>,
+) -> Result<Vec<T>, Error> {
+    for _ in 0..DUMP_ATTEMPTS {
+        let outcome = match ask() {
+            Ok(stream) => collect(stream).await,
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(answer) if answer.interrupted => {}
+            Ok(answer) => return Ok(answer.messages),
+            // There is no such routing table yet.
+            Err(Failure::Errno(libc::ENOENT)) => return Ok(Vec::new()),
+            Err(failure) => return Err(failure.into_error(operation, "of the kernel")),
+        }
+    }
+    Err(Error::Unstable(operation))
+}
+
 /// What the kernel answered to one request.
-#[derive(Default)]
-struct Answer {
-    messages: Vec<RouteNetlinkMessage>,
+struct Answer<T> {
+    messages: Vec<T>,
     interrupted: bool,
 }
 
@@ -643,18 +661,16 @@ impl Failure {
     }
 }
 
-async fn collect(
-    stream: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
-) -> Result<Answer, Failure> {
+async fn collect<T>(stream: impl Stream<Item = NetlinkMessage<T>>) -> Result<Answer<T>, Failure> {
     let all = read_to_end(stream);
     tokio::time::timeout(PATIENCE, all).await.unwrap_or(Err(Failure::Lost("no answer in time")))
 }
 
-async fn read_to_end(
-    stream: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>>,
-) -> Result<Answer, Failure> {
+async fn read_to_end<T>(
+    stream: impl Stream<Item = NetlinkMessage<T>>,
+) -> Result<Answer<T>, Failure> {
     let mut stream = std::pin::pin!(stream);
-    let mut answer = Answer::default();
+    let mut answer = Answer { messages: Vec::new(), interrupted: false };
     while let Some(message) = stream.next().await {
         answer.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         match message.payload {

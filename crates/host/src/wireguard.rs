@@ -1,36 +1,36 @@
-//! WireGuard in this process: a TUN interface, a UDP socket, and the protocol between them.
+//! WireGuard: an interface, a UDP socket, and the protocol between them. The work is done by this
+//! process on a TUN interface ([`userspace`]), or by the kernel where it can ([`kernel`]).
 
+mod destinations;
+mod greet;
+mod kernel;
 mod plan;
 mod relay;
 mod routes;
 mod uapi;
+mod userspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use gotatun::device::Peer;
-use gotatun::device::configure::DeviceWrite;
-use gotatun::tun::tun;
-use gotatun::tun::tun_async_device::TunDevice;
-use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519::{PublicKey, StaticSecret};
-use ipnetwork::IpNetwork;
 use selvedge_model::{Prefix, WgKey};
 use selvedge_topology::Relays;
 use zeroize::Zeroizing;
 
 use crate::netlink::{self, AddressOptions, Netlink};
 
+pub use destinations::Destinations;
+use greet::Greetings;
+use kernel::Kernel;
+pub use kernel::Told;
 pub use plan::Changes;
-use plan::{Step, Update};
-use relay::{Relay, Rules};
-pub use routes::DETOUR;
-
-type Transports = (UdpSocketFactory, Relay<TunDevice>, Relay<TunDevice>);
+use plan::Step;
+pub use routes::{DETOUR, PROTOCOL};
+use userspace::Userspace;
 
 /// The bytes that WireGuard adds to a packet at most: IPv6, UDP and its own header and tag.
 pub const OVERHEAD: u16 = 80;
@@ -47,6 +47,24 @@ pub enum Error {
         name: String,
         /// The cause.
         reason: String,
+    },
+    /// The kernel has no WireGuard. Nothing was changed.
+    #[error(
+        "cannot make the WireGuard interface {0}: this kernel has no WireGuard; load its module \
+         (modprobe wireguard, part of Linux since 5.6), or let the agent do its work by \
+         mesh.wireguard = \"auto\" or \"userspace\""
+    )]
+    NoKernel(String),
+    /// An interface of that name is there, and not one of this device. Nothing was changed.
+    #[error("there is an interface {0} already, with another key: remove it, or rename it")]
+    Foreign(String),
+    /// The kernel's answer cannot be read.
+    #[error("cannot read the WireGuard interface {name}: {source}")]
+    Answer {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: netlink::Malformed,
     },
     /// The interface was made but could not be configured. It is removed again.
     #[error("cannot configure the WireGuard interface {name}: {source}")]
@@ -146,6 +164,17 @@ impl fmt::Debug for PrivateKey {
 pub enum Backend {
     /// This process.
     Userspace,
+    /// The kernel.
+    Kernel,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Userspace => "userspace",
+            Self::Kernel => "kernel",
+        })
+    }
 }
 
 /// What a device is made of.
@@ -161,7 +190,10 @@ pub struct Config {
     pub mtu: u16,
     /// Addresses of the interface. Each makes a route to its network.
     pub addresses: Vec<Prefix>,
-    /// Folder for a control socket that `wg show` finds (`/var/run/wireguard`), or none. Names
+    /// Who is to do the work; `None`: the kernel if it can.
+    pub backend: Option<Backend>,
+    /// Folder for a control socket that `wg show` finds (`/var/run/wireguard`), or none; the
+    /// kernel needs none. Names
     /// of interfaces must then be unique on the machine, network namespaces included.
     pub control: Option<PathBuf>,
 }
@@ -192,69 +224,100 @@ pub struct PeerStatus {
     pub tx: u64,
 }
 
-/// A running WireGuard device. Dropping it ends it some time later; [`Device::stop`] waits.
+/// A running WireGuard device. Dropping one of this process ends it some time later, one of the
+/// kernel goes on; [`Device::stop`] ends both.
 pub struct Device {
     name: String,
     index: u32,
+    port: u16,
     public_key: WgKey,
     netlink: Netlink,
-    inner: gotatun::device::Device<Transports>,
-    rules: Rules,
+    engine: Engine,
     applied: BTreeMap<WgKey, PeerSpec>,
+    greetings: Greetings,
     addresses: Vec<Prefix>,
     mtu: u16,
-    control: Option<uapi::Socket>,
+}
+
+/// What does the work.
+enum Engine {
+    Userspace(Userspace),
+    Kernel(Kernel),
 }
 
 impl Device {
     /// Makes the interface in the network namespace of the calling thread, sets it up, and
-    /// opens the UDP socket. `netlink` must belong to the same namespace.
+    /// opens the UDP socket. `netlink` must belong to the same namespace. What an earlier run of
+    /// the same device left in the kernel is taken up, or removed if it is to be this process's.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left behind.
     pub async fn create(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
-        let tun =
-            open_tun(config).map_err(|reason| Error::Tun { name: config.name.clone(), reason })?;
-        let rules = Rules::default();
-        let relay = Relay::new(tun, rules.clone());
-        let builder = gotatun::device::build().with_default_udp().with_ip(relay);
-        let (control, builder) = match &config.control {
-            Some(folder) => {
-                let (socket, server) = uapi::Socket::bind(folder, &config.name)?;
-                (Some(socket), builder.with_uapi(server))
-            }
-            None => (None, builder),
+        match config.backend {
+            Some(Backend::Kernel) => Self::of_kernel(netlink, config).await,
+            Some(Backend::Userspace) => Self::of_process(netlink, config).await,
+            None => match Self::of_kernel(netlink, config).await {
+                Err(error) => {
+                    tracing::debug!(interface = config.name, %error, "not by the kernel");
+                    Self::of_process(netlink, config).await
+                }
+                made => made,
+            },
+        }
+    }
+
+    async fn of_kernel(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
+        let make = async {
+            let (kernel, applied) = Kernel::create(netlink, config).await?;
+            let port = kernel.port().await?;
+            let device = Self::configured(netlink, config, Engine::Kernel(kernel), port).await?;
+            Ok(Self { applied, ..device })
         };
-        let listen = |source| Error::Listen { port: config.listen_port, source };
-        let inner = builder.build().await.map_err(listen)?;
-        // Only a change of the key or the port makes the device open its socket, so they are set
-        // here and not while it is built.
-        let start = async |device: &mut DeviceWrite<'_, Transports>| {
-            device.set_listen_port(config.listen_port);
-            device.set_private_key(config.private_key.secret()).await;
-        };
-        inner.write(start).await.map_err(listen)?;
+        let made = make.await;
+        if made.is_err() {
+            // The first error is the one that tells what is wrong.
+            let _ = kernel::clear(netlink, config).await;
+        }
+        made
+    }
+
+    async fn of_process(netlink: &Netlink, config: &Config) -> Result<Self, Error> {
+        kernel::clear(netlink, config).await?;
+        let userspace = Userspace::create(config).await?;
+        let port = userspace.port().await;
+        Self::configured(netlink, config, Engine::Userspace(userspace), port).await
+    }
+
+    async fn configured(
+        netlink: &Netlink,
+        config: &Config,
+        engine: Engine,
+        port: u16,
+    ) -> Result<Self, Error> {
         let index = configure(netlink, config)
             .await
             .map_err(|source| Error::Configure { name: config.name.clone(), source })?;
         Ok(Self {
             name: config.name.clone(),
             index,
+            port,
             public_key: config.private_key.public(),
             netlink: netlink.clone(),
-            inner,
-            rules,
+            engine,
             applied: BTreeMap::new(),
+            greetings: Greetings::default(),
             addresses: config.addresses.clone(),
             mtu: config.mtu,
-            control,
         })
     }
 
     /// Who does the work.
     #[must_use]
     pub const fn backend(&self) -> Backend {
-        Backend::Userspace
+        match self.engine {
+            Engine::Userspace(_) => Backend::Userspace,
+            Engine::Kernel(_) => Backend::Kernel,
+        }
     }
 
     /// The name of the interface.
@@ -264,8 +327,9 @@ impl Device {
     }
 
     /// The UDP port that the device listens on.
-    pub async fn port(&self) -> u16 {
-        self.inner.read(async |device| device.listen_port()).await
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// Whether the device stopped working by itself, for instance because somebody removed its
@@ -277,7 +341,11 @@ impl Device {
         // The kernel does not wake the reader of an interface that is removed, so look.
         let link = self.netlink.link(&self.name).await?;
         let ours = link.is_some_and(|link| link.index == self.index);
-        Ok(!ours || self.inner.wait().now_or_never().is_some())
+        Ok(!ours
+            || match &mut self.engine {
+                Engine::Userspace(userspace) => userspace.has_stopped(),
+                Engine::Kernel(_) => false,
+            })
     }
 
     /// Puts right what others have changed about the interface: its addresses, its MTU, and
@@ -342,18 +410,79 @@ impl Device {
         plan::check(self.public_key, desired)?;
         let steps = plan::plan(&self.applied, desired);
         if !steps.is_empty() {
-            let steps = &steps;
-            let execute = async |device: &mut DeviceWrite<'_, Transports>| {
-                for step in steps {
-                    take(device, step).await;
-                }
-            };
-            self.inner.write(execute).await.map_err(Error::Apply)?;
-            self.greet(steps).await;
+            self.take(&steps).await?;
         }
         let changes = plan::count(&steps);
-        self.applied.clone_from(desired);
+        let new: Vec<WgKey> = steps.iter().filter_map(Step::added).collect();
+        plan::follow(&mut self.applied, desired, &steps);
+        let greeted = self.greetings.of(new, Instant::now());
+        self.greet(&greeted).await;
         Ok(changes)
+    }
+
+    /// When [`Device::greet_again`] has something to do, if ever.
+    #[must_use]
+    pub fn greeting_due(&self) -> Option<Instant> {
+        self.greetings.next()
+    }
+
+    /// Greets peers again that were added a moment ago and have not answered: they may not have
+    /// known this device yet. Says how many.
+    ///
+    /// # Errors
+    /// If the device does not take that. Then [`Device::apply`] is to be called again.
+    pub async fn greet_again(&mut self) -> Result<usize, Error> {
+        let due = self.greetings.take(Instant::now());
+        let answered: BTreeSet<WgKey> = self
+            .peers()
+            .await
+            .iter()
+            .filter(|it| it.last_handshake.is_some())
+            .map(|it| it.key)
+            .collect();
+        answered.iter().for_each(|key| self.greetings.answered(*key));
+        let silent: Vec<WgKey> = due
+            .into_iter()
+            .filter(|key| !answered.contains(key) && self.applied.contains_key(key))
+            .collect();
+        // WireGuard repeats a handshake after 5 s at the soonest, unless the peer is a new one.
+        let steps = silent
+            .iter()
+            .filter_map(|key| Some([Step::Remove(*key), Step::Add(*key, self.applied.get(key)?)]));
+        if let Err(error) = self.take(&steps.flatten().collect::<Vec<_>>()).await {
+            // Some may be gone and not there again.
+            silent.iter().for_each(|key| drop(self.applied.remove(key)));
+            return Err(error);
+        }
+        self.greet(&silent).await;
+        Ok(silent.len())
+    }
+
+    async fn take(&self, steps: &[Step<'_>]) -> Result<(), Error> {
+        match &self.engine {
+            Engine::Userspace(userspace) => userspace.take(steps).await,
+            Engine::Kernel(kernel) => kernel.take(steps).await,
+        }
+    }
+
+    /// Sends a handshake to those peers whose endpoint is known.
+    async fn greet(&self, peers: &[WgKey]) {
+        let known = |key: &WgKey| {
+            let spec = self.applied.get(key).filter(|spec| spec.endpoint.is_some())?;
+            Some((*key, spec.keepalive))
+        };
+        let peers: Vec<_> = peers.iter().filter_map(known).collect();
+        match &self.engine {
+            Engine::Userspace(userspace) => {
+                let keys: Vec<WgKey> = peers.into_iter().map(|(key, _)| key).collect();
+                userspace.greet(&keys).await;
+            }
+            Engine::Kernel(kernel) => {
+                if let Err(error) = kernel.greet(&peers).await {
+                    tracing::debug!(interface = self.name, %error, "peers were not greeted");
+                }
+            }
+        }
     }
 
     /// Marks the packets that the device itself sends, so that routing rules keep them out of the
@@ -362,38 +491,55 @@ impl Device {
     /// # Errors
     /// If the kernel refuses, which takes `CAP_NET_ADMIN`.
     pub async fn set_mark(&self, mark: u32) -> Result<(), Error> {
-        self.inner.set_fwmark(mark).await.map_err(Error::Apply)
+        match &self.engine {
+            Engine::Userspace(userspace) => userspace.set_mark(mark).await,
+            Engine::Kernel(kernel) => kernel.set_mark(mark).await,
+        }
     }
 
     /// Carries packets from and to beyond the mesh by these rules from now on, and drops what they
-    /// refuse. Before the first call everything passes as it is.
-    pub fn set_relays(&self, relays: Relays) {
-        self.rules.set(relays);
+    /// refuse. Before the first call everything passes as it is. Says whether this device can: the
+    /// kernel carries packets between members alone.
+    pub fn set_relays(&self, relays: Relays) -> bool {
+        match &self.engine {
+            Engine::Userspace(userspace) => {
+                userspace.rules().set(relays);
+                true
+            }
+            Engine::Kernel(_) => {
+                relays.hops.iter().next().is_none() && relays.serves.iter().next().is_none()
+            }
+        }
+    }
+
+    /// Has the device note from now on to whom this host sends packets. The kernel's does not tell.
+    pub fn note_destinations(&self, destinations: &Destinations) {
+        match &self.engine {
+            Engine::Userspace(userspace) => userspace.rules().note_destinations(destinations),
+            Engine::Kernel(_) => {}
+        }
     }
 
     /// How many packets the rules of [`Device::set_relays`] refused.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.rules.refused()
+        match &self.engine {
+            Engine::Userspace(userspace) => userspace.rules().refused(),
+            Engine::Kernel(_) => 0,
+        }
     }
 
-    /// All peers, in the order of their keys.
+    /// All peers, in the order of their keys. None if the kernel does not tell them.
     pub async fn peers(&self) -> Vec<PeerStatus> {
-        let mut peers: Vec<_> = self.inner.peers().await.into_iter().map(status).collect();
+        let mut peers = match &self.engine {
+            Engine::Userspace(userspace) => userspace.peers().await,
+            Engine::Kernel(kernel) => kernel.peers().await.unwrap_or_else(|error| {
+                tracing::warn!(interface = self.name, %error, "the peers are not known");
+                Vec::new()
+            }),
+        };
         peers.sort_by_key(|peer| peer.key);
         peers
-    }
-
-    /// Waits until there is a session with the peer, sending a handshake if there is none.
-    ///
-    /// # Errors
-    /// If the peer or its endpoint is unknown, or it has not answered within `patience`.
-    pub async fn force_handshake(&self, peer: WgKey, patience: Duration) -> Result<(), Error> {
-        let key = PublicKey::from(peer.0);
-        match tokio::time::timeout(patience, self.inner.force_handshake(&key)).await {
-            Ok(outcome) => outcome.map_err(|source| Error::Handshake { peer, source }),
-            Err(_) => Err(Error::NoAnswer(peer)),
-        }
     }
 
     /// Ends the device and waits until its interface is gone.
@@ -401,9 +547,14 @@ impl Device {
     /// # Errors
     /// If the interface stays for more than two seconds.
     pub async fn stop(self) -> Result<(), Error> {
-        let Self { name, netlink, inner, control, .. } = self;
-        drop(control);
-        inner.stop().await;
+        let Self { name, netlink, engine, index, addresses, .. } = self;
+        match engine {
+            Engine::Userspace(userspace) => userspace.stop().await,
+            Engine::Kernel(_) => {
+                netlink.del_link(index).await?;
+                kernel::release(&netlink, &name, &addresses).await?;
+            }
+        }
         for _ in 0..200 {
             match netlink.link(&name).await {
                 Ok(None) => return Ok(()),
@@ -412,19 +563,6 @@ impl Device {
         }
         Err(Error::Lingering(name))
     }
-
-    /// Sends a handshake to every peer that `steps` added, and waits just long enough for all
-    /// to be sent.
-    async fn greet(&self, steps: &[Step<'_>]) {
-        const PATIENCE: Duration = Duration::from_millis(50);
-        let handshakes = steps.iter().filter_map(|step| match step {
-            Step::Add(key, spec) if spec.endpoint.is_some() => {
-                Some(self.force_handshake(*key, PATIENCE))
-            }
-            Step::Add(..) | Step::Update(..) | Step::Remove(_) => None,
-        });
-        futures_util::future::join_all(handshakes).await;
-    }
 }
 
 impl fmt::Debug for Device {
@@ -432,15 +570,6 @@ impl fmt::Debug for Device {
         let mut text = f.debug_struct("Device");
         text.field("name", &self.name).field("key", &self.public_key).finish_non_exhaustive()
     }
-}
-
-/// The interface has its MTU from its first moment: packets are padded up to it, and a change is
-/// only noticed after seconds.
-fn open_tun(config: &Config) -> Result<TunDevice, String> {
-    let mut options = tun::Configuration::default();
-    options.tun_name(&config.name).mtu(config.mtu);
-    let device = tun::create_as_async(&options).map_err(|error| error.to_string())?;
-    TunDevice::from_tun_device(device).map_err(|error| error.to_string())
 }
 
 /// Nobody else has the address of a node.
@@ -457,57 +586,6 @@ async fn configure(netlink: &Netlink, config: &Config) -> Result<u32, netlink::E
     }
     netlink.set_up(link.index, true, Some(config.mtu.into())).await?;
     Ok(link.index)
-}
-
-async fn take(device: &mut DeviceWrite<'_, Transports>, step: &Step<'_>) {
-    match step {
-        Step::Remove(key) => {
-            device.remove_peer(&PublicKey::from(key.0)).await;
-        }
-        Step::Add(key, spec) => {
-            let mut peer = Peer::new(PublicKey::from(key.0)).with_allowed_ips(networks(spec));
-            peer.endpoint = spec.endpoint;
-            peer.keepalive = spec.keepalive;
-            device.add_or_update_peer(peer).await;
-        }
-        Step::Update(key, Update { endpoint, keepalive, allowed }) => {
-            let change = |peer: &mut gotatun::device::configure::PeerMut| {
-                if endpoint.is_some() {
-                    peer.set_endpoint(*endpoint);
-                }
-                if let Some(keepalive) = keepalive {
-                    peer.set_keepalive(*keepalive);
-                }
-                if let Some(spec) = allowed {
-                    peer.clear_allowed_ips();
-                    peer.add_allowed_ips(networks(spec));
-                }
-            };
-            device.modify_peer(&PublicKey::from(key.0), change).await;
-        }
-    }
-}
-
-fn networks(spec: &PeerSpec) -> impl Iterator<Item = IpNetwork> {
-    spec.allowed.iter().map(|prefix| {
-        let network = prefix.network();
-        IpNetwork::new(network.addr(), network.len()).expect("a Prefix has a length of its family")
-    })
-}
-
-fn status(peer: gotatun::device::configure::PeerStats) -> PeerStatus {
-    PeerStatus {
-        key: WgKey(peer.peer.public_key.to_bytes()),
-        endpoint: peer.peer.endpoint.map(canonical),
-        last_handshake: peer.stats.last_handshake,
-        rx: u64::try_from(peer.stats.rx_bytes).unwrap_or(u64::MAX),
-        tx: u64::try_from(peer.stats.tx_bytes).unwrap_or(u64::MAX),
-    }
-}
-
-/// The socket serves both families and may report IPv4 as mapped into IPv6.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ fn peopled(count: u32) -> State {
     let identities: Vec<Identity> = (1..count).map(identity).collect();
     let numbered = identities.iter().zip(1..);
     let others = numbered.map(|(identity, number)| (identity, wg(number), profile(number), life));
-    founded().peopled(&identity(0), others).expect("in bounds")
+    founded().peopled(&identity(0), 0, others).expect("in bounds")
 }
 
 fn mesh(state: State) -> Mesh {
@@ -64,6 +64,7 @@ fn records(state: &State) -> Vec<Raw> {
         hash: [0; 16],
         count: 0,
         introduction: None,
+        evictions: None,
     });
     let mut records: Vec<Raw> = Vec::new();
     let mut give = |message: Message, full: &mut Mesh| {

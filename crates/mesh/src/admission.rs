@@ -106,6 +106,9 @@ pub struct Certificate {
     #[n(10)]
     #[cbor(default, skip_if = "codec::is_default")]
     pub pardons: u32,
+    /// How many the subject may admit, if it may invite; [`Certificate::GUESTS`] if absent.
+    #[n(11)]
+    pub guests: Option<u32>,
 }
 
 /// Why a certificate is not accepted. Nothing was changed.
@@ -141,6 +144,8 @@ pub enum CertificateError {
 impl Certificate {
     /// The greatest number of prefixes.
     pub const MAX_PREFIXES: usize = 32;
+    /// How many a member that may invite admits at most, unless its certificate says otherwise.
+    pub const GUESTS: u32 = 256;
 
     /// The certificate by which a founder admits itself: a peer that may invite, for ever.
     pub(crate) fn of_founder(
@@ -160,6 +165,7 @@ impl Certificate {
             issuer: genesis.founder,
             sponsor: None,
             pardons: 0,
+            guests: None,
         };
         Signed::sign(certificate, identity)
     }
@@ -240,8 +246,14 @@ impl Certificate {
     }
 
     fn grant(&self) -> Grant {
-        let Self { role, ref prefixes, may_invite, .. } = *self;
-        Grant { role, prefixes: prefixes.clone(), may_invite }
+        let Self { role, ref prefixes, may_invite, guests, .. } = *self;
+        Grant { role, prefixes: prefixes.clone(), may_invite, guests }
+    }
+
+    /// How many the subject may admit, if it may invite.
+    #[must_use]
+    pub fn most_guests(&self) -> usize {
+        usize::try_from(self.guests.unwrap_or(Self::GUESTS)).unwrap_or(usize::MAX)
     }
 
     /// Whether it is no longer valid.
@@ -261,11 +273,13 @@ pub struct Grant {
     pub prefixes: Vec<Prefix>,
     /// Whether it may invite others. The founder alone grants this.
     pub may_invite: bool,
+    /// How many it may admit, if it may invite; [`Certificate::GUESTS`] if absent.
+    pub guests: Option<u32>,
 }
 
 impl Default for Grant {
     fn default() -> Self {
-        Self { role: Role::Peer, prefixes: Vec::new(), may_invite: false }
+        Self { role: Role::Peer, prefixes: Vec::new(), may_invite: false, guests: None }
     }
 }
 
@@ -324,6 +338,7 @@ mod tests {
             issuer: issuer.node_id(),
             sponsor: None,
             pardons: 0,
+            guests: None,
         };
         Signed::sign(certificate, issuer).expect("in bounds")
     }

@@ -333,8 +333,10 @@ impl Detector {
         wishes: &mut Vec<Wish>,
     ) -> bool {
         let waited = now.since(probe.began);
-        let accusations = probe.accusations_since(view.lives.incarnation(target));
-        if waited >= self.config.patience && accusations.len() >= needed(view) {
+        let accusations = probe.accusations_since(view.lives.incarnation(target), view);
+        let accusers = accusations.iter().map(|accusation| accusation.value().accuser);
+        let convicts = || view.roster.convicts(accusers, target);
+        if waited >= self.config.patience && accusations.len() >= needed(view) && convicts() {
             wishes.push(Wish::Convict(accusations));
             return true;
         }
@@ -372,11 +374,18 @@ impl Detector {
         wishes: &mut Vec<Wish>,
     ) {
         probe.asked.insert(target);
+        let mut helpers = vec![self.own];
         for _ in 0..self.config.helpers {
             let Some(helper) = view.draw(&probe.asked, rng) else { break };
             probe.asked.insert(helper);
-            wishes.push(Wish::Ask { helper, target, number: probe.first });
+            helpers.push(helper);
         }
+        if let Some(other) = view.independent_of(&helpers, &probe.asked, rng) {
+            probe.asked.insert(other);
+            helpers.push(other);
+        }
+        let asked = helpers.into_iter().skip(1);
+        wishes.extend(asked.map(|helper| Wish::Ask { helper, target, number: probe.first }));
         wishes.push(Wish::Accuse { asker: self.own, target });
     }
 
@@ -433,11 +442,18 @@ impl Probe {
 
     /// The accusations that a sign of life of that incarnation does not outdo, as many as fit in a
     /// verdict. Who has just started may know of no sign of life at all, and with its accusation
-    /// among them a verdict would be of the past.
-    fn accusations_since(&self, incarnation: u64) -> Vec<Signed<Accusation>> {
-        let all = self.accusations.values();
-        let count = all.filter(|accusation| accusation.value().incarnation >= incarnation);
-        count.take(MAX_ACCUSATIONS).cloned().collect()
+    /// among them a verdict would be of the past. One of each source comes first.
+    fn accusations_since(&self, incarnation: u64, view: &View<'_>) -> Vec<Signed<Accusation>> {
+        let all = self.accusations.values().map(|accusation| (accusation, accusation.value()));
+        let count = all.filter(|(_, said)| said.incarnation >= incarnation);
+        let mut sources = BTreeSet::new();
+        let (first, more): (Vec<_>, Vec<_>) = count
+            .filter_map(|(accusation, said)| {
+                Some((accusation, view.roster.answers_for(said.accuser)?))
+            })
+            .partition(|(_, source)| sources.insert(*source));
+        let chosen = first.into_iter().chain(more).take(MAX_ACCUSATIONS);
+        chosen.map(|(accusation, _)| accusation.clone()).collect()
     }
 }
 

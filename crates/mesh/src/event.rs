@@ -5,7 +5,7 @@ use selvedge_model::{MeshId, NodeId};
 use crate::record::RecordError;
 use crate::rumor::RumorError;
 use crate::signed::SignedError;
-use crate::wire::WireError;
+use crate::wire::{Call, WireError};
 
 /// What happened in a mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,10 @@ pub enum Event {
     MemberDown(NodeId),
     /// A member that was down is heard again.
     MemberUp(NodeId),
+    /// Another client says this to the own node, which is one too.
+    Called(Call),
+    /// This is to be passed on, for a client of this node: see [`crate::Mesh::pass_on`].
+    Passing(Call),
     /// A message, or an entry in one, was not accepted. Nothing was changed by it.
     Rejected {
         /// Who sent it.
@@ -100,6 +104,14 @@ pub enum Rejection {
         /// The greatest number of nodes.
         max: usize,
     },
+    /// A member has admitted more than it may, and this is one of the last.
+    #[error("node {by} has admitted more than it may: node {node} is one too many")]
+    TooManyGuests {
+        /// The node.
+        node: NodeId,
+        /// Who admitted it.
+        by: NodeId,
+    },
     /// The sender asks more than a partner in good order ever does. Counted, and not told of.
     #[error("the sender sends too much")]
     TooMuch,
@@ -133,11 +145,15 @@ impl Rejection {
             | Self::Unexpected { .. }
             | Self::Record(RecordError::WrongMesh { .. } | RecordError::Certificate { .. })
             | Self::Rumor(
-                RumorError::WrongMesh { .. } | RumorError::NotAMember(_) | RumorError::TooFew,
+                RumorError::WrongMesh { .. }
+                | RumorError::NotAMember(_)
+                | RumorError::TooFew
+                | RumorError::OneSource,
             )
             | Self::Expired { .. }
             | Self::Evicted { .. }
             | Self::Full { .. }
+            | Self::TooManyGuests { .. }
             | Self::TooMuch
             | Self::Silenced
             | Self::Invite(_) => false,
@@ -165,6 +181,7 @@ impl Rejection {
             Self::NotItsIntroduction { .. } => "introduction",
             Self::Evicted { .. } => "evicted",
             Self::Full { .. } => "full",
+            Self::TooManyGuests { .. } => "guests",
             Self::TooMuch => "too_much",
             Self::Silenced => "silenced",
             Self::Invite(_) => "invite",

@@ -1,12 +1,14 @@
 //! Putting a member out of the mesh.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId};
 
 use crate::admission::{Certificate, CertificateError, Genesis};
-use crate::codec::fixed;
+use crate::codec::{self, fixed};
 use crate::crdt::{Content, Digest, Entry, Key, TwoPhaseMap};
 use crate::lives::Never;
 use crate::record::{RecordError, tie};
@@ -14,9 +16,9 @@ use crate::signed::{Raw, Signed, Statement};
 use crate::time::UnixTime;
 use crate::verifier::Verifier;
 
-/// So many evictions by others than the founder are held. Each of them is made by a member that
-/// may invite, and is dropped with that member; those of the founder always find room.
-const MAX_DELEGATED: usize = 4096;
+/// So many evictions by each member that may invite are held, so that none takes the room of
+/// another's; those of the founder always find room.
+pub(crate) const MAX_DELEGATED: usize = 1024;
 
 /// Takes back the certificates that one node has issued to another, all of them up to one that
 /// takes back the eviction ([`Certificate::pardons`]). With a certificate go those that its subject
@@ -45,6 +47,11 @@ pub struct Eviction {
     /// The second in which it was signed, by the signer's clock (Unix time).
     #[n(5)]
     pub issued: u64,
+    /// Counts all evictions by this node, from 1; 0 if it is of a version that does not count them.
+    /// See [`crate::Invite::evictions`].
+    #[n(6)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub count: u64,
 }
 
 impl Statement for Eviction {
@@ -69,20 +76,25 @@ pub(crate) struct Claim {
     pub(crate) subject: NodeId,
     pub(crate) issuer: NodeId,
     pub(crate) pardons: u32,
+    pub(crate) serial: u64,
     /// Of the issuer's certificate; 0 if the issuer is the founder.
     pub(crate) sponsor_pardons: u32,
     /// The number of the issuer's certificate; 0 if the issuer is the founder.
     pub(crate) sponsor_serial: u64,
+    /// How many the issuer may admit; no bound if the issuer is the founder.
+    pub(crate) sponsor_guests: usize,
 }
 
 impl Claim {
     /// What a certificate that holds rests on.
     pub(crate) fn of(certificate: &Certificate) -> Self {
-        let Certificate { subject, issuer, pardons, ref sponsor, .. } = *certificate;
+        let Certificate { subject, issuer, pardons, serial, ref sponsor, .. } = *certificate;
         let sponsor = sponsor.as_ref().and_then(Signed::<Certificate>::peek);
-        let (sponsor_pardons, sponsor_serial) =
-            sponsor.map_or((0, 0), |sponsor| (sponsor.pardons, sponsor.serial));
-        Self { subject, issuer, pardons, sponsor_pardons, sponsor_serial }
+        let (sponsor_pardons, sponsor_serial, sponsor_guests) = sponsor
+            .map_or((0, 0, usize::MAX), |sponsor| {
+                (sponsor.pardons, sponsor.serial, sponsor.most_guests())
+            });
+        Self { subject, issuer, pardons, serial, sponsor_pardons, sponsor_serial, sponsor_guests }
     }
 }
 
@@ -125,6 +137,15 @@ impl Evicted {
 
     pub(crate) fn raw(&self) -> &Raw {
         self.0.statement.raw()
+    }
+
+    fn id(&self) -> EvictionId {
+        let Eviction { node, by, .. } = *self.eviction();
+        EvictionId::of(node, by)
+    }
+
+    fn place(&self) -> Place {
+        (Reverse(self.0.sponsor_pardons), self.id())
     }
 }
 
@@ -169,31 +190,81 @@ pub(crate) type EvictionMap = TwoPhaseMap<EvictionId, Evicted, Never>;
 
 /// All evictions that are known in a mesh, one for each node and each that evicted it. Which ones
 /// these are, and whom they bar, depends on what was ever merged, and not on its order.
+///
+/// Of those of a member that may invite the first [`MAX_DELEGATED`] by their [`Place`] are held:
+/// whatever else is heard makes none of the others one of these, so that what is dropped does not
+/// matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Evictions {
     founder: NodeId,
     map: EvictionMap,
+    /// Those by others than the founder.
+    delegated: BTreeMap<NodeId, BTreeSet<Place>>,
+    /// [`MAX_DELEGATED`]; less in tests.
+    most: usize,
 }
+
+/// Where an eviction comes among those of one node: those under its later certificate first, for
+/// the others are void if the earlier one is taken back; of these the least id.
+type Place = (Reverse<u32>, EvictionId);
 
 impl Evictions {
     pub(crate) const fn new(founder: NodeId) -> Self {
-        Self { founder, map: TwoPhaseMap::new() }
+        let map = TwoPhaseMap::new();
+        Self { founder, map, delegated: BTreeMap::new(), most: MAX_DELEGATED }
     }
 
     /// Takes over an eviction. Says whether it was new.
     pub(crate) fn merge(&mut self, evicted: Evicted) -> bool {
-        let Eviction { node, by, .. } = *evicted.eviction();
-        let id = EvictionId::of(node, by);
-        let has_room =
-            by == self.founder || self.map.len() < MAX_DELEGATED || self.map.added(&id).is_some();
-        if !has_room || self.is_void(&evicted) {
-            return false;
+        let by = evicted.eviction().by;
+        if by != self.founder {
+            return self.merge_delegated(by, evicted);
         }
-        let news = self.map.merge_entry(id, Entry::Add(evicted));
-        if news && by == self.founder {
+        let news = self.map.merge_entry(evicted.id(), Entry::Add(evicted));
+        if news {
             self.drop_void();
         }
         news
+    }
+
+    fn merge_delegated(&mut self, by: NodeId, evicted: Evicted) -> bool {
+        let (id, place) = (evicted.id(), evicted.place());
+        if self.is_void(&evicted) || !self.has_room(by, &place) {
+            return false;
+        }
+        let before = self.map.added(&id).map(Evicted::place);
+        let news = self.map.merge_entry(id, Entry::Add(evicted));
+        if news {
+            let held = self.delegated.entry(by).or_default();
+            before.map(|before| held.remove(&before));
+            held.insert(place);
+            if held.len() > self.most
+                && let Some((_, last)) = held.pop_last()
+            {
+                self.map.forget(&last);
+            }
+        }
+        news
+    }
+
+    fn has_room(&self, by: NodeId, (pardons, id): &Place) -> bool {
+        let Some(held) = self.delegated.get(&by) else { return true };
+        let comes_before = |last: &Place| (*pardons, *id) < *last;
+        held.len() < self.most
+            || self.map.added(id).is_some()
+            || held.last().is_some_and(comes_before)
+    }
+
+    /// Whether an eviction of `node` by `by` would take the place of another.
+    pub(crate) fn is_full(&self, node: NodeId, by: NodeId) -> bool {
+        let count = self.delegated.get(&by).map_or(0, BTreeSet::len);
+        count >= self.most && self.of(node, by).is_none()
+    }
+
+    /// How many evictions `by` has made, as far as is known here: see [`Eviction::count`].
+    pub(crate) fn count_by(&self, by: NodeId) -> u64 {
+        let of_it = self.iter().map(Evicted::eviction).filter(|eviction| eviction.by == by);
+        of_it.map(|eviction| eviction.count).max().unwrap_or(0)
     }
 
     /// The eviction by which a certificate is void, if there is one.
@@ -256,8 +327,14 @@ impl Evictions {
 
     fn drop_void(&mut self) {
         let void = self.map.iter().filter(|(_, evicted)| self.is_void(evicted));
-        let void: Vec<EvictionId> = void.map(|(id, _)| *id).collect();
-        void.iter().for_each(|id| self.map.forget(id));
+        let void: Vec<Evicted> = void.map(|(_, evicted)| evicted.clone()).collect();
+        for evicted in void {
+            self.map.forget(&evicted.id());
+            if let Some(held) = self.delegated.get_mut(&evicted.eviction().by) {
+                held.remove(&evicted.place());
+            }
+        }
+        self.delegated.retain(|_, held| !held.is_empty());
     }
 }
 

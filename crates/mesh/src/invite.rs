@@ -69,11 +69,19 @@ pub struct Invite {
     /// The signed certificate of the issuer, unless that is the founder.
     #[n(9)]
     pub sponsor: Option<Raw>,
-    /// The second in which it was signed, by the issuer's clock (Unix time): who was evicted later
-    /// does not come back with it.
+    /// The second in which it was signed, by the issuer's clock (Unix time).
     #[n(10)]
     #[cbor(default, skip_if = "codec::is_default")]
     pub issued: u64,
+    /// How many evictions the issuer had made ([`crate::Eviction::count`]): whom it evicted later
+    /// does not come back with this, whatever the clocks show.
+    #[n(11)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub evictions: u64,
+    /// How many each of those who join with it may admit, if they may invite others;
+    /// [`Certificate::GUESTS`] if absent.
+    #[n(12)]
+    pub guests: Option<u32>,
 }
 
 /// Why a text is no invite. Nothing was changed.
@@ -136,8 +144,8 @@ impl Invite {
     /// What it lets those do who join with it.
     #[must_use]
     pub fn grant(&self) -> Grant {
-        let Self { role, ref prefixes, may_invite, .. } = *self;
-        Grant { role, prefixes: prefixes.clone(), may_invite }
+        let Self { role, ref prefixes, may_invite, guests, .. } = *self;
+        Grant { role, prefixes: prefixes.clone(), may_invite, guests }
     }
 
     /// Whether it can be used now, by whom it was issued, and, if `mesh` is given, whether it is
@@ -276,6 +284,8 @@ mod tests {
             may_invite: false,
             sponsor: None,
             issued: 1_795_000_000,
+            evictions: 0,
+            guests: None,
         };
         Signed::sign(invite, &founder).expect("in bounds")
     }

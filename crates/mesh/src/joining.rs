@@ -175,6 +175,7 @@ impl Joining {
             | Message::Ask(_)
             | Message::Vouch(_)
             | Message::Accuse(_)
+            | Message::Call(_)
             | Message::Seen(_) => Err(JoinError::Unexpected { from }),
         }
     }

@@ -15,6 +15,7 @@ pub mod address;
 mod admission;
 pub mod attach;
 mod broadcast;
+mod call;
 mod codec;
 mod config;
 pub mod crdt;

@@ -201,6 +201,16 @@ impl Lives {
         dropped.into_iter().for_each(|node| self.forget(node));
     }
 
+    /// Drops the verdicts that rest on a word of any of `accusers`, and returns against whom they
+    /// were.
+    pub(crate) fn drop_accused_by(&mut self, accusers: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let rests = |verdict: &Verdict| verdict.accusers().any(|node| accusers.contains(&node));
+        let dropped = self.verdicts.iter().filter(|(_, verdict)| rests(verdict));
+        let dropped: Vec<NodeId> = dropped.map(|(node, _)| *node).collect();
+        dropped.iter().for_each(|node| self.verdicts.forget(node));
+        dropped
+    }
+
     /// Forgets what is held of a node.
     pub(crate) fn forget(&mut self, node: NodeId) {
         self.verdicts.forget(&node);
@@ -285,6 +295,19 @@ mod tests {
         assert_eq!(told.alive.as_ref(), Some(alive(1).raw()));
         lives.retain(|_| false);
         assert_eq!(lives.incarnation(node), 0);
+    }
+
+    #[test]
+    fn what_rests_on_a_word_that_counts_no_more_is_dropped() {
+        let node = identity(9).node_id();
+        let mut lives = Lives::default();
+        lives.hear_verdict(verdict(0));
+        let of = |number| BTreeSet::from([identity(number).node_id()]);
+        assert_eq!(lives.drop_accused_by(&of(3)), []);
+        assert!(lives.is_down(node));
+        assert_eq!(lives.drop_accused_by(&of(2)), [node]);
+        assert!(!lives.is_down(node) && lives.summary().is_none());
+        assert!(lives.hear_verdict(verdict(0)), "others may find it again");
     }
 
     #[test]

@@ -105,6 +105,25 @@ impl<'a> View<'a> {
         self.standing_from(start).find(|node| *node != self.own && !without.contains(node))
     }
 
+    /// If one member answers for all of these ([`Roster::answers_for`]): a peer that stands for whom
+    /// another does, none of `without`. Nobody who is a client asks one, for it talks to one alone.
+    pub(crate) fn independent_of(
+        &self,
+        nodes: &[NodeId],
+        without: &BTreeSet<NodeId>,
+        rng: &mut ChaCha8Rng,
+    ) -> Option<NodeId> {
+        let mut sources = nodes.iter().map(|node| self.roster.answers_for(*node));
+        let source = sources.next()?;
+        if self.is_client() || sources.any(|other| other != source) {
+            return None;
+        }
+        let fits = |node: &NodeId| {
+            *node != self.own && !without.contains(node) && self.roster.answers_for(*node) != source
+        };
+        self.standing_from(NodeId(rng.random())).find(fits)
+    }
+
     fn is_standing(&self, node: NodeId, entry: &Admitted) -> bool {
         self.is_peer(entry) && (node == self.own || !self.lives.is_down(node))
     }

@@ -28,6 +28,10 @@ pub(crate) enum Purpose {
     Repair,
     /// Admission.
     Join,
+    /// What clients say to each other.
+    Call,
+    /// An eviction that a stranger brings: its signatures are checked, whoever that is.
+    Eviction,
     /// What nobody in good order sends.
     Nonsense,
 }
@@ -48,6 +52,7 @@ impl Purpose {
             8..=13 => Self::News,
             16..=18 => Self::Join,
             24..=28 => Self::Probe,
+            29 => Self::Call,
             _ => Self::Repair,
         }
     }
@@ -60,13 +65,22 @@ impl Purpose {
             Self::News => (1_000, 10_000),
             Self::Repair => (1_000, 30_000),
             Self::Join => (10, 200),
+            Self::Call => (100, 2_000),
+            Self::Eviction => (20, 500),
             Self::Nonsense => (1, 20),
         }
     }
 }
 
-const PURPOSES: [Purpose; 5] =
-    [Purpose::Probe, Purpose::News, Purpose::Repair, Purpose::Join, Purpose::Nonsense];
+const PURPOSES: [Purpose; 7] = [
+    Purpose::Probe,
+    Purpose::News,
+    Purpose::Repair,
+    Purpose::Join,
+    Purpose::Call,
+    Purpose::Eviction,
+    Purpose::Nonsense,
+];
 
 /// The accounts of all partners.
 #[derive(Clone, Debug, Default)]

@@ -27,6 +27,20 @@ pub(crate) struct Roster {
 /// An entry of the roster.
 pub(crate) type RosterEntry = Entry<Admitted, Removed>;
 
+/// Whether there is room for an entry among those that one member admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// There is.
+    Free,
+    /// There is if this one goes, which was admitted later.
+    InPlaceOf(NodeId),
+    /// There is none: all were admitted earlier.
+    None {
+        /// Who admitted them.
+        by: NodeId,
+    },
+}
+
 /// A member of a mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -157,6 +171,66 @@ impl Roster {
             });
         }
         news
+    }
+
+    /// Whether there is room for an entry. Of those that a member admitted so many are held as it
+    /// may admit, the first ones, so that whatever a member signs it fills nobody's memory.
+    pub(crate) fn room_for(&self, entry: &RosterEntry) -> Room {
+        let claim = claim_of(entry.as_ref());
+        let by = claim.issuer;
+        if by == self.genesis.founder {
+            return Room::Free;
+        }
+        let guests = self.guests_of(by);
+        if guests.iter().any(|(_, node)| *node == claim.subject) {
+            return Room::Free;
+        }
+        match guests.last() {
+            Some(last) if guests.len() >= claim.sponsor_guests => {
+                match (claim.serial, claim.subject) < *last {
+                    true => Room::InPlaceOf(last.1),
+                    false => Room::None { by },
+                }
+            }
+            None if claim.sponsor_guests == 0 => Room::None { by },
+            _ => Room::Free,
+        }
+    }
+
+    /// Whom a node admitted, be they members still or not, by the numbers of their certificates.
+    pub(crate) fn guests_of(&self, issuer: NodeId) -> BTreeSet<(u64, NodeId)> {
+        let claims = self.map.entries().map(|(_, entry)| claim_of(entry));
+        let guests = claims.filter(|claim| claim.issuer == issuer && claim.subject != issuer);
+        guests.map(|claim| (claim.serial, claim.subject)).collect()
+    }
+
+    /// Who answers for what a member says: itself, or the member that admitted it, for that one
+    /// may admit as many as it likes to speak with its voice.
+    pub(crate) fn answers_for(&self, node: NodeId) -> Option<NodeId> {
+        let issuer = self.map.get(&node)?.claim().issuer;
+        Some(if issuer == self.genesis.founder { node } else { issuer })
+    }
+
+    /// Whether the accusers of a member are independent enough. Those whom one member admitted, and
+    /// that one, count as one, and one does not suffice, but for whom it admitted itself, or where
+    /// the mesh has no other.
+    pub(crate) fn convicts(
+        &self,
+        accusers: impl IntoIterator<Item = NodeId>,
+        target: NodeId,
+    ) -> bool {
+        let sources: BTreeSet<NodeId> =
+            accusers.into_iter().filter_map(|node| self.answers_for(node)).collect();
+        let of_target = self.answers_for(target);
+        match sources.first() {
+            None => false,
+            Some(_) if sources.len() > 1 => true,
+            Some(source) => {
+                let known = [Some(*source), of_target];
+                known[0] == known[1]
+                    || self.map.iter().all(|(node, _)| known.contains(&self.answers_for(*node)))
+            }
+        }
     }
 
     /// Whether just this record is held already.

@@ -96,6 +96,9 @@ pub enum RumorError {
     /// Too few accuse the node, or not all the same one.
     #[error("the verdict does not hold: at least {MIN_ACCUSATIONS} others must accuse one node")]
     TooFew,
+    /// All that accuse the node were admitted by one member.
+    #[error("the verdict does not hold: one member admitted all who accuse, and others could")]
+    OneSource,
 }
 
 impl Alive {
@@ -226,6 +229,11 @@ impl Verdict {
     #[must_use]
     pub fn target(&self) -> NodeId {
         self.0.target
+    }
+
+    /// Who says so.
+    pub(crate) fn accusers(&self) -> impl Iterator<Item = NodeId> {
+        self.0.accusers.iter().copied()
     }
 
     /// The last sign of life that all accusers had heard of.

@@ -143,7 +143,7 @@ impl State {
     }
 
     /// The state of a founder that others have joined, each of whom said at its own time what it
-    /// says of itself. For simulators and tests.
+    /// says of itself. The first `inviters` of them may invite. For simulators and tests.
     ///
     /// # Errors
     /// If a name or profile is out of bounds.
@@ -151,6 +151,7 @@ impl State {
     pub fn peopled<'a>(
         mut self,
         founder: &Identity,
+        inviters: u64,
         others: impl Iterator<Item = (&'a Identity, WgKey, Profile, Life)>,
     ) -> Result<Self, WriteError> {
         for (serial, (identity, wg, profile, life)) in (1..).zip(others) {
@@ -160,12 +161,13 @@ impl State {
                 wg,
                 role: Role::Peer,
                 prefixes: Vec::new(),
-                may_invite: false,
+                may_invite: serial <= inviters,
                 not_after: u64::MAX - 1,
                 serial,
                 issuer: founder.node_id(),
                 sponsor: None,
                 pardons: 0,
+                guests: None,
             };
             let certificate = Signed::sign(certificate, founder)?.raw().clone();
             let mut one = Self { node: identity.node_id(), ..self };

@@ -37,6 +37,7 @@ pub(crate) fn roster(count: u32) -> Roster {
             issuer: founder.node_id(),
             sponsor: None,
             pardons: 0,
+            guests: None,
         };
         let record = Record {
             mesh: genesis.mesh(),

@@ -26,9 +26,10 @@
 //! | 26 | [`Message::Ask`] | asks to probe another node |
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
+//! | 29 | [`Message::Call`] | from one client to another, by the peers that they are attached to |
 //! | 30 | [`Message::Seen`] | tells a partner where it is seen; between the drivers |
 //!
-//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 29 to 31 for clients. No decoder allocates more than a few times the length of its
+//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
 //! A node reads its own version and the next one: whatever a version adds, the one before skips,
@@ -42,14 +43,18 @@ use minicbor::{Decode, Encode};
 use selvedge_model::{MeshId, NodeId, WgKey};
 
 use crate::broadcast::NewsId;
+pub use crate::call::Call;
 use crate::codec::{self, fixed};
 use crate::crdt::Digest;
 use crate::reconcile::Ranges;
 use crate::rumor::Rumor;
 use crate::signed::Raw;
 
-/// The version of the format. The next one is read too.
+/// The version of the format. The one before it and the next are read too, so that members of two
+/// adjacent versions understand each other.
 pub const WIRE_VERSION: u8 = 2;
+/// The first version that was released.
+const FIRST_VERSION: u8 = 2;
 /// Messages of up to so many bytes are sent as datagrams: they fit into one packet on any path,
 /// the headers of IPv6, UDP and the encryption included.
 pub const MAX_DATAGRAM: usize = 1180;
@@ -118,6 +123,8 @@ pub enum Message {
     Vouch(Vouch),
     /// A node does not answer me: a signed [`crate::rumor::Accusation`].
     Accuse(Accuse),
+    /// One client has something to say to another.
+    Call(Call),
     /// I see you there. Where packets come from is known to drivers alone, so the core has no part
     /// in it.
     Seen(Seen),
@@ -136,6 +143,10 @@ pub struct Summary {
     /// The sender's own record, for a receiver that may not know it.
     #[n(2)]
     pub introduction: Option<Raw>,
+    /// With an introduction, how the hash of the evictions that the sender holds begins; absent if
+    /// it holds none, or is of a version that knows of none.
+    #[n(3)]
+    pub evictions: Option<u32>,
 }
 
 /// The body of [`Message::News`].
@@ -330,7 +341,7 @@ pub enum WireError {
     /// Of a version that is not known here.
     #[error(
         "the message has wire version {found}, which is not known here (known: {WIRE_VERSION} \
-         and the next)"
+         and its neighbours)"
     )]
     UnknownVersion {
         /// Its version.
@@ -413,6 +424,7 @@ impl Message {
             Self::Ask(_) => 26,
             Self::Vouch(_) => 27,
             Self::Accuse(_) => 28,
+            Self::Call(_) => 29,
             Self::Seen(_) => 30,
         }
     }
@@ -431,6 +443,7 @@ impl Message {
             Self::Ask(body) => codec::to_vec(body),
             Self::Vouch(body) => codec::to_vec(body),
             Self::Accuse(body) => codec::to_vec(body),
+            Self::Call(body) => codec::to_vec(body),
             Self::Seen(body) => codec::to_vec(body),
             Self::Same | Self::WhoAreYou | Self::Prune => codec::to_vec(&Empty {}),
         }
@@ -461,6 +474,7 @@ impl Message {
             26 => body(bytes).map(Self::Ask),
             27 => body(bytes).map(Self::Vouch),
             28 => body(bytes).map(Self::Accuse),
+            29 => body(bytes).map(Self::Call),
             30 => body(bytes).map(Self::Seen),
             kind => Err(WireError::UnknownKind { kind }),
         }
@@ -494,8 +508,7 @@ impl<'a> Header<'a> {
         let mut d = Decoder::new(bytes);
         let items = d.array().map_err(malformed)?;
         let found = d.u64().map_err(malformed)?;
-        let known = u64::from(WIRE_VERSION)..=u64::from(WIRE_VERSION) + 1;
-        if !known.contains(&found) {
+        if !is_known(found, WIRE_VERSION) {
             return Err(WireError::UnknownVersion { found });
         }
         if items != Some(4) {
@@ -505,6 +518,11 @@ impl<'a> Header<'a> {
         let kind = d.u64().map_err(malformed)?;
         Ok(Self { mesh, kind, body: &bytes[d.position()..] })
     }
+}
+
+/// Whether a message of this version can be read by a node that writes its `own`.
+const fn is_known(found: u64, own: u8) -> bool {
+    found >= FIRST_VERSION as u64 && found.abs_diff(own as u64) <= 1
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err asks for")]
@@ -547,6 +565,8 @@ mod reason {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -563,6 +583,11 @@ mod tests {
 
     fn probe() -> Probe {
         Probe { number: 0, hash: [6; 8], down: None, lives: None, evictions: None }
+    }
+
+    fn call() -> Call {
+        let (from, to) = (NodeId([2; 32]), NodeId([3; 32]));
+        Call { from, to, number: u64::MAX, word: 255, seen: None, yours: None }
     }
 
     fn messages() -> Vec<Message> {
@@ -583,8 +608,18 @@ mod tests {
         let evictions = vec![raw()];
         let records = Records { records: vec![raw()], removals: vec![raw(), raw()], evictions };
         vec![
-            Message::Digest(Summary { hash: [5; 16], count: 9, introduction: Some(raw()) }),
-            Message::Digest(Summary { hash: [5; 16], count: u64::MAX, introduction: None }),
+            Message::Digest(Summary {
+                hash: [5; 16],
+                count: 9,
+                introduction: Some(raw()),
+                evictions: None,
+            }),
+            Message::Digest(Summary {
+                hash: [5; 16],
+                count: u64::MAX,
+                introduction: None,
+                evictions: None,
+            }),
             Message::Same,
             Message::WhoAreYou,
             Message::Lives(ranges.clone()),
@@ -601,6 +636,12 @@ mod tests {
             Message::Ask(Ask { target, number: 4, incarnation: 9 }),
             Message::Vouch(Vouch { target, number: 4 }),
             Message::Accuse(Accuse { accusation: raw() }),
+            Message::Call(call()),
+            Message::Call(Call {
+                seen: Some(SocketAddr::from(([192, 0, 2, 1], 7))),
+                yours: Some(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 65_535))),
+                ..call()
+            }),
             Message::Seen(Seen { addr: [192, 0, 2, 1].into() }),
             Message::Seen(Seen { addr: [1; 16].into() }),
             Message::Records(records.clone()),
@@ -645,9 +686,9 @@ mod tests {
         bytes[1] = 9;
         let error = Envelope::decode(&bytes).expect_err("newer");
         let expected =
-            "the message has wire version 9, which is not known here (known: 2 and the next)";
+            "the message has wire version 9, which is not known here (known: 2 and its neighbours)";
         assert_eq!(error.to_string(), expected);
-        bytes[1] = WIRE_VERSION - 1;
+        bytes[1] = FIRST_VERSION - 1;
         assert_eq!(Envelope::decode(&bytes), Err(WireError::UnknownVersion { found: 1 }));
         let mut bytes = encoded(Message::Same);
         let kind = bytes.len() - 2;
@@ -661,6 +702,15 @@ mod tests {
             let mut bytes = encoded(message.clone());
             bytes[1] = WIRE_VERSION + 1;
             assert_eq!(Envelope::decode(&bytes), Ok(Envelope { mesh: MESH, message }));
+        }
+    }
+
+    #[test]
+    fn adjacent_versions_know_each_other() {
+        for own in FIRST_VERSION..9 {
+            let known = (0..20).filter(|found| is_known(*found, own)).collect::<Vec<_>>();
+            let first = own.saturating_sub(1).max(FIRST_VERSION);
+            assert_eq!(known, (u64::from(first)..=u64::from(own) + 1).collect::<Vec<_>>());
         }
     }
 
@@ -695,7 +745,12 @@ mod tests {
         });
         assert_eq!(
             digest,
-            Message::Digest(Summary { hash: [7; 16], count: 2, introduction: None })
+            Message::Digest(Summary {
+                hash: [7; 16],
+                count: 2,
+                introduction: None,
+                evictions: None
+            })
         );
         let refused = body(&|e| {
             e.u8(18)

@@ -230,7 +230,7 @@ fn known_records_keep_nobody_busy() {
     }
     assert_eq!(known.records.len(), 80);
     hear(&mut founder, bad, Message::Records(known), Time::ZERO);
-    let other = Summary { hash: [7; 16], count: 3, introduction: None };
+    let other = Summary { hash: [7; 16], count: 3, introduction: None, evictions: None };
     hear(&mut founder, good, Message::Digest(other), Time::ZERO);
     assert!(transmits(&mut founder).iter().any(|(to, _)| *to == good), "it is answered");
 }

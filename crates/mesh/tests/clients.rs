@@ -4,10 +4,12 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::{Net, identity};
-use selvedge_mesh::{Mesh, Role, attached_to};
+use common::{Net, WALL, events, identity, transmits};
+use selvedge_mesh::wire::{Call, Envelope, Message};
+use selvedge_mesh::{Event, Mesh, Role, attached_to};
 use selvedge_model::NodeId;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -152,4 +154,101 @@ fn a_peer_that_fails_among_few_is_found_by_all() {
     net.run(Duration::from_secs(10));
     let down = |mesh: &Mesh| mesh.down().eq([node(1)]);
     assert!(net.nodes.values().all(down), "the clients, too");
+}
+
+fn call(from: u32, to: u32) -> Call {
+    Call { from: node(from), to: node(to), number: 7, word: 1, seen: None, yours: None }
+}
+
+fn number_of(wanted: NodeId) -> u32 {
+    (0..PEERS + CLIENTS).find(|number| node(*number) == wanted).expect("a member")
+}
+
+/// What a node does with a call that comes from `by`.
+fn hear(net: &mut Net, at: u32, by: NodeId, call: Call) -> Vec<Event> {
+    let mesh = net.node(at);
+    drop((events(mesh), transmits(mesh)));
+    let bytes = Envelope { mesh: mesh.id(), message: Message::Call(call) }.encode();
+    let now = net.now;
+    net.node(at).handle_message(by, &bytes, now, WALL);
+    events(net.node(at))
+}
+
+/// The one message that a node sends.
+fn sent(mesh: &mut Mesh) -> (NodeId, Call) {
+    let (to, bytes) = transmits(mesh).pop().expect("it sends something");
+    match Envelope::decode(&bytes).map(|sent| sent.message) {
+        Ok(Message::Call(call)) => (to, call),
+        other => panic!("{other:?} is no call"),
+    }
+}
+
+#[test]
+fn what_a_client_says_to_another_passes_by_the_peers_of_both() {
+    let mut net = net(8);
+    let clients = PEERS..PEERS + CLIENTS;
+    let place = |last| Some(SocketAddr::from(([198, 51, 100, last], 9)));
+    let mut legs = BTreeSet::new();
+    for (from, to) in clients.clone().flat_map(|a| clients.clone().map(move |b| (a, b))) {
+        if from == to {
+            continue;
+        }
+        let [first, last] =
+            [from, to].map(|it| net.node(0).attachment(node(it)).expect("attached"));
+        drop(transmits(net.node(from)));
+        // What a client says of its own place is nobody's to believe.
+        net.node(from).call(Call { seen: place(66), ..call(from, to) });
+        assert_eq!(sent(net.node(from)), (first, call(from, to)));
+        let by = number_of(first);
+        let claimed = Call { seen: place(66), yours: place(66), ..call(from, to) };
+        assert_eq!(hear(&mut net, by, node(from), claimed), [Event::Passing(call(from, to))]);
+        let seen = Call { seen: place(1), ..call(from, to) };
+        net.node(by).pass_on(seen);
+        let (next, mut passed) = sent(net.node(by));
+        if first != last {
+            assert_eq!((next, passed), (last, seen));
+            let heard = hear(&mut net, number_of(last), first, passed);
+            assert_eq!(heard, [Event::Passing(seen)]);
+            net.node(number_of(last)).pass_on(Call { yours: place(2), ..seen });
+            passed = sent(net.node(number_of(last))).1;
+        }
+        assert_eq!(hear(&mut net, to, last, passed), [Event::Called(passed)]);
+        legs.insert(first == last);
+    }
+    assert_eq!(legs.len(), 2, "by one peer, and by two");
+}
+
+#[test]
+fn nobody_speaks_for_clients_that_are_not_its_own() {
+    let mut net = net(9);
+    let home = |net: &mut Net, it| net.node(0).attachment(node(it)).expect("attached");
+    let from = PEERS;
+    let first = home(&mut net, from);
+    let mut others = PEERS + 1..PEERS + CLIENTS;
+    let to = others.find(|it| home(&mut net, *it) != first).expect("not all have one peer");
+    let last = home(&mut net, to);
+    let strangers = (0..PEERS).map(node).filter(|peer| *peer != first && *peer != last);
+    for peer in strangers.chain([node(PEERS + CLIENTS - 1)]) {
+        assert_eq!(hear(&mut net, number_of(last), peer, call(from, to)), []);
+        assert_eq!(hear(&mut net, to, peer, call(from, to)), []);
+    }
+    // Nor is it of use to be a client, or a peer, of others.
+    for wrong in (0..PEERS).filter(|peer| node(*peer) != first) {
+        assert_eq!(hear(&mut net, wrong, node(from), call(from, to)), []);
+    }
+    assert_eq!(hear(&mut net, number_of(first), last, call(from, to)), []);
+    // A peer that is attached to nobody has nobody to call by.
+    drop(transmits(net.node(0)));
+    net.node(0).call(call(0, to));
+    assert_eq!(transmits(net.node(0)), []);
+}
+
+#[test]
+fn who_calls_without_end_is_not_passed_on() {
+    let mut net = net(10);
+    let (from, to) = (PEERS, PEERS + 1);
+    let home = net.node(0).attachment(node(from)).expect("attached");
+    let passed = (0..5000)
+        .filter(|_| !hear(&mut net, number_of(home), node(from), call(from, to)).is_empty());
+    assert!((1..=2500).contains(&passed.count()));
 }

@@ -182,7 +182,8 @@ fn reconciliation_brings_just_what_is_lacking() {
 /// bytes that took.
 fn exchange(a: &mut Mesh, b: &mut Mesh) -> usize {
     let digest = a.digest();
-    let summary = Summary { hash: digest.hash, count: digest.count, introduction: None };
+    let summary =
+        Summary { hash: digest.hash, count: digest.count, introduction: None, evictions: None };
     let envelope = Envelope { mesh: a.id(), message: Message::Digest(summary) };
     let mut to_b = vec![envelope.encode()];
     let mut bytes = 0;

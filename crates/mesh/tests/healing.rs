@@ -75,6 +75,34 @@ fn a_second_partition_heals_as_soon() {
     }
 }
 
+/// Between the sides a single pair reaches each other again. That is enough for both to have
+/// everything, and for what is new later to cross.
+#[test]
+fn one_link_between_two_sides_is_enough() {
+    for (seed, each) in [(1, 2), (2, 4), (3, 4), (4, 8)] {
+        let mut net = Net::with_members(seed, 2 * each);
+        net.run_until_agreed(LIMIT).expect("agree");
+        let side = |from: u32| (from..from + each).map(|number| identity(number).node_id());
+        let across = side(0).flat_map(|a| side(each).flat_map(move |b| [(a, b), (b, a)]));
+        net.broken = across.collect();
+        for round in 0..4 {
+            for number in [1, each + 1] {
+                let profile = common::profile(100 * (round + 1) + number);
+                net.node(number).set_profile(profile).expect("in bounds");
+            }
+            if round == 0 {
+                net.run(Duration::from_secs(120));
+                assert!(!net.agreed());
+            }
+            let (a, b) = (identity(0).node_id(), identity(each).node_id());
+            net.broken.retain(|pair| ![(a, b), (b, a)].contains(pair));
+            let healed = net.run_until_agreed(LIMIT);
+            assert!(healed.is_some(), "seed {seed}, {each} nodes each, change {round}");
+            net.run(Duration::from_secs(40));
+        }
+    }
+}
+
 /// Who starts has heard of no verdict. It hears of it from its partners, and only once it has
 /// found that the dead do not answer.
 #[test]

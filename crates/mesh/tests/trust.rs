@@ -26,7 +26,8 @@ fn pair() -> (Mesh, Mesh) {
 /// Lets `node` introduce itself to `to`.
 fn greet(node: &mut Mesh, to: &mut Mesh) {
     let introduction = own_record(node);
-    let digest = Summary { hash: [0; 16], count: 0, introduction: Some(introduction) };
+    let digest =
+        Summary { hash: [0; 16], count: 0, introduction: Some(introduction), evictions: None };
     give(to, node.node(), Message::Digest(digest));
     transmits(to);
     events(to);
@@ -195,6 +196,7 @@ fn certificate_by(mesh: &Mesh, issuer: &Identity, subject: NodeId) -> Raw {
         issuer: issuer.node_id(),
         sponsor: None,
         pardons: 0,
+        guests: None,
     };
     Signed::sign(certificate, issuer).expect("in bounds").raw().clone()
 }
@@ -260,7 +262,7 @@ fn who_is_held_as_removed_is_told_and_comes_back() {
     // It was started again from an older copy of its disk. What it shows is held here already.
     let mut zombie = mesh_of(1, kept);
     let introduction = Some(own_record(&zombie));
-    let digest = Summary { hash: [0; 16], count: 0, introduction };
+    let digest = Summary { hash: [0; 16], count: 0, introduction, evictions: None };
     give(&mut founder, node, Message::Digest(digest));
     let sent = transmits(&mut founder);
     let [(to, answer)] = sent.as_slice() else { panic!("{sent:?}") };
@@ -351,7 +353,7 @@ fn strangers_are_not_heard() {
 #[test]
 fn a_strangers_digest_is_answered_by_less() {
     let (mut founder, _) = pair();
-    let digest = Summary { hash: [0; 16], count: 0, introduction: None };
+    let digest = Summary { hash: [0; 16], count: 0, introduction: None, evictions: None };
     let question = Envelope { mesh: founder.id(), message: Message::Digest(digest) }.encode();
     founder.handle_message(identity(99).node_id(), &question, Time::ZERO, WALL);
     let sent = transmits(&mut founder);
@@ -363,7 +365,7 @@ fn a_strangers_digest_is_answered_by_less() {
 fn nobody_can_introduce_himself_as_another() {
     let (mut founder, member) = pair();
     let introduction = Some(own_record(&admit(&mut founder, 2)));
-    let digest = Summary { hash: [0; 16], count: 0, introduction };
+    let digest = Summary { hash: [0; 16], count: 0, introduction, evictions: None };
     transmits(&mut founder);
     give(&mut founder, identity(99).node_id(), Message::Digest(digest));
     assert_eq!(transmits(&mut founder), []);
@@ -495,7 +497,7 @@ fn whose_certificate_has_expired_is_no_member() {
 /// The message by which a node shows its record.
 fn introduction(mesh: &Mesh) -> Message {
     let introduction = Some(own_record(mesh));
-    Message::Digest(Summary { hash: [0; 16], count: 0, introduction })
+    Message::Digest(Summary { hash: [0; 16], count: 0, introduction, evictions: None })
 }
 
 fn timeout(mesh: &mut Mesh, wall: UnixTime) {

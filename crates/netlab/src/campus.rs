@@ -45,6 +45,9 @@ pub enum Flavour {
     Flood,
     /// BGP EVPN on the fabric, OSPF on the uplink, by FRRouting.
     Frr,
+    /// The agents make the VXLAN interfaces, over a mesh of theirs; the fabric is nothing but its
+    /// underlay, and there is a second access point with stations. Upstream as with `Flood`.
+    Mesh,
 }
 
 /// Where etcd runs.
@@ -55,6 +58,8 @@ pub enum EtcdPlace {
     /// A member on each of the first three gateways (on one of fewer than three), reached over
     /// the fabric.
     Gateways,
+    /// The same, reached over the management segment.
+    Management,
     /// One member on the switch, reached over the management segment.
     Switch,
     /// A member on each of the first two gateways and on a third host, `witness`, which has the
@@ -101,6 +106,15 @@ pub struct Witness {
     pub address: GatewayAddress,
 }
 
+/// An access point with a host that has an interface `n<i>` in every network.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The tunnel endpoint.
+    pub access_point: Host,
+    /// Its stations.
+    pub station: Host,
+}
+
 /// The campus. Everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Campus {
@@ -116,6 +130,10 @@ pub struct Campus {
     pub access_point: Host,
     /// One host with an interface `n<i>` in every network.
     pub station: Host,
+    /// The second access point, `ap2`, with its stations, `station2`, in the flavour that has it.
+    pub other_site: Option<Site>,
+    /// The ports of the fabric of all gateways and access points, where its frames come in.
+    pub underlay: Vec<Port>,
     /// The router to the rest of the world, and at the same time the host there.
     pub upstream: Host,
     /// The switch: it has an address on the management segment.
@@ -168,17 +186,24 @@ impl Campus {
     }
 
     /// Streams between the station in each network and the host upstream, one of each of
-    /// `families`, labelled by VNI: a packet every 5 ms on the first 20 networks, every 100 ms on
-    /// the others. Of more than 500 networks, 2 have one every 5 ms, and the others fewer: the
-    /// rest the fewest.
+    /// `families`, labelled by VNI: a packet every 5 ms (over a mesh 20 ms, or 2000 in a second) on
+    /// the first 20 networks, every 100 ms on the others. Of more than 500 networks, 2 have one
+    /// every 5 ms, and the others fewer: the rest the fewest.
     #[must_use]
     pub fn streams(&self, first: &[Vni], rest: &[Vni], families: &[Family]) -> Vec<Spec> {
         let fast = if first.len() + rest.len() > MANY { FEW_FAST } else { FAST };
         let flows = |networks: usize| networks * families.len() * 2;
-        let slow = spaced(flows(first.len().saturating_sub(fast)), FIRST_RATE);
-        let slower = spaced(flows(rest.len()), REST_RATE);
+        let slow = spaced(flows(first.len().saturating_sub(fast)), FIRST_RATE, SLOW_INTERVAL);
+        let slower = spaced(flows(rest.len()), REST_RATE, SLOW_INTERVAL);
+        let fastest = match self.plan.flavour {
+            Flavour::Flood | Flavour::Frr => FAST_INTERVAL,
+            Flavour::Mesh => {
+                let fast = (first.len() + rest.len()).min(fast);
+                spaced(flows(fast), ENCRYPTED_RATE, ENCRYPTED_INTERVAL)
+            }
+        };
         let interval = |index: usize| match index {
-            _ if index < fast => FAST_INTERVAL,
+            _ if index < fast => fastest,
             _ if index < first.len() => slow,
             _ => slower,
         };
@@ -193,6 +218,27 @@ impl Campus {
             })
         };
         networks.enumerate().flat_map(specs).collect()
+    }
+
+    /// Streams between the stations of both sites, in every network and of each of `families`,
+    /// labelled by VNI; none if there is one site.
+    #[must_use]
+    pub fn streams_between_sites(&self, families: &[Family], interval: Duration) -> Vec<Spec> {
+        let Some(site) = &self.other_site else { return Vec::new() };
+        let end = |host: &Host, network: Network, address: IpAddr| End {
+            host: host.clone(),
+            address: SocketAddr::new(address, 7001),
+            device: Some(network.station_interface()),
+        };
+        let specs = |network: Network| {
+            families.iter().map(move |&family| Spec {
+                label: network.vni().get(),
+                a: end(&self.station, network, network.station(family)),
+                b: end(&site.station, network, network.other_station(family)),
+                interval,
+            })
+        };
+        self.networks().flat_map(specs).collect()
     }
 
     fn station_end(&self, network: Network, family: Family) -> End {
@@ -218,6 +264,10 @@ const FAST: usize = 20;
 const FEW_FAST: usize = 2;
 const MANY: usize = 500;
 const FAST_INTERVAL: Duration = Duration::from_millis(5);
+/// The same over a mesh, whose agents handle every packet several times: all agents are on one
+/// machine. As many in a second at most.
+const ENCRYPTED_INTERVAL: Duration = Duration::from_millis(20);
+const ENCRYPTED_RATE: f64 = 2_000.0;
 /// The others have one every 100 ms, or as often as the machine bears: all hosts are on it.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// Packets in a second, on all flows of the first networks and of the rest. A packet's whole way
@@ -226,11 +276,11 @@ const SLOW_INTERVAL: Duration = Duration::from_millis(100);
 const FIRST_RATE: f64 = 5_000.0;
 const REST_RATE: f64 = 3_000.0;
 
-/// The interval between two packets of a flow.
-fn spaced(flows: usize, rate: f64) -> Duration {
+/// The interval between two packets of a flow, `least` if the rate allows it.
+fn spaced(flows: usize, rate: f64, least: Duration) -> Duration {
     #[allow(clippy::cast_precision_loss, reason = "there are thousands at most")]
     let seconds = flows as f64 / rate;
-    SLOW_INTERVAL.max(Duration::from_secs_f64(seconds))
+    least.max(Duration::from_secs_f64(seconds))
 }
 
 /// How long a gateway may take to answer who has an address.
@@ -262,7 +312,7 @@ impl Campus {
 
     /// For each of `networks` the gateways that attract its traffic from upstream: those to
     /// which the upstream router's routes point (flavour `frr`), or who answer for its next-hop
-    /// address (flavour `flood`).
+    /// address (the others).
     ///
     /// # Errors
     /// If the upstream router cannot be asked.
@@ -272,24 +322,25 @@ impl Campus {
         family: Family,
     ) -> Result<BTreeMap<Vni, BTreeSet<String>>, Error> {
         match self.plan.flavour {
-            Flavour::Flood => self.next_hop_owners(networks, family),
+            Flavour::Flood | Flavour::Mesh => self.next_hop_owners(networks, family),
             Flavour::Frr => self.route_origins(networks, family),
         }
     }
 
-    /// How many networks the upstream router knows by halves of their prefixes, of either family:
-    /// gateways attract traffic so for a while after a takeover.
+    /// How many halves of networks' prefixes, of either family, the upstream router knows by which
+    /// next hop: gateways attract traffic so for a while after a takeover.
     ///
     /// # Errors
     /// If the upstream router cannot be asked.
-    pub fn halved(&self) -> Result<usize, Error> {
+    pub fn halves(&self) -> Result<BTreeMap<IpAddr, usize>, Error> {
         let routes = observe::next_hops(&self.upstream)?;
-        let known = |prefix: Prefix| routes.contains_key(&prefix.to_string());
-        let by_halves = |network: &Network| {
-            let prefixes = Family::ALL.map(|family| network.prefix(family));
-            prefixes.into_iter().filter_map(|it| it.halves()).flatten().any(known)
-        };
-        Ok(self.networks().filter(by_halves).count())
+        let prefixes = self.networks().flat_map(|it| Family::ALL.map(|family| it.prefix(family)));
+        let halves = prefixes.filter_map(|prefix| prefix.halves()).flatten();
+        let mut count = BTreeMap::new();
+        for next_hop in halves.filter_map(|half| routes.get(&half.to_string())).flatten() {
+            *count.entry(*next_hop).or_default() += 1;
+        }
+        Ok(count)
     }
 
     fn next_hop_owners(

@@ -21,6 +21,7 @@ pub mod observe;
 mod process;
 mod realtime;
 pub mod stream;
+pub mod tap;
 pub mod tcp;
 
 pub use campus::Campus;

@@ -64,6 +64,18 @@ pub struct Port {
 }
 
 impl Port {
+    /// The host that serves as the switch.
+    #[must_use]
+    pub fn switch(&self) -> &Host {
+        &self.switch
+    }
+
+    /// The name of the interface there.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Takes the carrier from `ports`, or gives it back, in one go. They must be of one switch.
     ///
     /// # Errors

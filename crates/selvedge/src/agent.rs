@@ -12,17 +12,19 @@ use futures_util::FutureExt;
 use sd_notify::NotifyState;
 use selvedge_api::Error;
 use selvedge_api::agent::{Info, Planes, RestartRequest, Restarting};
+use selvedge_api::mesh::Tunnels;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::restart::Program;
-use crate::config::{Config, GatewayConfig};
+use crate::config::{Config, GatewayConfig, WireGuard};
 use crate::gateway_plane::{self, GatewayHandle};
 use crate::http;
 use crate::mesh_plane::{self, MeshHandle};
+use crate::tunnels;
 
 /// How long the planes and the API may take to end once they are told to, beside the hooks of the
 /// operator's.
@@ -151,6 +153,7 @@ impl Agent {
     ) -> anyhow::Result<()> {
         let started = Instant::now();
         let mesh = self.start_mesh(config).await?;
+        let tunnels = self.start_tunnels(config, mesh.as_ref()).await?;
         let gateway = self.start_gateway(config.gateway.clone()).await?;
         let planes = Planes { mesh: mesh.is_some(), gateway: gateway.is_some() };
         let info = Info {
@@ -164,6 +167,7 @@ impl Agent {
         let parts = http::Parts {
             mesh,
             gateway,
+            tunnels,
             restarts: self.restarts.0.clone(),
             shutdown: self.shutdown.clone(),
         };
@@ -185,6 +189,20 @@ impl Agent {
         let (handle, task) = mesh_plane::spawn(mesh, self.shutdown.clone()).await?;
         self.tasks.push(("mesh plane", task));
         Ok(Some(handle))
+    }
+
+    /// Before the gateway plane: what it looks for is there then, if the mesh is.
+    async fn start_tunnels(
+        &mut self,
+        config: &Config,
+        mesh: Option<&MeshHandle>,
+    ) -> anyhow::Result<Option<watch::Receiver<Tunnels>>> {
+        let dry = config.mesh.as_ref().is_none_or(|mesh| mesh.wireguard == WireGuard::Dry);
+        let (Some(vxlan), Some(mesh), false) = (&config.vxlan, mesh, dry) else { return Ok(None) };
+        let spawned = tunnels::spawn(vxlan.clone(), mesh.clone(), self.shutdown.clone()).await;
+        let (status, task) = spawned?;
+        self.tasks.push(("tunnels", task));
+        Ok(Some(status))
     }
 
     async fn start_gateway(

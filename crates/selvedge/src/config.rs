@@ -13,6 +13,7 @@ mod hooks;
 mod options;
 mod place;
 mod ra;
+mod vxlan;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,6 +38,7 @@ pub use hooks::{Command, HooksFile, MeshHooksFile};
 pub use options::{Exit, MeshOptions, OptionsByMesh, OptionsFile};
 pub use place::{Host, Place, PlaceError};
 pub use ra::{RaFile, RaSettings};
+pub use vxlan::{VxlanConfig, VxlanFile};
 
 use crate::gateway_plane::HooksConfig;
 
@@ -66,6 +68,8 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// The gateway plane, if it is enabled.
     pub gateway: Option<GatewayConfig>,
+    /// Overlay networks over a mesh, if there are any.
+    pub vxlan: Option<VxlanConfig>,
 }
 
 /// What the mesh plane is built from.
@@ -198,8 +202,8 @@ pub enum FabricConfig {
     Flood {
         /// The interface towards the upstream router.
         uplink: String,
-        /// The other tunnel endpoints.
-        endpoints: Vec<IpAddr>,
+        /// The other tunnel endpoints; `None`: those of a mesh, see [`Config::vxlan`].
+        endpoints: Option<Vec<IpAddr>>,
     },
     /// BGP EVPN and a routing protocol, by FRRouting.
     Frr {

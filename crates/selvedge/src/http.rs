@@ -18,13 +18,15 @@ use axum::{Json, Router};
 use futures_util::{Stream, stream};
 use selvedge_api::agent::{Info, RestartRequest, Restarting};
 use selvedge_api::gateway::{
-    ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Removed, Status,
-    Takeover, TakeoverRequest,
+    ChangeRow, Drain, DrainRequest, Event, Finding, HistoryQuery, NetworkRow, Refill, Removed,
+    Status, Takeover, TakeoverRequest,
 };
+use selvedge_api::mesh::Tunnels;
 use selvedge_api::{Code, Error};
 use selvedge_model::NodeName;
 use serde::Serialize;
 use tokio::net::UnixListener;
+use tokio::sync::watch::Receiver;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,8 @@ const RESTART_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Parts {
     pub(crate) mesh: Option<MeshHandle>,
     pub(crate) gateway: Option<GatewayHandle>,
+    /// The overlay networks over a mesh, if there are any.
+    pub(crate) tunnels: Option<Receiver<Tunnels>>,
     /// Where the agent is asked to start again.
     pub(crate) restarts: mpsc::Sender<RestartAsk>,
     /// Ends the API.
@@ -115,14 +119,17 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(mesh::show, mesh::leave))
         .routes(routes!(mesh::invite))
         .routes(routes!(mesh::evict))
+        .routes(routes!(mesh::eviction))
         .routes(routes!(mesh::edit))
         .routes(routes!(mesh::ask))
         .routes(routes!(mesh::dns))
+        .routes(routes!(mesh::tunnels))
         .routes(routes!(status))
         .routes(routes!(networks))
         .routes(routes!(drain))
         .routes(routes!(undrain))
         .routes(routes!(take_over))
+        .routes(routes!(refill))
         .routes(routes!(remove))
         .routes(routes!(history))
         .routes(routes!(check))
@@ -178,7 +185,12 @@ async fn metrics(State(app): Shared) -> Result<impl IntoResponse, Failure> {
         Some(mesh) => mesh.list().await.ok(),
         None => None,
     };
-    let text = metrics::encode(&app.info(), meshes.as_deref(), status.as_ref())
+    let traffic = match &app.parts.mesh {
+        Some(mesh) => mesh.traffic().await.ok(),
+        None => None,
+    };
+    let meshes = meshes.as_deref().zip(traffic.as_ref());
+    let text = metrics::encode(&app.info(), meshes, status.as_ref())
         .map_err(|error| Failure(Error::internal(format!("cannot write the metrics: {error}"))))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text))
@@ -240,6 +252,17 @@ async fn undrain(State(app): Shared, body: Body<DrainRequest>) -> Answer<Drain> 
 )]
 async fn take_over(State(app): Shared, body: Body<TakeoverRequest>) -> Answer<Takeover> {
     Ok(Json(app.gateway()?.take_over(body?.0.name).await?))
+}
+
+/// Fills a store that was reset with what this agent knew of the former one, for some seconds.
+#[utoipa::path(
+    post,
+    path = "/gateway/refill",
+    tag = "gateway",
+    responses((status = 200, body = Refill))
+)]
+async fn refill(State(app): Shared) -> Answer<Refill> {
+    Ok(Json(app.gateway()?.refill().await?))
 }
 
 /// Strikes a node that is gone for good from the roster.
@@ -393,7 +416,8 @@ mod tests {
             };
             let (restarts, asked) = mpsc::channel(1);
             let shutdown = CancellationToken::new();
-            let parts = Parts { mesh: None, gateway: None, restarts, shutdown: shutdown.clone() };
+            let (mesh, gateway, tunnels) = (None, None, None);
+            let parts = Parts { mesh, gateway, tunnels, restarts, shutdown: shutdown.clone() };
             let task = tokio::spawn(serve(listener, App::new(info, Instant::now(), parts)));
             Self { dir, shutdown, task, asked }
         }

@@ -13,5 +13,7 @@ mod hooks;
 mod http;
 mod identity;
 mod import;
+mod interfaces;
 pub mod mesh_plane;
 mod stream;
+mod tunnels;

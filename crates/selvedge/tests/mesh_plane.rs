@@ -222,6 +222,13 @@ async fn members_admit_with_what_they_may_and_who_is_evicted_stays_out() {
     assert!(error.message.contains("admitted by another"), "{error}");
     let unknown = a.handle().evict("campus", "nobody").await.expect_err("unknown");
     assert_eq!(unknown.code, Code::NotFound);
+    let error = b.handle().eviction("campus", "d").await.expect_err("nor could it");
+    assert!(error.message.contains("admitted by another"), "{error}");
+    let would = a.handle().eviction("campus", "b").await.expect("the founder may");
+    let mut gone = vec![inviter, node];
+    gone.sort_unstable();
+    assert_eq!((would.node, would.gone), (inviter, gone));
+    a.sees("campus", 4).await;
     let evicted = b.handle().evict("campus", "c").await.expect("it admitted it");
     assert_eq!((evicted.node, evicted.gone), (node, vec![node]));
     a.handle().evict("campus", "d").await.expect("the founder may");
@@ -233,8 +240,6 @@ async fn members_admit_with_what_they_may_and_who_is_evicted_stays_out() {
     learns_of_its_eviction(&d).await;
     // Back with a new invite, after it has left what it is no member of.
     d.handle().leave("campus").await.expect("left");
-    // Invites are told from evictions by the second in which they were made.
-    sleep(Duration::from_millis(1100)).await;
     let back = d.join(&a.token("campus", 1).await).await.expect("admitted again");
     assert_eq!(back.node, away);
     a.sees("campus", 3).await;

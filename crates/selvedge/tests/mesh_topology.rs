@@ -171,6 +171,23 @@ async fn an_exit_leads_elsewhere_and_the_agents_own_packets_stay_out() {
     let addresses = lab.addresses("campus").await;
     lab.pings(2, addresses[0], "56").await;
     assert!(!lab.ping(2, v4, "56"), "an exit that is not there lets nothing past it");
+    // Not even while the agent is dead.
+    let passes = |lab: &Lab, dst: std::net::IpAddr| {
+        lab.ip(2, &format!("route get {dst}")).contains("dev eth0")
+    };
+    assert!(!passes(&lab, v4) && !passes(&lab, v6));
+    lab.kill(2);
+    assert!(!passes(&lab, v4) && !passes(&lab, v6), "{}", lab.ip(2, "route show table all"));
+    lab.start(2).await;
+    lab.pings(2, addresses[0], "56").await;
+    assert!(!passes(&lab, v4) && !passes(&lab, v6));
+    lab.client(2).leave_mesh("campus").await.expect("left");
+    gone(&lab, 2).await;
+    assert!(passes(&lab, v4));
+    // What this host forwards for others does not go by its exit.
+    lab.run(1, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let forwarded = lab.ip(1, "route get 203.0.113.9 from 192.0.2.77 iif eth0");
+    assert!(forwarded.contains("dev eth0"), "{forwarded}");
     assert!(lab.run(0, "nft", &["list", "table", "inet", "selvedge_mesh"]).status.success());
 
     // What is left behind by a kill is found again.

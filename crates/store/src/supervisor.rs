@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use selvedge_gateway::kv::{Batch, LeaseId, Revision, Snapshot, StoreError};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,8 @@ pub struct Settings {
     pub ttl: Duration,
     /// After how much silence of the watch the store is asked whether it missed anything.
     pub quiet: Duration,
+    /// What an earlier run has read up to; nothing older is accepted.
+    pub floor: Revision,
     /// The seed of the jitter of pauses.
     pub seed: u64,
 }
@@ -71,7 +73,7 @@ impl Settings {
     pub fn new(prefixes: Vec<String>, ttl: Duration) -> Self {
         // Without randomness, the agents merely come back in step after an outage.
         let seed = getrandom::u64().unwrap_or_default();
-        Self { prefixes, ttl, quiet: Duration::from_secs(5), seed }
+        Self { prefixes, ttl, quiet: Duration::from_secs(5), floor: Revision(0), seed }
     }
 }
 
@@ -104,14 +106,16 @@ impl Supervisor {
         let (stop, ttl) = (CancellationToken::new(), settings.ttl);
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
         let backoff = Backoff::new(rng.fork());
-        let keeper = Keeper { store: Arc::clone(&store), ttl, inputs: inputs.clone(), backoff };
+        let reader = Reader { store: Arc::clone(&store), prefixes: settings.prefixes };
+        let (floor, accepted) = watch::channel(Floor { revision: settings.floor, refused: false });
+        let keeper =
+            Keeper { reader: reader.clone(), ttl, inputs: inputs.clone(), backoff, accepted };
         let watcher = Watcher {
-            store: Arc::clone(&store),
-            prefixes: settings.prefixes,
+            reader,
             inputs,
             backoff: Backoff::new(rng),
             quiet: (settings.quiet, settings.quiet),
-            floor: Revision(0),
+            floor,
             seen: None,
             link: Link::Untold,
         };
@@ -168,15 +172,42 @@ impl<T> From<mpsc::error::SendError<T>> for Gone {
     }
 }
 
-struct Watcher {
+/// What of the store is read.
+#[derive(Clone)]
+struct Reader {
     store: Arc<dyn Store>,
     prefixes: Vec<String>,
+}
+
+impl Reader {
+    async fn everything(&self) -> Result<Snapshot, StoreError> {
+        self.store.read(&self.prefixes).await
+    }
+
+    /// The store's revision, linearizably: of a read of keys that nobody has.
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        let prefix = self.prefixes.first().map_or("", String::as_str);
+        let nothing = format!("{prefix}\0nothing");
+        self.store.read(&[nothing]).await.map(|snapshot| snapshot.revision)
+    }
+}
+
+/// What tells a store that was reset.
+#[derive(Clone, Copy)]
+struct Floor {
+    /// The latest revision ever reported; nothing older is accepted.
+    revision: Revision,
+    /// The store that there is has been found to be older.
+    refused: bool,
+}
+
+struct Watcher {
+    reader: Reader,
     inputs: mpsc::Sender<Input>,
     backoff: Backoff,
     /// After how much silence the watch is looked into, at first and now.
     quiet: (Duration, Duration),
-    /// The latest revision ever reported; nothing older is accepted.
-    floor: Revision,
+    floor: watch::Sender<Floor>,
     /// Up to where the consumer knows everything, unless it has to read anew.
     seen: Option<Revision>,
     link: Link,
@@ -228,10 +259,11 @@ impl Watcher {
             Ok(after) => after,
             Err(error) => return Ok(Ending::Failed(error)),
         };
-        let mut batches = match self.store.watch(&self.prefixes, after).await {
+        let mut batches = match self.reader.store.watch(&self.reader.prefixes, after).await {
             Ok(batches) => batches,
             Err(error) => return Ok(Ending::Failed(error)),
         };
+        self.floor.send_modify(|floor| floor.refused = false);
         if std::mem::replace(&mut self.link, Link::Up) != Link::Up {
             tracing::info!(revision = %after, "watching the store");
             self.inputs.send(Input::Connected).await?;
@@ -251,11 +283,16 @@ impl Watcher {
         }
     }
 
-    /// After which revision to watch. A store that is older than what was reported is refused.
+    /// After which revision to watch. A store that is older than what was reported is refused; it is
+    /// another one, so that everything is read anew should it catch up.
     async fn begin(&mut self) -> Result<Result<Revision, StoreError>, Gone> {
         let Some(seen) = self.seen else { return self.read().await };
-        let now = self.revision().await;
-        Ok(now.and_then(|now| self.check_floor(now)).map(|()| seen))
+        let now = self.reader.revision().await;
+        let checked = now.and_then(|now| self.check_floor(now));
+        if matches!(checked, Err(StoreError::Refused(_))) {
+            self.seen = None;
+        }
+        Ok(checked.map(|()| seen))
     }
 
     /// Takes what the watch reported; returns the ending if that was it.
@@ -281,7 +318,7 @@ impl Watcher {
     /// that only keys of others have changed, or that the watch is dead. To be sure, everything
     /// is read, and the watch opened anew, ever more rarely while there is nothing to report.
     async fn look_into(&mut self, batches: &mut Watched) -> Result<Option<Ending>, Gone> {
-        let now = match self.revision().await {
+        let now = match self.reader.revision().await {
             Ok(now) => now,
             Err(error) => return Ok(Some(Ending::Failed(error))),
         };
@@ -301,7 +338,7 @@ impl Watcher {
 
     /// Reads everything and reports it.
     async fn read(&mut self) -> Result<Result<Revision, StoreError>, Gone> {
-        let snapshot = self.store.read(&self.prefixes).await;
+        let snapshot = self.reader.everything().await;
         let checked = snapshot.and_then(|snapshot| {
             self.check_floor(snapshot.revision)?;
             Ok(snapshot)
@@ -316,25 +353,19 @@ impl Watcher {
         Ok(Ok(revision))
     }
 
-    /// The store's revision, linearizably: of a read of keys that nobody has.
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        let prefix = self.prefixes.first().map_or("", String::as_str);
-        let nothing = format!("{prefix}\0nothing");
-        self.store.read(&[nothing]).await.map(|snapshot| snapshot.revision)
-    }
-
     fn check_floor(&self, revision: Revision) -> Result<(), StoreError> {
-        let floor = self.floor;
+        let floor = self.floor.borrow().revision;
         if revision >= floor {
             return Ok(());
         }
+        self.floor.send_modify(|floor| floor.refused = true);
         let what = format!("the store was reset: it is at revision {revision}, after {floor}");
         Err(StoreError::Refused(what))
     }
 
     fn advance(&mut self, revision: Revision) {
         self.seen = Some(revision);
-        self.floor = self.floor.max(revision);
+        self.floor.send_modify(|floor| floor.revision = floor.revision.max(revision));
     }
 
     /// Tells the consumer, once, and again if the store now says no instead of nothing.
@@ -366,10 +397,11 @@ enum Ending {
 }
 
 struct Keeper {
-    store: Arc<dyn Store>,
+    reader: Reader,
     ttl: Duration,
     inputs: mpsc::Sender<Input>,
     backoff: Backoff,
+    accepted: watch::Receiver<Floor>,
 }
 
 impl Keeper {
@@ -404,7 +436,7 @@ impl Keeper {
 
     async fn grant(&mut self) -> LeaseId {
         loop {
-            match self.store.grant(self.ttl).await {
+            match self.reader.store.grant(self.ttl).await {
                 Ok(lease) => {
                     self.backoff.reset();
                     return lease;
@@ -423,18 +455,30 @@ impl Keeper {
         loop {
             let begun = Instant::now();
             // The limit lets an engine that waits for one endpoint go on to the next in time.
-            match timeout(rhythm, self.store.keep_alive(lease)).await {
+            match timeout(rhythm, self.reader.store.keep_alive(lease)).await {
                 Ok(Ok(())) => {
                     self.backoff.reset();
                     sleep(rhythm.saturating_sub(begun.elapsed())).await;
                 }
-                Ok(Err(StoreError::NoLease(_))) => return,
+                Ok(Err(StoreError::NoLease(_))) if self.is_accepted().await => return,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %lease, "keeping a lease alive");
                     self.backoff.wait_at_most(rhythm / 4).await;
                 }
                 Err(_) => tracing::debug!(%lease, "keeping a lease alive takes too long"),
             }
+        }
+    }
+}
+
+impl Keeper {
+    /// Waits until the consumer has read the store that there is, if it is another one than before:
+    /// what that one says of leases means nothing until then. False if that cannot be told.
+    async fn is_accepted(&mut self) -> bool {
+        let floor = self.accepted.borrow().revision;
+        match self.reader.revision().await {
+            Ok(now) if now >= floor => self.accepted.wait_for(|floor| !floor.refused).await.is_ok(),
+            Ok(_) | Err(_) => false,
         }
     }
 }

@@ -45,8 +45,7 @@ pub fn candidates(own: Own<'_>, theirs: &[SocketAddr]) -> Vec<SocketAddr> {
         };
         (!own.has_family(addr.ip()), place)
     };
-    let usable = |addr: &SocketAddr| addr.port() != 0 && is_somebodys(addr.ip());
-    let mut list: Vec<SocketAddr> = theirs.iter().copied().filter(usable).collect();
+    let mut list: Vec<SocketAddr> = theirs.iter().copied().filter(is_usable).collect();
     list.sort_by_key(rank);
     list
 }
@@ -57,6 +56,11 @@ pub fn endpoint(own: Own<'_>, theirs: &[SocketAddr], failures: usize) -> Option<
     let list = candidates(own, theirs);
     let turn = failures.checked_rem(list.len())?;
     list.get(turn).copied()
+}
+
+/// Whether packets can be sent there.
+pub(crate) fn is_usable(addr: &SocketAddr) -> bool {
+    addr.port() != 0 && is_somebodys(addr.ip())
 }
 
 /// Whether packets to an address reach one certain other host. IPv6's link-local addresses say
@@ -70,7 +74,7 @@ fn is_somebodys(ip: IpAddr) -> bool {
 }
 
 /// Addresses of networks that are not routed in the internet: RFC 1918, RFC 6598, RFC 4193.
-fn is_private(ip: IpAddr) -> bool {
+pub(crate) fn is_private(ip: IpAddr) -> bool {
     let shared = |ip: Ipv4Addr| ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || shared(ip),

@@ -26,6 +26,7 @@
 //! longer than there are meshes.
 
 mod attach;
+pub mod direct;
 mod endpoint;
 mod mtu;
 mod overlay_ipv4;

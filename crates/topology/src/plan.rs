@@ -86,7 +86,6 @@ fn plan_one(seat: &Seat<'_>, seats: &[Seat<'_>], ways: &Ways) -> MeshPlan {
             hops: hops.collect(),
             serves: serves(seat.me, &list),
             sources: sources(seat.view),
-            local: seat.view.options.local.clone(),
         },
         forwards: forwards(seat, &peers) || !list.is_empty(),
         peers,

@@ -32,8 +32,6 @@ pub struct Relays {
     pub serves: Table<u8>,
     /// The prefixes that a member, by its overlay address, may relay from.
     pub sources: BTreeMap<Ipv6Addr, BTreeSet<Prefix>>,
-    /// The networks of this host's own links: not the internet, whatever their addresses.
-    pub local: Vec<Prefix>,
 }
 
 /// The member that relays.
@@ -114,9 +112,7 @@ impl Relays {
         }
         match self.serves.find(dst) {
             // An exit is a way to the internet, not into the networks around it.
-            Some((prefix, _)) if prefix.len() == 0 && !self.is_internet(dst) => {
-                Err(Refusal::NotServed)
-            }
+            Some((prefix, _)) if prefix.len() == 0 && !is_public(dst) => Err(Refusal::NotServed),
             Some((_, own)) if *own < distance => Ok(()),
             Some(_) => Err(Refusal::NotNearer),
             None => Err(Refusal::NotServed),
@@ -131,7 +127,7 @@ impl Relays {
         let mut holding = announced.iter().filter(|prefix| prefix.contains(src));
         let known = || self.hops.find(src).is_some_and(|(prefix, _)| prefix.len() > 0);
         // What an exit brings in comes from the internet, not from where another route leads.
-        holding.any(|prefix| prefix.len() > 0 || (self.is_internet(src) && !known()))
+        holding.any(|prefix| prefix.len() > 0 || (is_public(src) && !known()))
     }
 
     /// The overlay address of the member that has an address of the mesh.
@@ -147,10 +143,6 @@ impl Relays {
 
     fn is_own(&self, addr: IpAddr) -> bool {
         addr == IpAddr::from(self.own) || self.own_ipv4.is_some_and(|own| addr == IpAddr::from(own))
-    }
-
-    fn is_internet(&self, addr: IpAddr) -> bool {
-        is_public(addr) && !self.local.iter().any(|network| network.contains(addr))
     }
 
     fn is_inside(&self, addr: IpAddr) -> bool {
@@ -265,7 +257,6 @@ mod tests {
             sources: sources
                 .map(|(from, list)| (v6(from), list.iter().map(|it| prefix(it)).collect()))
                 .into(),
-            local: Vec::new(),
         }
     }
 
@@ -315,8 +306,7 @@ mod tests {
     #[test]
     fn an_exit_leads_to_the_internet_alone() {
         let serves = [(prefix("0.0.0.0/0"), 0), (prefix("::/0"), 0)].into_iter().collect();
-        let local = vec![prefix("203.0.113.0/24"), prefix("2001:db8:5::/64")];
-        let exit = Relays { serves, local, ..relays() };
+        let exit = Relays { serves, ..relays() };
         let take = |dst| exit.take_relayed(v6("fd00::2"), 1, ip("fd00::2"), ip(dst));
         for dst in ["198.51.100.1", "2001:db8:6::1", "64:ff9b::198.51.100.1", "2002:c633:6401::1"] {
             assert_eq!(take(dst), Ok(()), "{dst}");
@@ -333,9 +323,6 @@ mod tests {
             "fe80::1",
             "ff0e::1",
             "fd99::1",
-            // Public addresses, but those of the links around the exit.
-            "203.0.113.9",
-            "2001:db8:5::9",
             // Translators of the exit's own site, and private addresses behind any (RFC 8215).
             "64:ff9b::192.168.1.1",
             "64:ff9b:1::1",
@@ -343,15 +330,6 @@ mod tests {
         ] {
             assert_eq!(take(dst), Err(Refusal::NotServed), "{dst}");
         }
-    }
-
-    #[test]
-    fn an_exit_brings_in_nothing_of_the_receivers_own_links() {
-        let local = vec![prefix("203.0.113.0/24")];
-        let near = Relays { local, ..relays() };
-        let take = |src| near.take_relayed(v6("fd00::3"), 9, ip(src), ip("fd00::1"));
-        assert_eq!(take("198.51.100.1"), Ok(()));
-        assert_eq!(take("203.0.113.1"), Err(Refusal::Source));
     }
 
     #[test]

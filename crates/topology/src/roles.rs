@@ -7,6 +7,7 @@ use selvedge_mesh::Role;
 use selvedge_model::{NodeId, Prefix, WgKey};
 
 use crate::attach::{Attachment, Peers, attachment};
+use crate::direct::Wish;
 use crate::endpoint::{Own, endpoint};
 use crate::plan::PeerSpec;
 use crate::view::{Member, Seat};
@@ -65,7 +66,21 @@ fn of_client(seat: &Seat<'_>) -> BTreeMap<NodeId, PeerSpec> {
         let keepalive = view.options.client_keepalive;
         Some((peer.node, PeerSpec { endpoint: endpoint_of(seat, peer), allowed, keepalive }))
     };
-    links.into_iter().filter_map(spec).collect()
+    let links = links.into_iter().filter_map(spec);
+    links.chain(direct(seat)).collect()
+}
+
+/// The other clients that packets go to directly, or that this is tried with. Their addresses are
+/// among those of the peer that serves the own node, too: what is more precise counts.
+fn direct<'a>(seat: &'a Seat<'_>) -> impl Iterator<Item = (NodeId, PeerSpec)> + 'a {
+    let wish = |client: &Member| seat.view.options.direct.get(&client.node).copied();
+    let clients = seat.view.others().filter(|member| member.role == Role::Client);
+    clients.filter_map(move |client| {
+        let Wish { endpoint, carries } = wish(client)?;
+        let allowed = addresses(seat, client).filter(|_| carries).collect();
+        let keepalive = seat.view.options.client_keepalive;
+        Some((client.node, PeerSpec { endpoint, allowed, keepalive }))
+    })
 }
 
 /// The addresses that are a member's alone.

@@ -167,7 +167,7 @@ fn way(view: &View, member: &Member, distance: u8) -> Way {
 /// links, networks and meshes.
 fn is_usable(seats: &[Seat<'_>], prefix: Prefix) -> bool {
     let ours = seats.iter().any(|Seat { view, me, .. }| {
-        let mut inside = view.overlays().chain(view.options.local.iter().copied());
+        let mut inside = view.overlays();
         inside.any(|own| covers(own, prefix))
             || me.networks.iter().any(|network| network.network() == prefix)
     });

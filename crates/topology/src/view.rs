@@ -8,10 +8,11 @@ use selvedge_mesh::address::mesh_prefix;
 use selvedge_mesh::{Bridged, Role, permits};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 
+use crate::direct::Wish;
 use crate::overlay_ipv4::{Claim, owners};
 
 /// One mesh as one of its members sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// The mesh.
     pub mesh: MeshId,
@@ -73,9 +74,8 @@ pub struct Options {
     pub peer_keepalive: Option<Duration>,
     /// How often the endpoint of a member was tried in vain, so that the next one is taken.
     pub attempts: Vec<(NodeId, usize)>,
-    /// The networks of this host's own links. No route takes them away, and if the node is an
-    /// exit, it does not lead into them.
-    pub local: Vec<Prefix>,
+    /// Other clients that this client has, or tries to have, as peers of its own.
+    pub direct: BTreeMap<NodeId, Wish>,
     /// Whether the own node, though drained, serves its clients a while longer. To be set until
     /// they have surely heard of it: what they send meanwhile would be dropped.
     pub still_serving: bool,
@@ -92,7 +92,7 @@ impl Default for Options {
             client_keepalive: Some(Duration::from_secs(25)),
             peer_keepalive: None,
             attempts: Vec::new(),
-            local: Vec::new(),
+            direct: BTreeMap::new(),
             still_serving: false,
         }
     }

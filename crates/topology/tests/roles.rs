@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use selvedge_mesh::Role;
 use selvedge_mesh::address::node_address;
 use selvedge_model::{NodeId, Prefix};
+use selvedge_topology::direct::Wish;
 use selvedge_topology::{Claim, Options, Refusal, View, attachment, claim, owners, plan};
 use world::{Fate, World, member, mesh, node};
 
@@ -67,6 +68,38 @@ fn a_client_has_one_peer_for_all_and_one_that_stands_by() {
         assert_eq!(ours.allowed.is_empty(), peer != at);
         assert_eq!(ours.endpoint, None, "it is heard, not called");
     }
+}
+
+/// Has a client have another one as a peer.
+fn wish(world: &mut World, own: NodeId, partner: NodeId, carries: bool) {
+    let options = world.options.get_mut(&(mesh(1), own)).expect("a member");
+    let endpoint = "198.51.100.7:9".parse().ok();
+    options.direct.insert(partner, Wish { endpoint, carries });
+}
+
+#[test]
+fn clients_that_have_a_direct_path_send_there_and_others_by_their_peers() {
+    let mut world = world(3, 4);
+    let [a, b, c, peer] = [CLIENTS + 1, CLIENTS + 2, CLIENTS + 3, 1].map(node);
+    for (own, partner) in [(a, b), (b, a)] {
+        wish(&mut world, own, partner, true);
+    }
+    wish(&mut world, a, c, false);
+    // Nobody but a client has direct paths, and none leads to a peer.
+    wish(&mut world, peer, a, true);
+    wish(&mut world, a, peer, true);
+    world.settle();
+    all_pairs_reach(&world);
+    let peers = |of: NodeId| &world.plans[&of].meshes[&mesh(1)].peers;
+    let at = |of: NodeId, partner: NodeId| {
+        peers(of).iter().find(|(key, _)| key.0 == partner.0).map(|(_, spec)| spec.clone())
+    };
+    let direct = at(a, b).expect("a peer");
+    assert_eq!(direct.allowed, BTreeSet::from([Prefix::host(address(b).into())]));
+    assert!(direct.endpoint.is_some() && direct.keepalive.is_some());
+    assert!(at(a, c).expect("tried").allowed.is_empty(), "nothing moves before it is agreed");
+    assert_eq!(at(c, a), None);
+    assert!(at(peer, a).is_none_or(|spec| spec.endpoint.is_none()));
 }
 
 #[test]
@@ -259,6 +292,38 @@ proptest! {
             let peers = plan.meshes[&mesh(1)].peers.values();
             let allowed: Vec<_> = peers.flat_map(|spec| spec.allowed.iter().copied()).collect();
             prop_assert!(disjoint(&allowed), "{allowed:?}");
+        }
+    }
+
+    /// Whatever the ends wish, and also while they do not agree.
+    #[test]
+    fn direct_paths_take_no_prefix_from_another_and_leave_no_address_without_a_way(
+        peers in 1..5_u8,
+        wishes in prop::collection::vec((0..5_u8, 0..5_u8, any::<bool>()), 0..12),
+    ) {
+        let mut world = world(peers, 5);
+        let client = |number: u8| node(CLIENTS + 1 + number);
+        for (own, partner, carries) in wishes {
+            wish(&mut world, client(own), client(partner), carries);
+        }
+        world.settle();
+        for own in (0..5).map(client) {
+            let specs = world.plans[&own].meshes[&mesh(1)].peers.values();
+            let allowed: Vec<Prefix> = specs.flat_map(|it| it.allowed.iter().copied()).collect();
+            let unique: BTreeSet<Prefix> = allowed.iter().copied().collect();
+            prop_assert_eq!(unique.len(), allowed.len(), "{:?}", allowed);
+            let covered = |it: u8| allowed.iter().any(|p| p.contains(address(client(it)).into()));
+            prop_assert!((0..5).all(covered));
+        }
+        let wish = |a: u8, b: u8| {
+            let wish = world.options[&(mesh(1), client(a))].direct.get(&client(b)).copied();
+            wish.is_some_and(|wish| wish.carries)
+        };
+        for (a, b) in (0..5).flat_map(|a| (0..5).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+            let fate = world.send(client(a), address(client(b)));
+            let agreed = wish(a, b) == wish(b, a);
+            let expected = if agreed { Fate::Arrived(client(b), 0) } else { Fate::Lost };
+            prop_assert_eq!(fate, expected);
         }
     }
 

@@ -338,11 +338,6 @@ fn own_networks_and_meshes_are_never_routed_away() {
     world.settle();
     let bridge = &world.plans[&node(bridge_number(0, 0))];
     assert_eq!(bridge.meshes[&mesh(1)].routes, BTreeSet::from([prefix("10.0.0.0/8")]));
-    let wired = Options { local: vec![prefix("10.0.0.0/8")], ..Options::default() };
-    world.options.insert((mesh(1), node(2)), wired);
-    world.settle();
-    let routes = &world.plans[&node(2)].meshes[&mesh(1)].routes;
-    assert!(!routes.contains(&prefix("10.0.0.0/8")), "it is a link's of its own");
     let picky = Options { accept: vec![prefix("10.1.0.0/16")], ..Options::default() };
     world.options.insert((mesh(1), node(2)), picky);
     world.settle();

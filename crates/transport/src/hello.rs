@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::tls::{self, Keys};
 use crate::{Access, AccessList, DialError};
 
-/// The version of the transport protocol: the hello, and one message per stream after it.
+/// The version of the transport protocol: the hello, and one message per stream after it. Agents of
+/// adjacent versions talk to each other in the older one's.
 pub const PROTOCOL_VERSION: u16 = 1;
 
 /// How long a handshake may take, the hello included.
@@ -153,13 +154,13 @@ async fn exchange(connection: &Connection, ours: Hello) -> Result<Hello, DialErr
         Hello::decode(&bytes).ok_or_else(|| DialError::Protocol("no hello".to_owned()))
     };
     let result = tokio::try_join!(spoken, heard).map(|((), hello)| hello);
-    let result = result.and_then(|theirs| same_version(ours, theirs));
+    let result = result.and_then(|theirs| common_version(ours, theirs));
     close_if_failed(connection, &result);
     result
 }
 
-fn same_version(ours: Hello, theirs: Hello) -> Result<Hello, DialError> {
-    match ours.version == theirs.version {
+fn common_version(ours: Hello, theirs: Hello) -> Result<Hello, DialError> {
+    match ours.version.abs_diff(theirs.version) <= 1 {
         true => Ok(theirs),
         false => Err(DialError::Version { ours: ours.version, theirs: theirs.version }),
     }

@@ -1,8 +1,8 @@
 //! The one task that knows all partners: it dials, keeps one connection per partner, and hands
 //! messages to it.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -156,6 +156,8 @@ pub(crate) struct Hub {
     version_warned: Option<Instant>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
+    /// To whom there is a connection.
+    linked: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl Hub {
@@ -165,6 +167,7 @@ impl Hub {
         access: watch::Receiver<AccessList>,
         inbox: mpsc::Sender<Received>,
         counters: Arc<Counters>,
+        linked: watch::Sender<BTreeSet<NodeId>>,
     ) -> Result<Self, BindError> {
         let instance = getrandom::u64().map_err(|error| BindError::Random(error.to_string()))?;
         let (reporter, reports) = mpsc::channel(256);
@@ -180,6 +183,7 @@ impl Hub {
             version_warned: None,
             reports,
             reporter,
+            linked,
         })
     }
 
@@ -304,7 +308,7 @@ impl Hub {
     }
 
     fn answer(&mut self, incoming: quinn::Incoming) {
-        let network = network(incoming.remote_address().ip());
+        let network = network(incoming.remote_address().ip(), 32);
         match self.handshakes.verdict(network, !incoming.may_retry()) {
             Verdict::Refuse => return incoming.refuse(),
             // Fails only for a client that did so already.
@@ -334,6 +338,7 @@ impl Hub {
                 if let Some(partner) = self.partners.get_mut(&node) {
                     partner.link.take_if(|link| link.connection.stable_id() == id);
                 }
+                self.note_link(node);
             }
         }
     }
@@ -411,7 +416,7 @@ impl Hub {
         while self.strangers.front().is_some_and(|(at, _)| now - *at > STRANGER_WINDOW) {
             self.strangers.pop_front();
         }
-        let network = network(ip);
+        let network = network(ip, 32);
         let same = self.strangers.iter().filter(|(_, other)| *other == network).count();
         let admitted = self.strangers.len() < STRANGERS && same < STRANGERS_PER_NETWORK;
         if admitted {
@@ -437,7 +442,17 @@ impl Hub {
             None => partner.link = Some(link),
             Some(old) => partner.link = Some(keep_one(ours, node, old, link)),
         }
+        self.note_link(node);
         self.flush(node);
+    }
+
+    /// Tells whether there is a connection to a node.
+    fn note_link(&self, node: NodeId) {
+        let link = self.partners.get(&node).is_some_and(|partner| partner.link.is_some());
+        self.linked.send_if_modified(|linked| match link {
+            true => linked.insert(node),
+            false => linked.remove(&node),
+        });
     }
 
     /// A connection is there: sends what waited for it and tells who waited for it.
@@ -513,10 +528,14 @@ fn keep_one(ours: NodeId, theirs: NodeId, old: Link, new: Link) -> Link {
     old
 }
 
-/// What counts as one network in the limits for strangers.
-fn network(ip: IpAddr) -> IpAddr {
+/// What counts as one network in the limits for strangers: so many bits of an IPv4 address, or an
+/// IPv6 /64.
+pub(crate) fn network(ip: IpAddr, bits: u32) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+        }
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64)).into(),
     }
 }
@@ -527,7 +546,7 @@ mod tests {
 
     #[test]
     fn networks_group_addresses() {
-        let network = |text: &str| network(text.parse().expect("an address")).to_string();
+        let network = |text: &str| network(text.parse().expect("an address"), 32).to_string();
         assert_eq!(network("2001:db8::1:2:3:4"), "2001:db8::");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
     }

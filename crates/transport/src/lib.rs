@@ -29,6 +29,7 @@ mod room;
 mod tests;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -128,17 +129,20 @@ impl Transport {
         let (inbox, received) = mpsc::channel(QUEUE);
         let Config { access, .. } = config;
         let freed = Arc::downgrade(&socket);
+        let room = room::Room::new(WAITING);
+        let (linked, links) = watch::channel(BTreeSet::new());
+        let detour = datagram::Detour::new(requests.clone(), links, room.clone());
         let courier = datagram::Courier::new(
             agreement,
             socket,
             access.clone(),
             inbox.clone(),
             counters.clone(),
+            detour,
         )?;
-        let hub = hub::Hub::new(endpoint, keys, access, inbox, counters.clone())?;
+        let hub = hub::Hub::new(endpoint, keys, access, inbox, counters.clone(), linked)?;
         tokio::spawn(hub.run(from_handles));
         tokio::spawn(courier.run(to_seal, diverted));
-        let room = room::Room::new(WAITING);
         Ok((Self { node, local, requests, datagrams, socket: freed, room, counters }, received))
     }
 
@@ -188,7 +192,8 @@ impl Transport {
 
     /// Queues a small message for a partner, as a sealed datagram. It goes to where the partner
     /// was heard last; if that is unknown, or it has been silent, the first of the addresses are
-    /// tried. A partner that is no member can be sent datagrams; whether it takes them is its own
+    /// tried. To a partner that answers none it goes over a stream, and if there is no connection,
+    /// one is made, which is tried the more seldom the more often it was in vain. A partner that is no member can be sent datagrams; whether it takes them is its own
     /// choice.
     ///
     /// # Errors
@@ -303,6 +308,9 @@ counters! {
     /// Messages that were to be sent as datagrams, and datagrams received, that were dropped
     /// because nobody answered or too much waited.
     datagrams_dropped,
+    /// Messages that were to be sent as datagrams and went over a stream, because datagrams do not
+    /// get through, or did not yet.
+    datagrams_detoured,
     /// Bytes sent, of connections and of datagrams, with the headers of IPv4 and UDP.
     wire_bytes_sent,
     /// Bytes received, counted in the same way.

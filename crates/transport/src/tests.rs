@@ -57,6 +57,17 @@ async fn a_caller_of_another_version_is_told_both() {
 }
 
 #[tokio::test]
+async fn a_caller_of_the_next_version_is_welcome() {
+    let (transport, mut inbox) = agent(1);
+    let (endpoint, keys) = odd_one(2);
+    let next = Hello { version: PROTOCOL_VERSION + 1, instance: 7 };
+    let dialled = hello::dial(endpoint, keys, Some(transport.node()), transport.local_addr()).await;
+    dialled.expect("TLS lets everybody in").greet(next).await.expect("versions are adjacent");
+    assert_eq!(transport.counters().version_mismatches, 0);
+    is_served(&transport, &mut inbox).await;
+}
+
+#[tokio::test]
 async fn a_callee_of_another_version_is_named() {
     let (transport, _inbox) = agent(1);
     let (endpoint, keys) = odd_one(2);

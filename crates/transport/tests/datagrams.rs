@@ -3,8 +3,11 @@
 mod common;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use selvedge_transport::frame::Frame;
 use selvedge_transport::{AccessList, CounterValues, MAX_DATAGRAM, Received, SendError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -57,7 +60,7 @@ struct Wire {
 
 impl Wire {
     /// Stands before `target` for whoever sends to its address.
-    fn before(target: SocketAddr, lost: impl Fn(usize) -> bool + Send + 'static) -> Self {
+    fn before(target: SocketAddr, lost: impl Fn(usize, &[u8]) -> bool + Send + 'static) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").expect("loopback can be bound");
         front.set_nonblocking(true).expect("a socket can be made so");
         let addr = front.local_addr().expect("bound");
@@ -72,7 +75,7 @@ impl Wire {
                 if record.send(buffer[..len].to_vec()).is_err() {
                     return;
                 }
-                if let Some(to) = to.filter(|_| !lost(number)) {
+                if let Some(to) = to.filter(|_| !lost(number, &buffer[..len])) {
                     front.send_to(&buffer[..len], to).await.expect("loopback takes it");
                 }
             }
@@ -142,7 +145,7 @@ async fn a_session_costs_little() {
 async fn what_is_lost_does_not_matter_for_long() {
     let (a, mut b) = two();
     // The first knock, the first answer, and every third datagram after that.
-    let wire = Wire::before(b.addr(), |number| number % 3 == 0);
+    let wire = Wire::before(b.addr(), |number, _| number % 3 == 0);
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut heard = 0;
     while heard < 10 {
@@ -158,7 +161,7 @@ async fn what_is_lost_does_not_matter_for_long() {
 #[tokio::test]
 async fn garbage_and_repeated_datagrams_are_counted_and_no_more() {
     let (mut a, mut b) = two();
-    let mut wire = Wire::before(b.addr(), |_| false);
+    let mut wire = Wire::before(b.addr(), |_, _| false);
     a.tell_at(&b, wire.addr, b"once");
     assert_eq!(b.receive().await.bytes, b"once");
     let odd = UdpSocket::bind("127.0.0.1:0").expect("loopback can be bound");
@@ -206,6 +209,78 @@ async fn a_partner_that_starts_again_is_found_again() {
             return;
         }
     }
+}
+
+/// Lets nothing pass but QUIC, as some firewalls do, while that is so.
+fn only_quic(so: &Arc<AtomicBool>) -> impl Fn(usize, &[u8]) -> bool + Send + 'static {
+    let so = so.clone();
+    move |_, datagram| so.load(Ordering::Relaxed) && Frame::begins_with(datagram[0])
+}
+
+/// One asks and the other answers; how long that took.
+async fn round(a: &mut Agent, b: &mut Agent, addr: SocketAddr) -> Duration {
+    let began = Instant::now();
+    a.tell_at(b, addr, b"ping");
+    assert_eq!(b.receive().await.bytes, b"ping");
+    b.transport.send_datagram(a.node(), &[], b"ack".to_vec()).expect("not busy");
+    assert_eq!(a.receive().await.bytes, b"ack");
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn where_datagrams_do_not_get_through_messages_go_over_streams() {
+    let (mut a, mut b) = two();
+    let blocked = Arc::new(AtomicBool::new(true));
+    let wire = Wire::before(b.addr(), only_quic(&blocked));
+    round(&mut a, &mut b, wire.addr).await;
+    // Now that this is known nothing waits for anything.
+    let mut rounds = Vec::new();
+    for _ in 0..20 {
+        rounds.push(round(&mut a, &mut b, wire.addr).await);
+    }
+    rounds.sort_unstable();
+    assert!(rounds[10] < Duration::from_millis(400), "a knock alone takes longer: {rounds:?}");
+    assert_eq!((a.counters().datagrams_sent, b.counters().datagrams_sent), (0, 0));
+    assert_eq!((a.counters().datagrams_detoured, b.counters().datagrams_detoured), (21, 21));
+    assert_eq!((a.counters().connected, b.counters().connected), (1, 1), "one connection");
+    blocked.store(false, Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while a.counters().datagrams_received == 0 || b.counters().datagrams_received == 0 {
+        assert!(Instant::now() < deadline, "datagrams pass again: {:?}", a.counters());
+        round(&mut a, &mut b, wire.addr).await;
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_gets_cut_is_no_end() {
+    let (mut a, mut b) = two();
+    let blocked = Arc::new(AtomicBool::new(false));
+    let wire = Wire::before(b.addr(), only_quic(&blocked));
+    round(&mut a, &mut b, wire.addr).await;
+    assert_eq!(a.counters().datagrams_detoured, 0);
+    blocked.store(true, Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while b.inbox.try_recv().is_err() {
+        assert!(Instant::now() < deadline, "nothing gets through: {:?}", a.counters());
+        a.tell_at(&b, wire.addr, b"ping");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(a.counters().datagrams_detoured > 0);
+}
+
+#[tokio::test]
+async fn who_is_away_is_not_dialled_for_each_message() {
+    let (a, b) = two();
+    let gone = UdpSocket::bind("127.0.0.1:0").expect("loopback can be bound");
+    let addr = gone.local_addr().expect("bound");
+    for _ in 0..30 {
+        a.tell_at(&b, addr, b"ping");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let counters = a.counters();
+    assert!((1..=3).contains(&counters.datagrams_detoured), "{counters:?}");
+    assert!(counters.datagrams_dropped > 10, "{counters:?}");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::statistics::{Spread, millis};
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    fleet: FleetOptions,
+    pub(crate) fleet: FleetOptions,
     /// How many faults
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -89,7 +89,11 @@ pub(crate) struct Figures {
 
 /// Runs the scenario.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
-    let mut fleet = Fleet::start(&options.fleet)?;
+    run_on(&mut Fleet::start(&options.fleet)?, options)
+}
+
+/// The same on a fleet that is there.
+pub(crate) fn run_on(fleet: &mut Fleet, options: &Options) -> anyhow::Result<Outcome<Figures>> {
     let mut record = Record::default();
     while record.runs() < options.runs {
         let run = record.runs();
@@ -99,10 +103,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
             Victim::Leader => Some(true),
             Victim::Follower => Some(false),
         };
-        let (victim, leads) = choose(&mut fleet, run, leads)?;
+        let (victim, leads) = choose(fleet, run, leads)?;
         let role = if leads { " (etcd's leader)" } else { "" };
         say!("run {} of {}: {} for {victim}{role}", run + 1, options.runs, options.fault);
-        let outage = provoke(&mut fleet, &victim, options.fault)?;
+        let outage = provoke(fleet, &victim, options.fault)?;
         tell(&outage);
         if let Some(folder) = &options.fleet.logs {
             let fault = format!("{} {victim}{role}", options.fault);

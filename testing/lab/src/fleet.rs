@@ -2,6 +2,7 @@
 
 mod config;
 mod control;
+mod mesh;
 mod options;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use selvedge::config::File;
 use selvedge_model::{Time, Vni};
-use selvedge_netlab::campus::Fault;
+use selvedge_netlab::campus::{Fault, Flavour};
 use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::etcd::{Etcd, Seen, Watch};
 use selvedge_netlab::stream::Streams;
@@ -22,6 +23,7 @@ use crate::progress::say;
 use crate::view::{Owners, View};
 
 pub(crate) use control::{Restart, this_program};
+pub(crate) use mesh::WIREGUARD_PORT;
 pub(crate) use options::{Fabric, FleetOptions, StorePlace};
 
 /// The first argument with which this program is `selvedge`.
@@ -47,13 +49,20 @@ impl Fleet {
         let etcd = campus.etcd.as_ref().context("the plan has no etcd")?;
         // Where there are no packets, what the agents do is timed by the watch; more than one
         // would be a load of its own.
+        let observer = match options.fabric {
+            Fabric::Frr | Fabric::Flood => &campus.access_point,
+            Fabric::Mesh => &campus.switch,
+        };
         let watch = match options.dry {
-            true => etcd.watch_one(&campus.access_point, "/")?,
-            false => etcd.watch(&campus.access_point, "/")?,
+            true => etcd.watch_one(observer, "/")?,
+            false => etcd.watch(observer, "/")?,
         };
         let (agents, options) = (BTreeMap::new(), options.clone());
         let mut fleet = Self { agents, watch, campus, options, home: None };
         fleet.start_agents()?;
+        if fleet.campus.plan.flavour == Flavour::Mesh {
+            fleet.form_mesh()?;
+        }
         let limit = fleet.options.settle();
         fleet.wait_settled(limit)?;
         Ok(fleet)
@@ -100,11 +109,16 @@ impl Fleet {
     /// gateway that is lost would be as good as those of its successor until the routing protocol
     /// has noticed: a second loss shortly after a first is another scenario.
     pub(crate) fn wait_plain(&mut self) -> anyhow::Result<()> {
+        let mut halves = BTreeMap::new();
         let plain = wait_until("the plain prefixes of all networks", PLAIN, || {
             std::thread::sleep(LOOK);
-            Ok(self.campus.halved()? == 0)
+            halves = self.campus.halves()?;
+            Ok(halves.is_empty())
         });
-        plain.map_err(|error| self.explained(error.into()))
+        plain.map_err(|error| {
+            let words = format!("halves of prefixes by next hop: {halves:?}");
+            self.explained(anyhow::Error::from(error).context(words))
+        })
     }
 
     /// How long all networks may take to move.
@@ -194,6 +208,9 @@ impl Fleet {
         for index in 0..self.campus.gateways.len() {
             let gateway = &self.campus.gateways[index];
             let (name, file) = (gateway.host.name().to_owned(), self.gateway_file(gateway)?);
+            self.start_agent(&name, &file)?;
+        }
+        for (name, file) in self.access_point_files()? {
             self.start_agent(&name, &file)?;
         }
         Ok(())

@@ -12,6 +12,7 @@ mod load;
 mod logs;
 mod majority;
 mod mesh;
+mod mesh_overlay;
 mod migrate;
 mod observed;
 mod outage;
@@ -88,6 +89,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Scenario::MeshClients(options) => conclude(overlay::clients::run(&options)),
         Scenario::MeshExits(options) => conclude(overlay::exits::run(&options)),
         Scenario::MeshBridges(options) => conclude(overlay::bridges::run(&options)),
+        Scenario::MeshOverlay(options) => conclude(mesh_overlay::run(&options)),
         Scenario::Instrument(options) => conclude(instrument::run(&options)),
     }
 }
@@ -143,6 +145,9 @@ enum Scenario {
     MeshExits(overlay::exits::Options),
     /// Join meshes in a chain and a ring, and cut off a bridge; packets must find the other way
     MeshBridges(overlay::bridges::Options),
+    /// Carry overlay networks over a mesh between sites, and lose a gateway of them; nothing may
+    /// be in the clear on the underlay
+    MeshOverlay(mesh_overlay::Options),
     /// Show what the laboratory itself can do, without agents
     Instrument(instrument::Options),
 }
@@ -226,6 +231,7 @@ mod tests {
             "lab mesh-clients --peers 5 --clients 10 --routers 3 --cuts 1 --json",
             "lab mesh-exits --users 12 --runs 1 --max-outage-ms 4000 --json",
             "lab mesh-bridges --meshes 4 --runs 1 --max-reroute-ms 5000 --json",
+            "lab mesh-overlay --networks 20 --runs 4 --max-outage-ms 800 --json",
             "lab instrument --networks 2000 --json",
         ] {
             Cli::try_parse_from(line.split(' ')).expect("valid");

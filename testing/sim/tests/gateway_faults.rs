@@ -198,6 +198,82 @@ fn an_announced_restart_moves_nothing_and_touches_no_kernel() {
     }
 }
 
+/// All of the store stops; the agent of a gateway dies and is started again on a host that serves.
+fn restarted_without_store(seed: u64) -> World {
+    let mut world = watchful(3, 0, NETWORKS, seed);
+    world.with_cluster(|cluster| cluster.members.iter_mut().for_each(|m| m.up = false));
+    world.run_for(Duration::from_secs(2));
+    world.crash(0);
+    world.run_for(Duration::from_millis(100 + 150 * seed));
+    world.start(0);
+    world
+}
+
+#[test]
+fn an_agent_restarted_without_the_store_serves_on_by_the_word_of_the_others() {
+    for seed in 0..10 {
+        let mut world = restarted_without_store(seed);
+        let before = kernels(&world);
+        world.run_for(Duration::from_secs(20));
+        sound(&world, "restarted");
+        assert_eq!(kernels(&world), before, "seed {seed}");
+        assert!(world.hosts.iter().all(|host| !host.silenced), "seed {seed}");
+        world.with_cluster(|cluster| cluster.members.iter_mut().for_each(|m| m.up = true));
+        rest(&mut world, "the store is back");
+    }
+}
+
+#[test]
+fn an_agent_restarted_without_store_and_others_falls_silent() {
+    for seed in 0..10 {
+        let mut world = restarted_without_store(seed);
+        unplug(&mut world, 0);
+        // Of the others' two members of the store a leader, and so a verdict and a takeover.
+        world.with_cluster(|cluster| cluster.members[1..].iter_mut().for_each(|m| m.up = true));
+        world.run_for(Duration::from_millis(1200));
+        assert!(!world.hosts[0].answers_any(), "seed {seed}: G2");
+        world.crash(0);
+        world.start(0);
+        world.run_for(Duration::from_secs(10));
+        sound(&world, "cut off");
+        assert_eq!(world.owned_by("gw1"), 0, "seed {seed}");
+        world.with_links(Links::mend);
+        world.with_cluster(|cluster| cluster.members[0].up = true);
+        rest(&mut world, "mended");
+    }
+}
+
+/// One registers anew on the other side of a partition: by the store, two of four are no majority.
+/// The two do not know; nobody may follow them, for as long as that lasts.
+#[test]
+fn those_who_do_not_know_of_a_new_voter_serve_on_and_nobody_follows_them() {
+    for seed in 0..10 {
+        let setup = Setup { store: Place::Elsewhere(1), ..setup(4, NETWORKS, seed).probing() };
+        let mut world = awake(setup);
+        world.power_off(3);
+        world.run_for(Duration::from_secs(5));
+        assert_eq!(world.checker.cache.electorate().voters.len(), 3, "seed {seed}");
+        world.with_links(|links| {
+            links.for_each(|from, to, _, way| way.cut |= (from < 2) != (to < 2));
+        });
+        let before = (world.owned_by("gw1"), world.owned_by("gw2"));
+        world.start(3);
+        world.run_for(Duration::from_secs(20));
+        sound(&world, "parted");
+        assert_eq!(world.checker.cache.electorate().voters.len(), 4, "seed {seed}");
+        assert!((0..2).all(|host| !world.hosts[host].silenced), "seed {seed}");
+        let answer = |world: &World| (0..2).map(|host| answered(world, host)).collect::<Vec<_>>();
+        assert_eq!(answer(&world), [before.0, before.1], "seed {seed}");
+        world.with_links(Links::mend);
+        rest(&mut world, "mended");
+    }
+}
+
+fn answered(world: &World, host: usize) -> usize {
+    let kernel = &world.hosts[host].kernel;
+    kernel.values().filter(|duty| duty.answering).count()
+}
+
 #[test]
 fn an_agent_that_is_frozen_and_wakes_gives_way_at_once() {
     for seed in 0..10 {

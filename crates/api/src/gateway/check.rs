@@ -43,6 +43,12 @@ impl Finding {
         Self { severity: Severity::Problem, ..Self::ok(subject, text) }
     }
 
+    /// With lines for `vtysh` that put it right.
+    #[must_use]
+    pub fn vtysh<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
+        Self { place: Place::Vtysh, ..self.shell(lines) }
+    }
+
     /// With lines for a shell that put it right.
     #[must_use]
     pub fn shell<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {

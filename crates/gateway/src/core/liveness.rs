@@ -47,6 +47,8 @@ pub(super) struct Liveness {
 #[derive(Debug, Default)]
 struct Partner {
     incarnation: Option<Revision>,
+    /// The incarnation that the store named last.
+    registered: Option<Revision>,
     paths: Vec<Path>,
     /// When it last answered anything, in this incarnation.
     answered: Option<Time>,
@@ -106,9 +108,10 @@ impl Liveness {
     pub(super) fn set_partners(&mut self, registered: Vec<Registered>) {
         let mut before = std::mem::take(&mut self.partners);
         for Registered { name, incarnation, addresses } in registered {
-            let known = before.remove(&name).filter(|known| known.incarnation >= incarnation);
+            let known = before.remove(&name).filter(|known| known.is_still(incarnation));
             let fresh = || Partner { incarnation, ..Partner::default() };
             let mut partner = known.unwrap_or_else(fresh);
+            partner.registered = incarnation.or(partner.registered);
             partner.set_addresses(&addresses);
             self.partners.insert(name, partner);
         }
@@ -253,6 +256,11 @@ impl Liveness {
         withheld.max().is_some_and(|at| now.since(at) < within)
     }
 
+    /// Whether the last word of anybody was that it has voted against this node.
+    pub(super) fn is_left_against(&self) -> bool {
+        self.partners.values().any(|partner| partner.withheld > partner.confirmed)
+    }
+
     /// The last news of each registered incarnation.
     pub(super) fn news(&self) -> impl Iterator<Item = (&NodeName, Revision, &News)> {
         self.partners.iter().filter_map(|(name, partner)| {
@@ -361,10 +369,18 @@ impl Liveness {
 }
 
 impl Partner {
+    /// Whether what is known here is of the incarnation that the store names. A node knows its own
+    /// first; but what the store says anew is so, though the node has had a higher one: by a store
+    /// that was reset since.
+    fn is_still(&self, registered: Option<Revision>) -> bool {
+        let ahead = self.incarnation > registered && self.registered == registered;
+        registered.is_none() || self.incarnation == registered || ahead
+    }
+
     /// Forgets what was known of an earlier incarnation. The probes under way may be answered.
     fn begin(&mut self, incarnation: Revision) {
-        let paths = std::mem::take(&mut self.paths);
-        *self = Self { incarnation: Some(incarnation), paths, ..Self::default() };
+        let (paths, registered) = (std::mem::take(&mut self.paths), self.registered);
+        *self = Self { incarnation: Some(incarnation), registered, paths, ..Self::default() };
     }
 
     fn set_addresses(&mut self, addresses: &[SocketAddr]) {
@@ -394,7 +410,7 @@ impl Partner {
         match answer {
             Answer::Alive => self.confirmed = self.confirmed.max(Some(sent)),
             Answer::Withheld => self.withheld = Some(now),
-            Answer::Convicted | Answer::Unregistered => {}
+            Answer::Convicted | Answer::Unregistered | Answer::Unsure => {}
         }
     }
 

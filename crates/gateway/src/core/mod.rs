@@ -11,7 +11,8 @@
 //! - [`config`] and [`event`] are what it is told and what it has to say to people.
 //! - [`liveness`] watches over the other voters, to whom this one speaks in [`talk`]; [`verdict`]
 //!   decides which of them are lost ([`doubt`] if there are only two), and [`right`] whether this
-//!   node may serve; [`fitness`] is what becomes of a host that cannot do its job.
+//!   node may serve; [`fitness`] is what becomes of a host that cannot do its job,
+//!   [`memory`] of an agent that starts while the store is away, [`standin`] of a takeover that the store does not confirm.
 //! - [`planner`] starts planned moves, on the one node that holds the lease for it.
 
 mod config;
@@ -19,10 +20,13 @@ mod doubt;
 mod event;
 mod fitness;
 mod liveness;
+mod memory;
 mod network;
 mod planner;
+mod refill;
 mod registration;
 mod right;
+mod standin;
 pub mod status;
 mod talk;
 mod vacancy;
@@ -40,8 +44,10 @@ pub use self::config::{Config, Isolated, NodeRole, Timing};
 pub use self::event::{Event, OperatorError, Reason};
 use self::fitness::Fitness;
 use self::liveness::Liveness;
+pub use self::memory::{Memory, Remembered};
 use self::network::{Local, Outbox};
 use self::planner::Plan;
+use self::refill::Forgotten;
 use self::registration::Standing;
 use self::right::Title;
 use self::verdict::Court;
@@ -50,15 +56,6 @@ use crate::desired::Desired;
 use crate::kv::{Batch, Health, LeaseId, Revision, Snapshot, StoreError, Txn, TxnReply};
 use crate::placement::Ring;
 use crate::probe::{Electorate, Message, Outgoing};
-
-/// What is to be done with a lease. Whether it succeeds is nobody's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LeaseWork {
-    /// Renew it, once.
-    KeepAlive(LeaseId),
-    /// End it.
-    Revoke(LeaseId),
-}
 
 /// What the store's supervisor reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,8 +183,10 @@ pub struct Gateway {
     connected: bool,
     lease: Option<LeaseId>,
     standing: Standing,
-    /// The incarnation that this run of the agent registered last.
+    /// The incarnation that this run of the agent registered last, or the run before.
     last_incarnation: Option<Revision>,
+    /// That of the run before, until this one is registered.
+    recalled: Option<Revision>,
     liveness: Liveness,
     court: Court,
     title: Title,
@@ -195,6 +194,7 @@ pub struct Gateway {
     electorate: Electorate,
     /// When each registration was first seen; those that were there at first, long ago.
     registered_at: BTreeMap<NodeName, (Revision, Time)>,
+    forgotten: Option<Forgotten>,
     /// Whom an operator has given up, although they are not registered.
     given_up: BTreeSet<NodeName>,
     /// A digest of who may be given networks.
@@ -259,11 +259,13 @@ impl Gateway {
             lease: None,
             standing: Standing::Unregistered,
             last_incarnation: None,
+            recalled: None,
             liveness: Liveness::new(config.timing, rng.random(), now),
             court: Court::default(),
             title: Title::new(now),
             electorate: Electorate::default(),
             registered_at: BTreeMap::new(),
+            forgotten: None,
             given_up: BTreeSet::new(),
             placement_digest: 0,
             unfit: Vec::new(),
@@ -463,9 +465,9 @@ impl Gateway {
         self.court.poll_health()
     }
 
-    /// The next piece of work on a lease.
-    pub fn poll_lease(&mut self) -> Option<LeaseWork> {
-        self.court.poll_lease()
+    /// The next lease of another node to renew, once. Whether that succeeds is nobody's business.
+    pub fn poll_renewal(&mut self) -> Option<LeaseId> {
+        self.court.poll_renewal()
     }
 
     /// Whether all networks of this host shall be silenced at once (ARP, ND, RA, forwarding), or
@@ -566,7 +568,9 @@ impl Gateway {
     }
 
     fn handle_snapshot(&mut self, snapshot: Snapshot, now: Time) {
+        let before = self.registrations();
         self.cache.replace(snapshot);
+        self.note_forgotten(before, now);
         self.nodes_changed(now);
         self.dirty.extend(self.locals.keys());
         self.dirty.extend(self.cache.networks.keys());
@@ -593,7 +597,7 @@ impl Gateway {
         self.wake(now);
         self.report_problems();
         if !self.synced {
-            return;
+            return self.ask_voters(now);
         }
         self.register(now);
         self.write_word(now);
@@ -603,6 +607,14 @@ impl Gateway {
         self.look_at_dirty(now);
         self.make_plan(now);
         self.check_left();
+    }
+
+    /// What can be done before the store has been read.
+    fn ask_voters(&mut self, now: Time) {
+        if self.recalled.is_some() {
+            self.check_right(now);
+            self.send_probes(now);
+        }
     }
 
     /// Looks at the clock. Whoever slept knows that its view of the others is old.

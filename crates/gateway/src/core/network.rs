@@ -6,6 +6,7 @@ use std::time::Duration;
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::registration::put_json;
+use super::standin::StandIn;
 use super::{CATCH_UP, Event, Gateway, Pending, Purpose, Reason};
 use crate::cache::Network;
 use crate::desired::{Desired, Duty, Upstream};
@@ -70,6 +71,8 @@ pub(super) struct Local {
     /// Who takes it over from a gateway that is presumed to be lost. That stays until the verdict
     /// is committed, so that no third one takes it over from the second.
     heir: Option<NodeName>,
+    /// Whether this node took it over so, and what it knows of others that the store names.
+    pub(super) stand_in: Option<StandIn>,
     /// Since when it has no owner whose registration stands.
     pub(super) vacant_since: Option<Time>,
     /// Who comes, or was to come, in the planned move under way; since when its registration does
@@ -91,6 +94,11 @@ impl Local {
     /// Whether it took over a moment ago, so that it announces itself every second.
     pub(super) fn is_fresh(&self, now: Time) -> bool {
         self.took_over.is_some_and(|at| now.since(at) < FRESH)
+    }
+
+    pub(super) const fn forget_takeover(&mut self) {
+        self.took_over = None;
+        self.halves_until = None;
     }
 
     pub(super) const fn desired(&self) -> Option<Desired> {
@@ -146,7 +154,7 @@ impl Gateway {
             step = Step::Rest;
         }
         self.resign_if_alone(vni);
-        self.set_duty(vni, &view, step, now);
+        self.set_duty(vni, &view, &network, step, now);
         self.take_step(vni, &view, &network, step, now);
     }
 
@@ -239,6 +247,9 @@ impl Gateway {
             local.took_over = Some(now);
             self.echo(vni, now);
             self.attract_by_halves(vni, now + HALVES);
+        }
+        if let Some(local) = self.locals.get_mut(&vni) {
+            local.stand_in = Some(StandIn::default());
         }
         self.want(vni, Duty::TAKEOVER);
     }
@@ -399,8 +410,7 @@ impl Gateway {
             self.events.push_back(Event::Gained { vni, planned, reason });
         } else if !owns && local.served && network.current().is_some() {
             local.served = false;
-            local.took_over = None;
-            local.halves_until = None;
+            local.forget_takeover();
             let to = network.current().filter(|current| **current != self.config.name);
             self.events.push_back(Event::Lost { vni, to: to.cloned() });
         }
@@ -425,7 +435,7 @@ impl Gateway {
     }
 
     /// Tells the applier what this host shall do.
-    fn set_duty(&mut self, vni: Vni, view: &View, step: Step, now: Time) {
+    fn set_duty(&mut self, vni: Vni, view: &View, network: &Network, step: Step, now: Time) {
         let Some(local) = self.locals.get(&vni) else { return };
         let mut duty = machine::duty(view.state, view.role);
         if local.resigned || self.is_barred() || !self.may_serve() {
@@ -434,6 +444,10 @@ impl Gateway {
         if view.presumptive && step == Step::Claim {
             return self.inherit(vni, now);
         }
+        if self.stand_in(vni, network, duty, now) {
+            return;
+        }
+        let Some(local) = self.locals.get(&vni) else { return };
         let unowned = !view.there.current && !view.there.next;
         let about_to_own =
             unowned && (step == Step::Claim || local.served || self.incarnation().is_none());
@@ -451,13 +465,16 @@ impl Gateway {
     }
 
     /// Tells the applier of a duty that is new. Whoever begins to answer announces itself.
-    fn want(&mut self, vni: Vni, duty: Duty) {
+    pub(super) fn want(&mut self, vni: Vni, duty: Duty) {
         let Some(local) = self.locals.get_mut(&vni) else { return };
         let before = local.desired.unwrap_or_default();
         if local.desired.is_some() && before.duty == duty {
             return;
         }
         let begins = duty.answering && !before.duty.answering;
+        if !duty.answering {
+            local.stand_in = None;
+        }
         let desired = Desired { duty, announce: before.announce + u64::from(begins) };
         local.desired = Some(desired);
         local.reached_at = None;

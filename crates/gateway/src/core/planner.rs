@@ -112,11 +112,12 @@ impl Gateway {
         }
     }
 
-    /// Whether nobody plans: the key is an earlier run's of this very node, or makes no sense.
+    /// Whether nobody plans: the key is an earlier run's of this very node, that of one that is
+    /// convicted, whose starts are refused from then on, or makes no sense.
     fn is_vacant(&self, key: Option<&Planner>) -> bool {
         key.is_none_or(|held| {
-            let mine = held.value.as_ref() == Some(&self.config.name);
-            mine || held.value.is_none() || held.lease.is_none()
+            let idle = |name: &NodeName| *name == self.config.name || self.cache.is_struck(name);
+            held.value.as_ref().is_none_or(idle) || held.lease.is_none()
         })
     }
 

@@ -112,6 +112,8 @@ impl Gateway {
         if let Standing::Registered(incarnation) = standing {
             // The store has just said so.
             self.last_incarnation = Some(incarnation);
+            self.recalled = None;
+            self.forget_own();
             self.title.note_confirmation(now);
             self.liveness.begin(now);
         }

@@ -7,10 +7,10 @@
 
 use std::time::Duration;
 
-use selvedge_model::Time;
+use selvedge_model::{NodeName, Time};
 
 use super::status::Right;
-use super::{Event, Gateway, Isolated, Pending, Purpose};
+use super::{Event, Gateway, Isolated, Pending, Purpose, Timing};
 use crate::kv::{Revision, Txn};
 
 /// How much of `fence` is left for the switch itself, as a fraction.
@@ -101,7 +101,7 @@ impl Gateway {
 
     /// Looks at the right to serve, and asks the store if the voters do not confirm it.
     pub(super) fn check_right(&mut self, now: Time) {
-        if self.incarnation().is_some() {
+        if self.spoken_for().is_some() {
             self.title.registered_until = now;
         }
         if self.title.right == Right::Unknown && self.is_watched() {
@@ -114,7 +114,12 @@ impl Gateway {
         if right == Right::Majority {
             self.title.majority_word = word;
         }
-        if right != Right::Unknown || self.incarnation().is_some() {
+        // If an earlier run was silenced, a word to this one ends that.
+        let heard = match self.recalled {
+            Some(_) => right == Right::Majority,
+            None => right != Right::Unknown || self.incarnation().is_some(),
+        };
+        if heard || right == Right::None {
             self.set_silence(right == Right::None);
         }
         if right == self.title.right {
@@ -146,16 +151,27 @@ impl Gateway {
         }
     }
 
-    /// For how long a word counts: the switch takes its time too.
+    /// For how long a word counts: the switch takes its time too. Whoever cannot be probed loses its
+    /// networks with its lease, which was renewed within a third of its life before that.
     fn allowance(&self) -> Duration {
-        let fence = self.config.timing.fence;
-        fence - fence / SWITCH
+        let Timing { fence, lease, .. } = self.config.timing;
+        if self.is_probed() { fence - fence / SWITCH } else { lease / 2 }
     }
 
-    /// Whether anybody else votes, so that this node could lose its networks without knowing.
+    /// Whether others could take this node's networks over without its knowing, and it is to mind:
+    /// by their votes, or at the end of its lease if it has no address for probes. Such a one cannot
+    /// tell whether it is cut off or the store is away, and stops only if it was told to.
     fn is_watched(&self) -> bool {
-        let me = &self.config.name;
-        self.electorate.voters.iter().any(|name| name != me) && !self.config.probe.is_empty()
+        let other = |name: &NodeName| *name != self.config.name;
+        match self.is_probed() {
+            true => self.electorate.voters.iter().any(other),
+            false => self.config.isolated == Isolated::Stop && self.cache.nodes.keys().any(other),
+        }
+    }
+
+    /// Whether the others can watch over this node.
+    pub(super) fn is_probed(&self) -> bool {
+        !self.config.probe.is_empty()
     }
 
     /// The right as of now, and when the word was asked for on which it stands.
@@ -197,8 +213,12 @@ impl Gateway {
     fn serves_isolated(&self) -> bool {
         let votes = self.electorate.voters.contains(&self.config.name);
         match self.config.isolated {
-            // Whom the others have struck is not one of two, and who was struck may be back.
-            Isolated::Auto => votes && self.cache.possible_voters().count() <= 2,
+            // Whom the others have struck is not one of two, and who was struck may be back. Of two,
+            // one that votes against the other acts without the store if that one asked for it.
+            Isolated::Auto => {
+                let two = self.cache.possible_voters().count() <= 2;
+                votes && two && !self.liveness.is_left_against()
+            }
             Isolated::Stop => false,
             Isolated::Serve => true,
         }

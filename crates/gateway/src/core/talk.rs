@@ -35,37 +35,40 @@ impl Gateway {
 
     /// Takes in what another voter says to a probe of this incarnation.
     fn take_answer(&mut self, answer: Answer, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
+        let Some(incarnation) = self.spoken_for() else { return };
         match answer {
             Answer::Convicted => self.title.note_conviction(incarnation),
             Answer::Unregistered => self.title.note_end(incarnation, now),
-            Answer::Alive | Answer::Withheld => {}
+            Answer::Alive | Answer::Withheld | Answer::Unsure => {}
         }
     }
 
     fn answer(&mut self, to: &NodeName, addr: SocketAddr, nonce: u64, asker: Revision, now: Time) {
-        let Some(incarnation) = self.incarnation() else { return };
-        if let Some(answer) = self.answer_to(to, asker) {
-            let news = self.own_news(now);
-            self.liveness.answer(to, addr, nonce, answer, incarnation, news);
-        }
+        let Some(incarnation) = self.spoken_for() else { return };
+        let (answer, news) = (self.answer_to(to, asker, now), self.own_news(now));
+        self.liveness.answer(to, addr, nonce, answer, incarnation, news);
     }
 
-    /// What to say to a node; nothing if its registration may be newer than what is known here.
-    fn answer_to(&self, name: &NodeName, incarnation: Revision) -> Option<Answer> {
+    /// What to say to a node. Of a registration that may be newer than what is known here there is
+    /// nothing to say; but the one who asks shall know that it is heard.
+    fn answer_to(&self, name: &NodeName, incarnation: Revision, now: Time) -> Answer {
+        if self.incarnation().is_none() {
+            return Answer::Unsure;
+        }
         let verdict = (name.clone(), incarnation);
         if self.cache.verdicts.contains_key(&verdict) {
-            return Some(Answer::Convicted);
+            return Answer::Convicted;
         }
-        match self.cache.live.get(name).map(|live| live.incarnation) {
+        let registered = self.cache.live.get(name).map(|live| live.incarnation);
+        match registered.or_else(|| self.forgotten(name, now)) {
             Some(known) if known == incarnation => {
                 let bound =
                     self.court.has_voted(name, incarnation) || self.others_acted(name, incarnation);
-                Some(if bound { Answer::Withheld } else { Answer::Alive })
+                if bound { Answer::Withheld } else { Answer::Alive }
             }
-            Some(known) if known < incarnation => None,
-            None if incarnation > self.cache.revision => None,
-            Some(_) | None => Some(Answer::Unregistered),
+            Some(known) if known < incarnation => Answer::Unsure,
+            None if incarnation > self.cache.revision => Answer::Unsure,
+            Some(_) | None => Answer::Unregistered,
         }
     }
 
@@ -156,7 +159,7 @@ impl Gateway {
     /// Sends what is due to the others.
     pub(super) fn send_probes(&mut self, now: Time) {
         let due = self.liveness.due_at().is_some_and(|at| now >= at);
-        match self.incarnation() {
+        match self.spoken_for() {
             Some(incarnation) if due => {
                 let news = self.own_news(now);
                 self.liveness.probe(incarnation, || news, now);

@@ -18,7 +18,7 @@ impl Gateway {
         let history = self.cache.history.get(&vni).and_then(|history| history.changes.last());
         let last = network.current().or(history.map(|change| &change.owner));
         let doubtful = network.state() != State::Unassigned
-            && last.is_some_and(|last| self.may_still_serve(last));
+            && last.is_some_and(|last| self.may_still_serve(last, now));
         let last = last.filter(|_| doubtful).cloned();
         let Some(local) = self.locals.get_mut(&vni) else { return false };
         let Some(last) = last else {
@@ -41,7 +41,7 @@ impl Gateway {
         }
         let answers = machine::duty(state, Role::Next).answering;
         let Some(next) = local.arriving.clone().filter(|_| answers) else { return false };
-        if !self.may_still_serve(&next) {
+        if !self.may_still_serve(&next, now) {
             return false;
         }
         let Some(local) = self.locals.get_mut(&vni) else { return false };
@@ -56,7 +56,7 @@ impl Gateway {
         let until = since + fence;
         let outvoted = self.may_have_majority(name, since, now);
         let backed = matches!(self.title.right, Right::Majority | Right::Unknown) || !outvoted;
-        let ended = now >= until && backed;
+        let ended = now >= until && backed && !self.is_spared(name, now);
         if !ended {
             self.alarms.insert((until.max(now + fence / 4), Some(vni)));
         }
@@ -85,11 +85,12 @@ impl Gateway {
         self.electorate.voters.len() > 2 && known.iter().filter(may_hear).count() > known.len() / 2
     }
 
-    /// Whether a node is a voter whose registration ended without a verdict.
-    fn may_still_serve(&self, name: &NodeName) -> bool {
+    /// Whether a node is a voter whose registration ended without a verdict, or that came back a
+    /// moment ago and about to claim what it served.
+    fn may_still_serve(&self, name: &NodeName, now: Time) -> bool {
         *name != self.config.name
             && self.electorate.voters.contains(name)
-            && !self.cache.live.contains_key(name)
+            && (!self.cache.live.contains_key(name) || self.is_returning(name, now))
             && !self.is_lost(name)
     }
 }

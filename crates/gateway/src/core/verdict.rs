@@ -20,10 +20,10 @@ use selvedge_model::{NodeName, Time, Vni};
 use super::doubt::Doubt;
 use super::liveness::{Hearing, Registered};
 use super::registration::put_json;
-use super::{Event, Gateway, LeaseWork, NodeRole, OperatorError, Pending, Purpose};
+use super::{Event, Gateway, NodeRole, OperatorError, Pending, Purpose};
 use crate::cache::{RosterValue, VerdictValue};
 use crate::keys;
-use crate::kv::{Compare, Health, Op, Revision, Txn, TxnReply};
+use crate::kv::{Compare, Health, LeaseId, Op, Revision, Txn, TxnReply};
 use crate::probe::{Stage, Vote};
 
 /// How often the store's members are asked how they are, with and without a vote that stands.
@@ -60,7 +60,7 @@ pub(super) struct Court {
     health_due: Time,
     health_wanted: bool,
     renewed_at: Time,
-    lease_work: Vec<LeaseWork>,
+    renewals: Vec<LeaseId>,
     /// A transaction of this node about itself: to refute a doubt, or to clear up.
     pub(super) chores: Pending,
     /// What this node knows of each suspect's networks, as of a revision.
@@ -86,8 +86,8 @@ impl Court {
         std::mem::take(&mut self.health_wanted)
     }
 
-    pub(super) fn poll_lease(&mut self) -> Option<LeaseWork> {
-        self.lease_work.pop()
+    pub(super) fn poll_renewal(&mut self) -> Option<LeaseId> {
+        self.renewals.pop()
     }
 
     /// Whether this node has voted against this incarnation.
@@ -121,7 +121,7 @@ impl Gateway {
 
     /// Takes in who votes, after something about the nodes has changed.
     pub(super) fn voters_changed(&mut self) {
-        let partners = if self.config.probe.is_empty() { Vec::new() } else { self.partners() };
+        let partners = if self.is_probed() { self.partners() } else { Vec::new() };
         self.liveness.set_partners(partners);
         self.count_electorate();
     }
@@ -617,21 +617,17 @@ impl Gateway {
     }
 
     /// Keeps the leases of those alive that are heard, so that nobody loses it who is cut off from
-    /// the store alone; ends those of the dead that have nothing left.
+    /// the store alone. Those of the dead end by themselves: the end of a lease cannot be guarded,
+    /// and a convicted node that is back registers anew under the one it has.
     fn tend_leases(&mut self, now: Time) {
         if now.since(self.court.renewed_at) < self.config.timing.lease / 3 {
             return;
         }
         self.court.renewed_at = now;
         let lease = |name: &NodeName| self.cache.live.get(name).and_then(|live| live.lease);
-        let struck = |name: &&NodeName| self.cache.is_struck(name);
-        let expected = self.liveness.expected(now).filter(|name| !struck(name));
-        let kept = expected.filter_map(lease).map(LeaseWork::KeepAlive);
-        let dead = self.cache.live.keys().filter(struck);
-        let done = dead.filter(|name| self.cache.named(name).next().is_none());
-        let ended = done.filter_map(lease).map(LeaseWork::Revoke);
-        let work = kept.chain(ended).collect();
-        self.court.lease_work = work;
+        let expected = self.liveness.expected(now).filter(|name| !self.cache.is_struck(name));
+        let kept = expected.filter_map(lease).collect();
+        self.court.renewals = kept;
     }
 
     /// Takes in the answer to a transaction about another node.
@@ -718,9 +714,6 @@ impl Gateway {
 
     /// Why a gateway that is lost could not be replaced now.
     pub(super) fn failover_impossible(&self, now: Time) -> Option<String> {
-        if self.config.probe.is_empty() {
-            return None;
-        }
         let me = &self.config.name;
         let heard = |name: &&NodeName| *name == me || self.liveness.hears(name, now);
         let (voters, touched) = {
@@ -740,7 +733,22 @@ impl Gateway {
             return Some(format!("only {touched} of {voters} voters are heard"));
         }
         let others = self.cache.nodes.keys().filter(|name| *name != me && !self.is_lost(name));
-        (others.count() == 0).then(|| "there is no other gateway".to_owned())
+        match (others.count(), self.unprobed()) {
+            (0, _) => Some("there is no other gateway".to_owned()),
+            (_, Some(name)) => Some(format!(
+                "{name} has no address for probes: its loss is noticed by the end of its lease alone"
+            )),
+            (_, None) => None,
+        }
+    }
+
+    /// A gateway that networks are placed on, and that nobody can watch over.
+    fn unprobed(&self) -> Option<&NodeName> {
+        let silent = |name: &&NodeName| {
+            let entry = self.cache.roster.get(*name);
+            entry.is_some_and(|slot| slot.value.probe.is_empty()) && !self.is_lost(name)
+        };
+        self.cache.nodes.keys().find(silent)
     }
 }
 

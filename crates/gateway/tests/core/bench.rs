@@ -9,9 +9,7 @@ use selvedge_gateway::keys;
 use selvedge_gateway::kv::{Compare, Health, LeaseId, Op, Revision, StoreError, Txn};
 use selvedge_gateway::model::Model;
 use selvedge_gateway::placement::fmix64;
-use selvedge_gateway::{
-    Config, Event, Gateway, Isolated, LeaseWork, NodeRole, StoreInput, Timing, Token,
-};
+use selvedge_gateway::{Config, Event, Gateway, Isolated, NodeRole, StoreInput, Timing, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
 pub(crate) const BUDGET: usize = 2;
@@ -125,6 +123,39 @@ impl Bench {
         self.agents[agent].core.handle_store(StoreInput::Lease(lease), now);
     }
 
+    /// In place of the store there is another one, without leases; nobody reads it yet.
+    pub(crate) fn replace_store(&mut self, ops: Vec<Op>, beyond: Revision) {
+        self.store = Model::new();
+        self.store.txn(&Txn { compare: vec![], then: ops }).expect("accepted");
+        while self.store.revision() <= beyond {
+            self.put(keys::REFILLED, "", None);
+        }
+        for agent in 0..self.agents.len() {
+            self.agents[agent].seen = None;
+        }
+    }
+
+    /// Begins a new run of an agent on a host that goes on as it is, with a lease of its own.
+    pub(crate) fn run_anew(&mut self, agent: usize, config: Config) {
+        let (lease, now) = (self.lease(), self.now);
+        let agent = &mut self.agents[agent];
+        let memory = agent.core.memory();
+        (agent.core, agent.lease, agent.seen) = (Gateway::new(config, 2, now), lease, None);
+        if let Some(memory) = memory {
+            agent.core.recall(memory, now);
+        }
+        agent.core.handle_store(StoreInput::Lease(lease), now);
+        agent.runs = true;
+    }
+
+    /// Lets a host do what it was asked for, and keep up from now on.
+    pub(crate) fn catch_up(&mut self, agent: usize) {
+        let agent = &mut self.agents[agent];
+        agent.applies = true;
+        let wanted: Vec<(Vni, Desired)> = agent.wanted.clone().into_iter().collect();
+        agent.core.handle_applied(wanted, self.now);
+    }
+
     /// A lease that outlives the test unless it is revoked.
     pub(crate) fn lease(&mut self) -> LeaseId {
         self.store.grant(Duration::from_secs(1_000_000), self.now)
@@ -174,6 +205,11 @@ impl Bench {
         let mut cache = Cache::default();
         cache.replace(self.store.read(&keys::PREFIXES.map(str::to_owned)));
         cache
+    }
+
+    /// What a node is registered as.
+    pub(crate) fn incarnation(&self, text: &str) -> Option<Revision> {
+        self.cache().live.get(&name(text)).map(|live| live.incarnation)
     }
 
     pub(crate) fn owner(&self, number: u32) -> Option<String> {
@@ -240,12 +276,8 @@ impl Bench {
             agent.silent = silent;
             agent.switches += 1;
         }
-        while let Some(work) = agent.core.poll_lease() {
-            if let (true, LeaseWork::Revoke(lease)) = (up, work) {
-                // Others may have been faster.
-                drop(self.store.revoke(lease));
-            }
-        }
+        // Leases outlive the test here.
+        while agent.core.poll_renewal().is_some() {}
         while let Some(event) = agent.core.poll_event() {
             agent.events.push(event);
         }

@@ -2,7 +2,10 @@
 
 mod bench;
 mod host;
+mod memory;
 mod planner;
+mod refill;
 mod registration;
+mod standin;
 mod transactions;
 mod voters;

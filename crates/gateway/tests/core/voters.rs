@@ -5,14 +5,14 @@ use std::time::Duration;
 use selvedge_gateway::desired::Duty;
 use selvedge_gateway::kv::Health;
 use selvedge_gateway::status::Right;
-use selvedge_gateway::{Config, Event, Isolated, NodeRole, OperatorError};
+use selvedge_gateway::{Config, Event, Isolated, NodeRole, OperatorError, StoreInput};
 
 use crate::bench::{Bench, HOLD_DOWN, MS, SECOND, WHOLE, config, ids_for, name};
 
-const LEADERLESS: Health = Health { members: 3, answering: 2, led: false };
-const AWAY: Health = Health { members: 3, answering: 1, led: false };
+pub(crate) const LEADERLESS: Health = Health { members: 3, answering: 2, led: false };
+pub(crate) const AWAY: Health = Health { members: 3, answering: 1, led: false };
 
-fn voter(number: u8, ids: Vec<u64>, networks: u32) -> Config {
+pub(crate) fn voter(number: u8, ids: Vec<u64>, networks: u32) -> Config {
     let address = format!("192.0.2.{number}:7947").parse().expect("an address");
     Config { probe: vec![address], ..config(&format!("gw{number}"), ids, networks) }
 }
@@ -22,7 +22,7 @@ fn witness(number: u8) -> Config {
 }
 
 /// Three gateways, each with two of six networks, that have known each other for a while.
-fn three() -> Bench {
+pub(crate) fn three() -> Bench {
     started([
         voter(1, ids_for(&[1, 2]), 6),
         voter(2, ids_for(&[3, 4]), 6),
@@ -30,7 +30,7 @@ fn three() -> Bench {
     ])
 }
 
-fn started(configs: impl IntoIterator<Item = Config>) -> Bench {
+pub(crate) fn started(configs: impl IntoIterator<Item = Config>) -> Bench {
     let mut bench = Bench::new();
     for config in configs {
         bench.add(config);
@@ -42,23 +42,23 @@ fn started(configs: impl IntoIterator<Item = Config>) -> Bench {
     bench
 }
 
-fn owners(bench: &Bench, networks: std::ops::RangeInclusive<u32>) -> Vec<String> {
+pub(crate) fn owners(bench: &Bench, networks: std::ops::RangeInclusive<u32>) -> Vec<String> {
     networks.map(|number| bench.owner(number).unwrap_or_default()).collect()
 }
 
-fn cut(bench: &mut Bench, agent: usize) {
+pub(crate) fn cut(bench: &mut Bench, agent: usize) {
     bench.agents[agent].linked = false;
     bench.agents[agent].hears = false;
     bench.agents[agent].writes = false;
 }
 
-fn mend(bench: &mut Bench, agent: usize) {
+pub(crate) fn mend(bench: &mut Bench, agent: usize) {
     bench.agents[agent].linked = true;
     bench.agents[agent].hears = true;
     bench.agents[agent].writes = true;
 }
 
-fn right(bench: &Bench, agent: usize) -> Right {
+pub(crate) fn right(bench: &Bench, agent: usize) -> Right {
     bench.agents[agent].core.status().right
 }
 
@@ -109,8 +109,6 @@ fn who_is_back_after_a_verdict_registers_anew_and_is_not_silent() {
     let mut bench = three();
     cut(&mut bench, 0);
     bench.pass(SECOND * 5);
-    let lease = bench.agents[0].lease;
-    assert!(bench.store.leases().all(|(id, _)| id != lease), "the lease of the dead is revoked");
     mend(&mut bench, 0);
     bench.renew(0);
     bench.pass(SECOND * 40);
@@ -119,6 +117,31 @@ fn who_is_back_after_a_verdict_registers_anew_and_is_not_silent() {
     assert_eq!(owners(&bench, 1..=6), ["gw1", "gw1", "gw2", "gw2", "gw3", "gw3"]);
     assert!(bench.cache().verdicts.is_empty(), "it has cleared up");
     assert_eq!(bench.agents[1].core.status().voters.len(), 3);
+}
+
+/// Its lease lives on, under which it registers anew: nobody may end that by what it read before.
+#[test]
+fn a_new_registration_is_not_ended_by_one_that_has_not_read_of_it() {
+    let mut bench = three();
+    cut(&mut bench, 0);
+    bench.pass(MS * 600);
+    assert!(bench.cache().owned(&name("gw1")).next().is_none(), "it was followed");
+    bench.agents[1].hears = false;
+    mend(&mut bench, 0);
+    bench.pass(SECOND * 20);
+    assert_ne!(bench.agents[0].core.status().incarnation, None);
+    assert!(bench.cache().live.contains_key(&name("gw1")));
+}
+
+#[test]
+fn who_planned_and_is_convicted_is_followed_before_its_lease_ends() {
+    let mut bench = three();
+    let planner = bench.agents[0].core.status().planner.expect("somebody plans");
+    let lost = usize::from(planner.as_str().as_bytes()[2] - b'1');
+    cut(&mut bench, lost);
+    bench.pass(SECOND);
+    let planner = bench.agents[(lost + 1) % 3].core.status().planner.expect("somebody plans");
+    assert_ne!(planner, *bench.agents[lost].core.name());
 }
 
 #[test]
@@ -515,4 +538,68 @@ fn probes_cost_nothing_when_there_is_nobody_to_probe() {
     let bench = started([voter(1, ids_for(&[1]), 2)]);
     let core = &bench.agents[0].core;
     assert!(core.poll_timeout().since(bench.now) > Duration::from_millis(100));
+}
+
+/// It asked for relief without a leader, and the other has taken over. Cut off then, it knows.
+#[test]
+fn of_two_the_one_that_was_told_of_a_vote_against_it_does_not_serve_on_alone() {
+    let mut bench = started([voter(1, ids_for(&[1]), 2), voter(2, ids_for(&[2]), 2)]);
+    bench.health = LEADERLESS;
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec!["up0 has no carrier".to_owned()], now);
+    bench.pass(MS * 500);
+    assert!(bench.duty(1, 1).answering, "it was followed");
+    bench.agents[0].linked = false;
+    bench.pass(SECOND * 10);
+    assert!(bench.agents[0].silent, "{:?}", right(&bench, 0));
+    assert_eq!(right(&bench, 1), Right::Isolated);
+    bench.agents[0].linked = true;
+    bench.health = WHOLE;
+    bench.pass(SECOND * 30);
+    assert!(!bench.agents[0].silent);
+    assert_eq!(owners(&bench, 1..=2), ["gw2", "gw2"]);
+}
+
+fn unprobed(config: Config) -> Config {
+    Config { probe: Vec::new(), ..config }
+}
+
+#[test]
+fn where_one_cannot_be_probed_no_failover_is_promised_and_its_lease_decides() {
+    let mut bench = started([
+        unprobed(voter(1, ids_for(&[1, 2]), 6)),
+        voter(2, ids_for(&[3, 4]), 6),
+        voter(3, ids_for(&[5, 6]), 6),
+    ]);
+    assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+    let now = bench.now;
+    for agent in &mut bench.agents {
+        agent.core.handle_store(StoreInput::Connected, now);
+        let reason = agent.core.status().failover_impossible.expect("nobody watches over gw1");
+        assert!(reason.starts_with("gw1 has no address for probes"), "{reason}");
+    }
+    bench.agents[0].runs = false;
+    bench.pass(SECOND * 2);
+    assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"], "nobody knows");
+    let lease = bench.agents[0].lease;
+    bench.store.revoke(lease).expect("it lives");
+    bench.pass(SECOND);
+    assert!(owners(&bench, 1..=2).iter().all(|owner| owner != "gw1"));
+    assert_eq!(bench.agents[1].core.status().failover_impossible, None);
+}
+
+#[test]
+fn who_cannot_be_probed_stops_before_its_lease_ends_if_it_is_told_to() {
+    for isolated in [Isolated::Auto, Isolated::Stop] {
+        let first = Config { isolated, ..unprobed(voter(1, ids_for(&[1, 2]), 4)) };
+        let mut bench = started([first, voter(2, ids_for(&[3, 4]), 4)]);
+        assert!(!bench.agents[0].silent);
+        cut(&mut bench, 0);
+        // Two thirds of the lease: it may have been a third old.
+        bench.pass(SECOND * 2);
+        assert_eq!(bench.agents[0].silent, isolated == Isolated::Stop, "{isolated:?}");
+        mend(&mut bench, 0);
+        bench.pass(SECOND * 2);
+        assert!(!bench.agents[0].silent);
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::config::{Block, Config};
 use super::upstream::{self, Routes};
-use super::{Finding, FrrSetup};
+use super::{Finding, FrrSetup, segment};
 use crate::fabric::ROUTE_PROTOCOL;
 use crate::frr::{Error, Vty};
 use crate::health::ask;
@@ -44,7 +44,7 @@ pub(super) async fn check(setup: &FrrSetup, ours: &[Prefix], netlink: &Netlink) 
             "bgpd" if configs.contains_key("bgpd") => {
                 findings.extend(bgpd(vty, &configs["bgpd"], setup.asn).await);
             }
-            _ => {}
+            _ => findings.extend(segments(daemon, vty, configs.get(*daemon)).await),
         }
     }
     findings.extend(stub_areas(&configs));
@@ -145,6 +145,15 @@ async fn bgpd(vty: &mut Vty, config: &Config, asn: Option<u32>) -> Vec<Finding> 
     });
     findings.extend(duplicates(block));
     findings
+}
+
+/// Daemons that do not speak OSPF, or are not there, have nothing to tell.
+async fn segments(daemon: &str, vty: &mut Vty, config: Option<&Config>) -> Vec<Finding> {
+    let Some((dialect, config)) = segment::dialect(daemon).zip(config) else { return Vec::new() };
+    match ask(vty, dialect.question).await {
+        Ok(answer) => segment::judge(daemon, dialect, &answer, config),
+        Err(error) => vec![Finding::problem(daemon, error.to_string())],
+    }
 }
 
 const EVPN: &str = " address-family l2vpn evpn";

@@ -12,10 +12,7 @@ use crate::health::{self, Chosen, Igps};
 use crate::inventory::{Network, Problem};
 use crate::netlink::{Link, NeighbourTable, Netlink, Vxlan};
 use crate::sysctl::{self, Family};
-
-/// What VXLAN adds to a frame: outer IP, UDP, VXLAN and inner Ethernet headers.
-const OVERHEAD_V4: u32 = 50;
-const OVERHEAD_V6: u32 = 70;
+use crate::tunnels::{OVERHEAD_V4, OVERHEAD_V6};
 
 /// Strict reverse-path filtering (RFC 3704).
 const STRICT: i32 = 1;
@@ -233,6 +230,7 @@ async fn networks(config: &CheckConfig, netlink: &Netlink, links: &[Link]) -> Ve
     for network in inventory.networks().values() {
         findings.extend(ports(network, links, config.frr.is_some()));
         findings.extend(disabled_v6(network));
+        findings.extend(narrow_tunnel(network, links));
     }
     if findings.is_empty() && !config.networks.is_empty() {
         findings.push(Finding::ok("networks", format!("{} can be served", config.networks.len())));
@@ -262,6 +260,7 @@ fn cannot_serve(
             }
             found.shell(lines)
         }
+        Problem::NoInterface(_) if config.over_mesh => found,
         Problem::NoInterface(_) => found.shell(tunnel(vni, &vxlan, &bridge, local)),
         Problem::WrongKind { name, .. } | Problem::WrongVni { name, .. } => {
             let away = format!("ip link del {name}");
@@ -279,7 +278,7 @@ fn cannot_serve(
             found.shell([format!("ip address add ADDRESS/LENGTH dev {bridge}")])
         }
         Problem::NoForwarding { setting, .. } => found.shell(keep(setting, 1)),
-        Problem::Unknown(_) | Problem::NotAdopted(_) => found,
+        Problem::NoIpv6(_) | Problem::Unknown(_) | Problem::NotAdopted(_) => found,
     }
 }
 
@@ -351,6 +350,21 @@ fn mtu(config: &CheckConfig, links: &[Link], fabric: &BTreeSet<String>) -> Vec<F
         Finding::warning(name, text).shell([format!("ip link set {name} mtu {needed}")])
     });
     found.collect()
+}
+
+/// What a station sends into a bridge that lets more pass than its tunnel is dropped there without
+/// a word.
+fn narrow_tunnel(network: &Network, links: &[Link]) -> Option<Finding> {
+    let found = |index: u32| links.iter().find(|link| link.index == index);
+    let (bridge, vxlan) = (found(network.bridge.index)?, found(network.vxlan.index)?);
+    (bridge.mtu > vxlan.mtu).then(|| {
+        let text = format!(
+            "the MTU of {} is {}, and {} carries {}: greater packets of the stations are lost",
+            bridge.name, bridge.mtu, vxlan.name, vxlan.mtu
+        );
+        let line = format!("ip link set {} mtu {}", bridge.name, vxlan.mtu);
+        Finding::warning(subject(network.vni), text).shell([line])
+    })
 }
 
 fn overhead(local: Option<IpAddr>) -> u32 {

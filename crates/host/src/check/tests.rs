@@ -148,6 +148,24 @@ fn what_is_wrong_in_bgpd_is_found_and_put_right() {
 }
 
 #[test]
+fn a_gateway_that_may_become_the_designated_router_is_found_and_put_right() {
+    with_gateway("designated_router", async |scene, config| {
+        for line in ["no ip ospf network", "no ipv6 ospf6 network"] {
+            // The neighbour's end is as it was, so that the adjacency may be gone meanwhile.
+            let named = async || {
+                let mut found = faults(&config).await.into_iter();
+                found.find(|it| it.text.contains("the designated router on up0"))
+            };
+            assert_eq!(named().await, None);
+            enter(&scene, Place::Vtysh, &lines(&format!("interface up0\n{line}")));
+            let found = named().await.expect("it may become it");
+            enter(&scene, found.place, &found.fix);
+            assert_eq!(named().await, None, "{line}");
+        }
+    });
+}
+
+#[test]
 fn what_is_wrong_with_redistribution_is_found_and_put_right() {
     with_gateway("what_is_wrong_with_redistribution", async |scene, config| {
         let none = "router ospf\nno redistribute kernel";
@@ -305,4 +323,31 @@ fn findings_are_plain_data() {
         "place": "vtysh", "fix": ["router bgp 7"],
     });
     assert_eq!(json, expected);
+}
+
+#[test]
+fn bridges_that_let_more_pass_than_their_tunnels_are_found() {
+    let test = "bridges_that_let_more_pass_than_their_tunnels_are_found";
+    let Some(space) = namespace(test) else { return };
+    let work = async {
+        testing::forward();
+        let netlink = Netlink::new().expect("netlink");
+        testing::network(&netlink, vni(1), &addresses()).await;
+        let declared = Declared { addresses: addresses().into(), ..Declared::default() };
+        let networks = BTreeMap::from([(vni(1), declared)]);
+        let config = CheckConfig { networks, ..CheckConfig::default() };
+        let found = async |vxlan, bridge| {
+            for (name, mtu) in [("vxlan1", vxlan), ("br1", bridge)] {
+                let index = testing::link(&netlink, name).await.index;
+                netlink.set_up(index, true, Some(mtu)).await.expect("mtu");
+            }
+            let all = faults(&config).await.into_iter().filter(|it| it.subject == "network 1");
+            all.map(|it| (it.severity, it.fix)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(1350, 1350).await, []);
+        let narrower = vec!["ip link set br1 mtu 1350".to_owned()];
+        assert_eq!(found(1350, 1500).await, [(Severity::Warning, narrower)]);
+        assert_eq!(found(1210, 1210).await, [(Severity::Problem, Vec::new())]);
+    };
+    space.run(|| runtime().block_on(work)).expect("entered");
 }

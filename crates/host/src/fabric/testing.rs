@@ -26,7 +26,7 @@ pub(crate) fn forward() {
 pub(crate) async fn network(netlink: &Netlink, vni: Vni, addresses: &[Prefix]) {
     let (bridge, vxlan) = (format!("br{vni}"), format!("vxlan{vni}"));
     let local = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
-    let tunnel = Vxlan { vni, local, port: 4789, learning: false };
+    let tunnel = Vxlan { vni, local, device: None, port: 4789, learning: false };
     netlink.add_link(&bridge, &NewLink::Bridge).await.expect("bridge");
     netlink.add_link(&vxlan, &NewLink::Vxlan(tunnel)).await.expect("vxlan");
     let bridge = link(netlink, &bridge).await.index;

@@ -27,7 +27,7 @@ use rtnetlink::packet_route::route::{
     RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan, LinkWireguard};
 use selvedge_model::{Prefix, Vni};
 
 use super::{
@@ -68,6 +68,7 @@ pub(super) fn new_link(name: &str, new: &NewLink<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(match new {
         NewLink::Bridge => LinkBridge::new(name).build(),
         NewLink::Vxlan(vxlan) => new_vxlan(name, *vxlan),
+        NewLink::WireGuard => LinkWireguard::new(name).build(),
         NewLink::Veth { peer, namespace } => {
             let peer = LinkMessageBuilder::<LinkUnspec>::new().name(*peer);
             let peer = match NewLink::peer_fd(*namespace) {
@@ -84,6 +85,10 @@ pub(super) fn new_link(name: &str, new: &NewLink<'_>) -> RouteNetlinkMessage {
 
 fn new_vxlan(name: &str, vxlan: Vxlan) -> LinkMessage {
     let builder = LinkVxlan::new(name, vxlan.vni.get()).port(vxlan.port).learning(vxlan.learning);
+    let builder = match vxlan.device {
+        Some(index) => builder.dev(index),
+        None => builder,
+    };
     match vxlan.local {
         Some(IpAddr::V4(local)) => builder.local(local),
         Some(IpAddr::V6(local)) => builder.local6(local),
@@ -132,6 +137,7 @@ fn read_infos(infos: &[LinkInfo], link: &mut Link) {
             LinkInfo::Kind(InfoKind::Vxlan) => link.kind = LinkKind::Vxlan,
             LinkInfo::Kind(InfoKind::Tun) => link.kind = LinkKind::Tun,
             LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::Wireguard) => link.kind = LinkKind::WireGuard,
             LinkInfo::Kind(kind) if is_virtual(kind) => link.kind = LinkKind::Virtual,
             LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = vxlan(data),
             _ => {}
@@ -157,7 +163,6 @@ const fn is_virtual(kind: &InfoKind) -> bool {
             | InfoKind::GreTun6
             | InfoKind::Vti
             | InfoKind::Vti6
-            | InfoKind::Wireguard
             | InfoKind::Xfrm
             | InfoKind::Geneve
             | InfoKind::Netkit
@@ -167,18 +172,19 @@ const fn is_virtual(kind: &InfoKind) -> bool {
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {
-    let (mut vni, mut local, mut port, mut learning) = (None, None, 0, false);
+    let (mut vni, mut local, mut device, mut port, mut learning) = (None, None, None, 0, false);
     for info in data {
         match info {
             InfoVxlan::Id(id) => vni = Vni::try_from(*id).ok(),
             InfoVxlan::Local(address) => local = Some(IpAddr::from(*address)),
             InfoVxlan::Local6(address) => local = Some(IpAddr::from(*address)),
+            InfoVxlan::Link(index) => device = (*index != 0).then_some(*index),
             InfoVxlan::Port(number) => port = *number,
             InfoVxlan::Learning(on) => learning = *on,
             _ => {}
         }
     }
-    Some(Vxlan { vni: vni?, local, port, learning })
+    Some(Vxlan { vni: vni?, local, device, port, learning })
 }
 
 pub(super) fn get_addresses() -> RouteNetlinkMessage {
@@ -247,6 +253,32 @@ pub(super) fn new_route(route: &Route) -> RouteNetlinkMessage {
     message.header.kind = RouteType::Unicast;
     message.header.scope = if on_link { RouteScope::Link } else { RouteScope::Universe };
     RouteNetlinkMessage::NewRoute(message)
+}
+
+pub(super) fn get_unreachable(family: AddressFamily, table: u32) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.kind = RouteType::Unreachable;
+    message.attributes.push(RouteAttribute::Table(table));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// The same route, but that it leads nowhere.
+pub(super) fn new_unreachable(route: &Route) -> RouteNetlinkMessage {
+    let mut message = route_message(route);
+    message.header.kind = RouteType::Unreachable;
+    message.header.scope = RouteScope::Universe;
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+pub(super) fn is_unreachable(message: &RouteNetlinkMessage, route: &Route) -> bool {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return false };
+    let has = |attribute| message.attributes.contains(&attribute);
+    message.header.kind == RouteType::Unreachable
+        && message.header.destination_prefix_length == route.dst.len()
+        && message.header.protocol == RouteProtocol::from(route.protocol)
+        && has(RouteAttribute::Table(route.table))
+        && has(RouteAttribute::Priority(route.metric))
 }
 
 pub(super) fn del_route(route: &Route) -> RouteNetlinkMessage {
@@ -373,7 +405,7 @@ pub(super) fn fdb_entry(message: &RouteNetlinkMessage) -> Option<FdbEntry> {
     Some(FdbEntry { index: message.header.ifindex, mac: mac?, dst: dst?, permanent })
 }
 
-const fn family(address: IpAddr) -> AddressFamily {
+pub(super) const fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,

@@ -40,8 +40,10 @@ pub enum LinkKind {
     Tun,
     /// One end of a pair.
     Veth,
-    /// One that leads to containers, into a tunnel or nowhere: macvlan, ipvlan, dummy, GRE, SIT,
-    /// WireGuard of the kernel's, and the like.
+    /// WireGuard of the kernel.
+    WireGuard,
+    /// Another one that leads to containers, into a tunnel or nowhere: macvlan, ipvlan, dummy, GRE,
+    /// SIT, and the like.
     Virtual,
     /// Anything else: hardware, loopback and so on.
     Other,
@@ -54,6 +56,8 @@ pub struct Vxlan {
     pub vni: Vni,
     /// The address of this tunnel endpoint.
     pub local: Option<IpAddr>,
+    /// The interface by which its packets leave, and no other: it goes when that one goes.
+    pub device: Option<u32>,
     /// The UDP port.
     pub port: u16,
     /// Whether it learns tunnel endpoints from the frames that it receives.
@@ -67,6 +71,8 @@ pub enum NewLink<'a> {
     Bridge,
     /// A VXLAN interface.
     Vxlan(Vxlan),
+    /// WireGuard of the kernel, which has to be told its key and its peers.
+    WireGuard,
     /// A pair of interfaces.
     Veth {
         /// The name of the other end.

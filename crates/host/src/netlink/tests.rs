@@ -33,6 +33,7 @@ fn links_are_made_read_and_removed() {
         let spec = Vxlan {
             vni: Vni::try_from(100).expect("in range"),
             local: Some(ip("192.0.2.1")),
+            device: None,
             port: 4789,
             learning: false,
         };
@@ -186,7 +187,7 @@ fn five_hundred_routes_take_a_moment() {
 fn forwarding_entries_are_added_read_and_deleted() {
     with_bridge("forwarding_entries", async |netlink, bridge| {
         let vni = Vni::try_from(7).expect("in range");
-        let spec = Vxlan { vni, local: None, port: 4789, learning: false };
+        let spec = Vxlan { vni, local: None, device: None, port: 4789, learning: false };
         netlink.add_link("vx7", &NewLink::Vxlan(spec)).await.expect("a vxlan");
         let index = netlink.link("vx7").await.expect("readable").expect("there").index;
         netlink.set_master(index, Some(bridge)).await.expect("a port");
@@ -230,7 +231,7 @@ fn futures_are_send(netlink: &Netlink) {
 
 type Message = NetlinkMessage<RouteNetlinkMessage>;
 
-fn read(messages: Vec<Message>) -> Result<Answer, Failure> {
+fn read(messages: Vec<Message>) -> Result<Answer<RouteNetlinkMessage>, Failure> {
     runtime().block_on(read_to_end(futures_util::stream::iter(messages)))
 }
 
@@ -275,11 +276,12 @@ fn links_into_tunnels_and_to_containers_are_told_apart() {
         message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
         codec::link(&RouteNetlinkMessage::NewLink(message)).expect("a link").kind
     };
-    for of in [InfoKind::MacVlan, InfoKind::SitTun, InfoKind::Wireguard, InfoKind::Dummy] {
+    for of in [InfoKind::MacVlan, InfoKind::SitTun, InfoKind::Dummy] {
         assert_eq!(kind(of.clone()), LinkKind::Virtual, "{of:?}");
     }
     for of in [InfoKind::Vlan, InfoKind::Bond, InfoKind::Other("ppp".to_owned())] {
         assert_eq!(kind(of.clone()), LinkKind::Other, "{of:?}");
     }
     assert_eq!(kind(InfoKind::Tun), LinkKind::Tun);
+    assert_eq!(kind(InfoKind::Wireguard), LinkKind::WireGuard);
 }

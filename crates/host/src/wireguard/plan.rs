@@ -25,6 +25,16 @@ pub(super) enum Step<'a> {
     Add(WgKey, &'a PeerSpec),
 }
 
+impl Step<'_> {
+    /// The peer, if it is a new one.
+    pub(super) const fn added(&self) -> Option<WgKey> {
+        match self {
+            Self::Add(key, _) => Some(*key),
+            Self::Update(..) | Self::Remove(_) => None,
+        }
+    }
+}
+
 /// What changes about a peer; `None` stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Update<'a> {
@@ -80,6 +90,21 @@ fn difference<'a>(old: &PeerSpec, new: &'a PeerSpec) -> Update<'a> {
     }
 }
 
+/// Takes the steps to `desired` in `applied`, too.
+pub(super) fn follow(
+    applied: &mut BTreeMap<WgKey, PeerSpec>,
+    desired: &BTreeMap<WgKey, PeerSpec>,
+    steps: &[Step<'_>],
+) {
+    for step in steps {
+        let (Step::Remove(key) | Step::Add(key, _) | Step::Update(key, _)) = step;
+        match desired.get(key) {
+            Some(spec) => applied.insert(*key, spec.clone()),
+            None => applied.remove(key),
+        };
+    }
+}
+
 pub(super) fn count(steps: &[Step<'_>]) -> Changes {
     let mut changes = Changes::default();
     for step in steps {
@@ -126,6 +151,9 @@ mod tests {
         let steps = plan(&applied, &desired);
         assert_eq!(steps, [Step::Remove(B), Step::Update(A, update), Step::Add(C, &c)]);
         assert_eq!(count(&steps), Changes { added: 1, updated: 1, removed: 1 });
+        let mut followed = applied.clone();
+        follow(&mut followed, &desired, &steps);
+        assert_eq!(followed, desired);
     }
 
     #[test]

@@ -5,13 +5,17 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
 
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use selvedge_topology::{Hop, RELAY_OVERHEAD, Refusal, Relays};
+
+use super::destinations::{Destinations, Noting};
+use crate::nudge::NOTHING;
 
 /// The header of the carrying packet.
 const HEADER: usize = RELAY_OVERHEAD as usize;
@@ -30,6 +34,7 @@ const QUOTED_IPV6: usize = 1280 - 48;
 pub(super) struct Rules {
     relays: Arc<RwLock<Option<Arc<Relays>>>>,
     refused: Arc<AtomicU64>,
+    destinations: Arc<OnceLock<Destinations>>,
 }
 
 impl Rules {
@@ -37,6 +42,11 @@ impl Rules {
     /// passes as it is.
     pub(super) fn set(&self, relays: Relays) {
         *self.relays.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(relays));
+    }
+
+    /// Where packets go is noted there from now on; once.
+    pub(super) fn note_destinations(&self, destinations: &Destinations) {
+        self.destinations.get_or_init(|| destinations.clone());
     }
 
     /// How many packets were refused.
@@ -59,11 +69,12 @@ impl Rules {
 pub(super) struct Relay<T> {
     tun: T,
     rules: Rules,
+    noting: Noting,
 }
 
 impl<T> Relay<T> {
     pub(super) fn new(tun: T, rules: Rules) -> Self {
-        Self { tun, rules }
+        Self { tun, rules, noting: Noting::default() }
     }
 }
 
@@ -92,9 +103,14 @@ impl<T: IpRecv + IpSend + Clone> IpRecv for Relay<T> {
         let mtu = self.tun.mtu().get();
         let packets: Vec<_> = self.tun.recv(pool).await?.collect();
         let Some(relays) = self.rules.get() else { return Ok(packets.into_iter()) };
+        let (now, destinations) = (Instant::now(), self.rules.destinations.get());
         for packet in packets {
             let packet = packet.into_bytes();
-            match leave(&relays, packet.as_ref(), mtu) {
+            let way = leave(&relays, packet.as_ref(), mtu);
+            if let (Some(all), Some(to)) = (destinations, member(packet.as_ref(), &way)) {
+                self.noting.note(all, to, now);
+            }
+            match way {
                 Ok(Leaving::Plain) => leaving.extend(packet.try_into_ip()),
                 Ok(Leaving::By(hop)) => {
                     leaving.extend(wrap(pool, packet.as_ref(), relays.own, hop))
@@ -133,6 +149,16 @@ fn leave(relays: &Relays, packet: &[u8], mtu: u16) -> Result<Leaving, Refusal> {
     match packet.len() <= usize::from(room) {
         true => Ok(Leaving::By(hop)),
         false => too_big(src, dst, packet, room).map(Leaving::TooBig).ok_or(Refusal::NoRoute),
+    }
+}
+
+/// The member that a packet is sent to; `None` for one that is not sent, or that says nothing.
+fn member(packet: &[u8], way: &Result<Leaving, Refusal>) -> Option<IpAddr> {
+    match way {
+        Ok(Leaving::Plain) if packet[0] >> 4 == 6 && packet[6] == NOTHING => None,
+        Ok(Leaving::Plain) => ends(packet).map(|(_, to)| to),
+        Ok(Leaving::By(hop)) => Some(hop.via.into()),
+        Ok(Leaving::TooBig(_)) | Err(_) => None,
     }
 }
 
@@ -248,7 +274,6 @@ mod tests {
             hops: by.iter().map(|(to, via)| (prefix(to), hop(via))).collect(),
             serves: serves.iter().map(|to| (prefix(to), 0)).collect(),
             sources: by.iter().map(|(to, via)| (v6(via), BTreeSet::from([prefix(to)]))).collect(),
-            local: Vec::new(),
         }
     }
 

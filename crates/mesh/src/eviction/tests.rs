@@ -31,6 +31,7 @@ fn certificate(subject: u32, issuer: u32, pardons: u32, sponsor: Option<Raw>) ->
         issuer: identity(issuer).node_id(),
         sponsor,
         pardons,
+        guests: None,
     }
 }
 
@@ -51,6 +52,7 @@ fn eviction(node: u32, by: u32, number: u32, sponsor_pardons: u32) -> Raw {
         by: identity(by).node_id(),
         sponsor: sponsor(by, sponsor_pardons),
         issued: 5,
+        count: 1,
     };
     sign(eviction, by)
 }
@@ -73,7 +75,8 @@ fn verify(raw: Raw) -> Result<Evicted, RecordError> {
 
 fn claim(subject: u32, issuer: u32, pardons: u32, sponsor_pardons: u32) -> Claim {
     let (subject, issuer) = (identity(subject).node_id(), identity(issuer).node_id());
-    Claim { subject, issuer, pardons, sponsor_pardons, sponsor_serial: 1 }
+    let (serial, sponsor_serial, sponsor_guests) = (1, 1, 256);
+    Claim { subject, issuer, pardons, serial, sponsor_pardons, sponsor_serial, sponsor_guests }
 }
 
 fn evictions(raws: &[Raw]) -> Evictions {
@@ -150,25 +153,71 @@ fn no_byte_of_an_eviction_can_be_changed() {
 
 /// A member that may invite can sign as many as it likes.
 #[test]
-fn nobody_fills_the_table_for_the_founder() {
-    let sponsor = sponsor(1, 0);
-    let mut evictions = evictions(&[]);
-    let template = Signed::<Eviction>::peek(&eviction(7, 1, 1, 0)).expect("well-formed");
-    for number in 0..MAX_DELEGATED + 10 {
-        let mut node = [9; 32];
-        node[..8].copy_from_slice(&(number as u64).to_be_bytes());
-        // What is merged is verified elsewhere; 4000 signatures would take long.
-        let value = Eviction { node: NodeId(node), sponsor: sponsor.clone(), ..template.clone() };
-        let statement = Signed::sign(value, &identity(1)).expect("signs");
-        let tie = tie(statement.raw());
-        let evicted = Evicted(Arc::new(Verified { statement, sponsor_pardons: 0, tie }));
-        evictions.merge(evicted);
+fn nobody_takes_the_room_of_anothers_evictions() {
+    let mut full = Evictions { most: 3, ..evictions(&[eviction(9, FOUNDER, 1, 0)]) };
+    let hear = |full: &mut Evictions, raw| full.merge(verify(raw).expect("holds"));
+    let of = |full: &Evictions, by: u32| {
+        full.iter().filter(|one| one.eviction().by == identity(by).node_id()).count()
+    };
+    assert!(hear(&mut full, eviction(7, 2, 1, 0)));
+    for node in 10..20 {
+        hear(&mut full, eviction(node, 1, 1, 0));
     }
-    assert_eq!(evictions.map.len(), MAX_DELEGATED);
-    assert!(evictions.merge(verify(eviction(1, FOUNDER, 1, 0)).expect("holds")));
-    assert_eq!(evictions.map.len(), 1, "with its author goes all that it wrote");
-    assert!(!evictions.merge(verify(eviction(8, 1, 5, 0)).expect("holds")));
-    assert!(evictions.merge(verify(eviction(8, 1, 1, 1)).expect("holds")), "admitted again");
+    assert_eq!([of(&full, 1), of(&full, 2), of(&full, FOUNDER)], [3, 1, 1]);
+    (20..26).for_each(|node| assert!(hear(&mut full, eviction(node, FOUNDER, 1, 0))));
+    let held = full.iter().find(|one| one.eviction().by == identity(1).node_id());
+    let held = held.expect("three of them").eviction().node;
+    let new = identity(30).node_id();
+    let by = identity(1).node_id();
+    assert!(full.is_full(new, by) && !full.is_full(held, by));
+    assert!(!full.is_full(new, identity(2).node_id()));
+    assert!(hear(&mut full, eviction(1, FOUNDER, 1, 0)));
+    assert_eq!(of(&full, 1), 0, "with its author goes all that it wrote");
+    assert!(!hear(&mut full, eviction(8, 1, 5, 0)));
+    assert!(hear(&mut full, eviction(8, 1, 1, 1)), "admitted again");
+}
+
+/// More than are held: of two members under two certificates each, and some that make them void.
+fn many() -> &'static [Evicted] {
+    static MANY: std::sync::OnceLock<Vec<Evicted>> = std::sync::OnceLock::new();
+    MANY.get_or_init(|| {
+        let of = |by| {
+            (10..16).flat_map(move |node| {
+                [(1, 0), (2, 0), (1, 1)]
+                    .map(|(number, pardons)| eviction(node, by, number, pardons))
+            })
+        };
+        let raws = of(1).chain(of(2)).chain([eviction(1, FOUNDER, 1, 0)]);
+        raws.map(|raw| verify(raw).expect("holds")).collect()
+    })
+}
+
+fn few<'a>(all: impl IntoIterator<Item = &'a Evicted>) -> Evictions {
+    let mut held = Evictions { most: 3, ..evictions(&[]) };
+    for evicted in all {
+        held.merge(evicted.clone());
+    }
+    held
+}
+
+proptest! {
+    /// What is held when there is more than is held depends on what was heard, and neither on its
+    /// order nor on who dropped what on the way.
+    #[test]
+    fn what_is_held_of_too_many_does_not_depend_on_the_order(
+        order in Just((0..many().len()).collect::<Vec<_>>()).prop_shuffle(),
+        heard in 0..=many().len(), split in 0..=many().len(),
+    ) {
+        let heard: Vec<&Evicted> = order[..heard].iter().map(|at| &many()[*at]).collect();
+        let mut sorted = heard.clone();
+        sorted.sort_by_key(|evicted| evicted.id());
+        let all = few(heard.iter().copied());
+        prop_assert_eq!(&all, &few(sorted));
+        let (left, right) = heard.split_at(split.min(heard.len()));
+        let (left, right) = (few(left.iter().copied()), few(right.iter().copied()));
+        prop_assert_eq!(&all, &few(left.iter().chain(right.iter())));
+        prop_assert_eq!(&all, &few(right.iter().chain(left.iter())));
+    }
 }
 
 /// One thing that a replica hears.

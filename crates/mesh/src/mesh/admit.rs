@@ -1,11 +1,13 @@
 //! How a node is admitted, on the side that admits it.
 
+use std::collections::BTreeSet;
+
 use selvedge_model::{NodeId, WgKey};
 
 use super::Mesh;
 use crate::admission::{Certificate, Grant};
 use crate::event::Rejection;
-use crate::eviction::Evicted;
+use crate::eviction::{Claim, Evicted, Eviction};
 use crate::invite::{Invite, InviteError, InviteId};
 use crate::roster::RosterEntry;
 use crate::signed::{Raw, Signed};
@@ -59,6 +61,7 @@ impl Mesh {
         }
         self.check_key(from, join.wg)?;
         self.check_room(from)?;
+        self.check_guests(from)?;
         let issued = self.issue(id, (from, join.wg), invite.value().grant(), pardons)?;
         self.state.ledger.expires.insert(id, not_after);
         Ok(issued)
@@ -83,6 +86,15 @@ impl Mesh {
         Ok(invite)
     }
 
+    /// Whether an invite of this node's was made before this node was evicted itself, and admitted
+    /// again.
+    fn is_of_before(&self, invite: &Invite) -> bool {
+        let sponsor = invite.sponsor.as_ref().and_then(Signed::<Certificate>::peek);
+        sponsor.is_some_and(|sponsor| {
+            self.state.roster.evictions.barring(&Claim::of(&sponsor)).is_some()
+        })
+    }
+
     /// The number of the eviction that a certificate for a node is to take back. Who was evicted
     /// comes back with an invite that was signed later, and if the founder evicted it, with one of
     /// the founder's.
@@ -90,11 +102,14 @@ impl Mesh {
         let evictions = &self.state.roster.evictions;
         let founder = self.genesis().founder;
         let refuse = |text: &str| Err((RefusedReason::Evicted, text.to_owned()));
+        if self.is_of_before(invite) {
+            return refuse("who made the invite was evicted after that: ask it for a new one");
+        }
         if invite.issuer != founder && evictions.of(node, founder).is_some() {
             return refuse("the founder of the mesh evicted this node: ask it for an invite");
         }
         match evictions.of(node, invite.issuer) {
-            Some(held) if held.eviction().issued >= invite.issued => {
+            Some(held) if is_later(held.eviction(), invite) => {
                 refuse("this node was evicted after the invite was made: ask for a new one")
             }
             held => Ok(held.map_or(0, |held| held.eviction().number)),
@@ -141,11 +156,37 @@ impl Mesh {
         }
     }
 
+    /// A member admits no more than it may: the others would hold no more.
+    fn check_guests(&self, from: NodeId) -> Result<(), Refusal> {
+        let roster = &self.state.roster;
+        let own = roster.map.added(&self.node()).map(|own| own.certificate());
+        let Some(most) = own.filter(|own| own.subject != own.issuer).map(Certificate::most_guests)
+        else {
+            return Ok(());
+        };
+        let issued = self.state.ledger.redeemed.values().flat_map(|nodes| nodes.values());
+        let valid = issued.map(Signed::value).filter(|issued| {
+            let gone = roster.map.removed(&issued.subject).is_some();
+            !gone
+                && !issued.has_expired(self.wall)
+                && roster.evictions.barring(&Claim::of(issued)).is_none()
+        });
+        let mut guests: BTreeSet<NodeId> = valid.map(|issued| issued.subject).collect();
+        guests.extend(roster.guests_of(self.node()).into_iter().map(|(_, node)| node));
+        match guests.len() < most || guests.contains(&from) {
+            true => Ok(()),
+            false => {
+                let text = format!("this node has admitted as many as it may: {most}");
+                Err((RefusedReason::Full, text))
+            }
+        }
+    }
+
     fn issue(
         &mut self,
         invite: InviteId,
         (subject, wg): (NodeId, WgKey),
-        Grant { role, prefixes, may_invite }: Grant,
+        Grant { role, prefixes, may_invite, guests }: Grant,
         pardons: u32,
     ) -> Result<Signed<Certificate>, Refusal> {
         let serial = self.state.ledger.last_serial.saturating_add(1);
@@ -161,6 +202,7 @@ impl Mesh {
             issuer: self.node(),
             sponsor: self.sponsor(),
             pardons,
+            guests,
         };
         let signed = Signed::sign(certificate, &self.identity)
             .map_err(|error| (RefusedReason::BadInvite, error.to_string()))?;
@@ -193,5 +235,14 @@ impl Mesh {
         }
         let first = super::sync::chunks(entries.iter(), room).into_iter().next();
         Records { evictions, ..first.unwrap_or_default() }
+    }
+}
+
+/// Whether an eviction came after an invite of the same node's. That is told by how many it had
+/// made, and by its clock only for evictions of a version that did not count them.
+const fn is_later(eviction: &Eviction, invite: &Invite) -> bool {
+    match eviction.count {
+        0 => eviction.issued >= invite.issued,
+        count => count > invite.evictions,
     }
 }

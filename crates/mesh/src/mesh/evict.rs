@@ -2,21 +2,28 @@
 //! by those who probe each other. They are no part of the state that is compared elsewhere: a node
 //! of a version that knows of none agrees with the others on all the rest.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use selvedge_model::{NodeId, Time};
 
 use super::{Mesh, MeshError};
+use crate::crdt::Digest;
 use crate::event::Event;
 use crate::eviction::{Evicted, Eviction};
 use crate::journal::Input;
+use crate::rates::Purpose;
 use crate::reconcile::{self, Answer, Ranges};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::wire::{Message, Records};
 
-/// So many evictions go into one message.
+/// So many evictions go into one message, and so many at a time who holds none is told.
 const PARCEL: usize = 64;
+/// More than so many at a time are left to comparison, because the others most likely have them.
+const PUSH_LIMIT: usize = 8;
+/// So many of its own a node brings along when it introduces itself, the last ones.
+const OWN: usize = 8;
 /// A node that does not know that it is evicted, or says that it holds no evictions, is told again
 /// after this.
 const AGAIN: Duration = Duration::from_secs(20);
@@ -65,9 +72,28 @@ impl Mesh {
         Ok(before.into_iter().filter(|member| !self.is_member(*member)).collect())
     }
 
+    /// Who would be a member no more if this node evicted another, ascending; nothing is done.
+    ///
+    /// # Errors
+    /// If this node may not.
+    pub fn would_go(&self, node: NodeId) -> Result<Vec<NodeId>, MeshError> {
+        self.check_eviction(node)?;
+        let goes = |member: &NodeId| {
+            let held = self.state.roster.map.get(member);
+            *member == node || held.is_some_and(|held| held.claim().issuer == node)
+        };
+        Ok(self.reported.iter().filter(|member| goes(member)).copied().collect())
+    }
+
     /// All evictions that are known here.
     pub fn evictions(&self) -> impl Iterator<Item = &Eviction> {
         self.state.roster.evictions.iter().map(Evicted::eviction)
+    }
+
+    /// In short which evictions are known here. Nodes that agree on them have equal digests.
+    #[must_use]
+    pub fn evictions_digest(&self) -> Digest {
+        self.state.roster.evictions.map().digest()
     }
 
     /// The eviction by which this node is no member any more: of itself, or of who admitted it. It
@@ -94,6 +120,10 @@ impl Mesh {
             _ if node == self.node() => refused("a node leaves by itself: selvedge mesh leave"),
             _ if node == founder => refused("nobody can evict the founder"),
             _ if self.node() == founder => Ok(()),
+            _ if self.state.roster.evictions.is_full(node, self.node()) => refused(
+                "this node has evicted as many as it may (1024): the founder may evict it, or \
+                 this node, and invite this node again",
+            ),
             _ if !may_invite => refused("only the founder and those who may invite evict others"),
             // One that is forgotten, or was never seen. It bars this node's certificates alone.
             None => Ok(()),
@@ -115,6 +145,7 @@ impl Mesh {
             by: self.node(),
             sponsor: self.sponsor(),
             issued: self.wall.0,
+            count: self.state.roster.evictions.count_by(self.node()).saturating_add(1),
         };
         let refused = |error: SignedError| MeshError::Write(error.into());
         let raw = Signed::sign(eviction, &self.identity).map_err(refused)?.raw().clone();
@@ -123,9 +154,14 @@ impl Mesh {
         })
     }
 
-    /// Takes over what another says of evictions, and passes on what is new.
+    /// Takes over what another says of evictions, and passes on what is new. Of strangers only so
+    /// many are looked at.
     pub(super) fn take_evictions(&mut self, from: NodeId, mut raws: Vec<Raw>) {
         raws.retain(|raw| !self.state.roster.evictions.holds(raw));
+        if !self.is_member(from) {
+            let (rates, now) = (&mut self.rates, self.now);
+            raws.retain(|_| rates.take(from, false, (Purpose::Eviction, 0), now).is_ok());
+        }
         let mut held = Vec::new();
         for raw in raws {
             match self.state.roster.verify_eviction(raw) {
@@ -157,10 +193,20 @@ impl Mesh {
         self.changed();
         let barred = |node: &&NodeId| !self.is_member(**node);
         let gone: Vec<NodeId> = self.reported.iter().filter(barred).copied().collect();
-        gone.into_iter().for_each(|node| self.report_member(node));
+        gone.iter().for_each(|node| self.report_member(*node));
+        self.acquit(&gone.into_iter().collect());
         told.retain(|node| Some(*node) != from);
         let told: Vec<NodeId> = told.into_iter().collect();
-        self.send_evicted(&told, evicted.iter());
+        if evicted.len() <= PUSH_LIMIT {
+            self.send_evicted(&told, evicted.iter());
+        }
+    }
+
+    /// What those who were evicted said of others' lives counts no more.
+    fn acquit(&mut self, gone: &BTreeSet<NodeId>) {
+        for node in self.lives.drop_accused_by(gone) {
+            self.note_life(node, self.now);
+        }
     }
 
     /// Whether an eviction puts anybody out, as far as this node knows.
@@ -221,14 +267,42 @@ impl Mesh {
         if !self.is_member(partner) {
             return;
         }
+        self.compare_now(partner, holds_some);
+    }
+
+    /// Begins a comparison with a partner that has just introduced itself, if there is need.
+    pub(super) fn begin_evictions(&mut self, partner: NodeId, theirs: Option<u32>) {
+        let ours = self.state.roster.evictions.summary();
+        if ours.is_some() && ours != theirs {
+            self.compare_now(partner, theirs.is_some());
+        }
+    }
+
+    /// Who holds none is told some: then it holds some, and compares. It pays for them as for any
+    /// answer.
+    fn compare_now(&mut self, partner: NodeId, holds_some: bool) {
         if holds_some {
             let whole = Ranges::whole(&self.state.roster.evictions.map().digest());
             self.send(partner, Message::Evictions(whole));
-        } else if self.evicting.may_tell(partner, now) {
+        } else if self.evicting.may_tell(partner, self.now) {
             // It may be of a version that takes no notice, and would not understand more.
-            let all: Vec<Evicted> = self.state.roster.evictions.iter().cloned().collect();
-            self.send_evicted(&[partner], all.iter());
+            let some = self.state.roster.evictions.iter().take(PARCEL).cloned();
+            let some: Vec<Evicted> = some.collect();
+            let len = some.iter().map(|evicted| evicted.raw().bytes.len() + 74).sum();
+            self.rates.charge(partner, (Purpose::Repair, len), self.now);
+            self.send_evicted(&[partner], some.iter());
         }
+    }
+
+    /// Brings along what this node has evicted last: whoever holds its record to have expired, for
+    /// its clock is wrong, compares nothing with it.
+    pub(super) fn send_own_evictions(&mut self, partner: NodeId) {
+        let own = self.node();
+        let held = self.state.roster.evictions.iter();
+        let mut own: Vec<Evicted> = held.filter(|one| one.eviction().by == own).cloned().collect();
+        own.sort_by_key(|evicted| Reverse(evicted.eviction().count));
+        own.truncate(OWN);
+        self.send_evicted(&[partner], own.iter());
     }
 
     /// Goes on with a comparison.

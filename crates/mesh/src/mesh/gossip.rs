@@ -171,6 +171,9 @@ impl Mesh {
         }
         let verdict = Verdict::verify(&rumor.accusations, mesh, is_member, &roster.verifier)?;
         let (node, incarnation) = (verdict.target(), verdict.incarnation());
+        if !roster.convicts(verdict.accusers(), node) {
+            return Err(RumorError::OneSource);
+        }
         if node == self.node() {
             self.refute(from, incarnation, now);
             return Ok(false);

@@ -7,7 +7,7 @@ use selvedge_model::Time;
 
 use super::Mesh;
 use crate::journal::{Input, MAX_PLACE, MAX_PLACES};
-use crate::wire::{Envelope, Message, Summary};
+use crate::wire::{Envelope, Message};
 
 /// How often a node that reaches nobody knocks, at one place after the other.
 const ALONE: Duration = Duration::from_secs(2);
@@ -92,9 +92,6 @@ impl Mesh {
     }
 
     fn introduction(&mut self) -> Envelope {
-        let digest = self.digest();
-        let introduction = self.state.roster.map.added(&self.node()).map(|own| own.raw().clone());
-        let summary = Summary { hash: digest.hash, count: digest.count, introduction };
-        Envelope { mesh: self.id(), message: Message::Digest(summary) }
+        Envelope { mesh: self.id(), message: Message::Digest(self.summary(true)) }
     }
 }

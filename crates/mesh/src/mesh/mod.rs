@@ -1,4 +1,5 @@
 mod admit;
+mod calls;
 mod doubts;
 mod evict;
 mod forget;
@@ -33,7 +34,7 @@ use crate::overlay::View;
 use crate::profile::Profile;
 use crate::rates::{Excess, Purpose, Rates};
 use crate::record::Life;
-use crate::roster::{Member, RosterEntry, node_of};
+use crate::roster::{Member, Room, RosterEntry, node_of};
 use crate::signed::{Raw, Signed, SignedError};
 use crate::state::{State, WriteError};
 use crate::time::UnixTime;
@@ -484,6 +485,8 @@ impl Mesh {
             may_invite: terms.grant.may_invite,
             sponsor: self.sponsor(),
             issued: wall.0,
+            evictions: self.state.roster.evictions.count_by(self.node()),
+            guests: terms.grant.guests,
         };
         Signed::sign(invite, &self.identity).map_err(MeshError::Invite)
     }
@@ -554,12 +557,27 @@ impl Mesh {
             // What outdoes it is passed on, not the entry.
             return Ok(false);
         }
+        self.make_room(node, &entry)?;
         if !self.state.roster.map.merge_entry(node, entry) {
             return Ok(false);
         }
         self.changed();
         self.report_member(node);
         Ok(true)
+    }
+
+    /// Sees to it that who admitted a node has admitted no more than it may.
+    fn make_room(&mut self, node: NodeId, entry: &RosterEntry) -> Result<(), Rejection> {
+        match self.state.roster.room_for(entry) {
+            Room::Free => {}
+            Room::None { by } => return Err(Rejection::TooManyGuests { node, by }),
+            Room::InPlaceOf(other) if other == self.node() => {}
+            Room::InPlaceOf(other) => {
+                self.state.roster.map.forget(&other);
+                self.report_member(other);
+            }
+        }
+        Ok(())
     }
 
     /// Something about this node that it does not know itself: it lost its disk, or went back to

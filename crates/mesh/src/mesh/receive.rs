@@ -4,7 +4,7 @@ use selvedge_model::{NodeId, Time};
 
 use super::Mesh;
 use crate::event::Rejection;
-use crate::wire::{Envelope, Message};
+use crate::wire::{Envelope, Message, Records};
 
 impl Mesh {
     /// Takes in a message. All of it is decoded before anything is changed.
@@ -48,6 +48,7 @@ impl Mesh {
             | Message::Ask(_)
             | Message::Vouch(_)
             | Message::Accuse(_)
+            | Message::Call(_)
             | Message::Seen(_) => self.receive_from_member(from, message, now),
         }
     }
@@ -84,6 +85,7 @@ impl Mesh {
             Message::Ask(ask) => self.receive_ask(from, ask, now),
             Message::Vouch(vouch) => self.receive_vouch(from, vouch),
             Message::Accuse(accuse) => self.receive_accusation(from, accuse)?,
+            Message::Call(call) => self.receive_call(from, call),
             Message::Digest(_)
             | Message::Ping(_)
             | Message::Join(_)
@@ -97,13 +99,20 @@ impl Mesh {
     }
 
     /// Somebody that was forgotten, and is tried again, answers, or one that was found behind a
-    /// door: it is to say who it is.
+    /// door: it is to say who it is. Evictions speak for themselves, whoever brings them: this node
+    /// may have forgotten all others, or another hold this one's clock, or its own, to be right.
     fn receive_from_stranger(
         &mut self,
         from: NodeId,
         message: &Message,
         now: Time,
     ) -> Result<(), Rejection> {
+        if let Message::Records(Records { evictions, .. }) = message
+            && !evictions.is_empty()
+        {
+            self.take_evictions(from, evictions.clone());
+            return Ok(());
+        }
         let asked = self.state.ways_back.contains_key(&from) || self.door.expects(now);
         if asked && matches!(message, Message::Same | Message::Ranges(_)) {
             self.send(from, Message::WhoAreYou);

@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use selvedge_model::{NodeId, Time};
 
 use super::Mesh;
-use crate::crdt::Entry;
+use crate::crdt::{Digest, Entry};
 use crate::event::Rejection;
 use crate::reconcile::{self, Answer, Ranges};
 use crate::roster::RosterEntry;
@@ -86,11 +86,21 @@ impl Mesh {
 
     /// Begins a reconciliation with `partner`.
     pub(super) fn begin_sync(&mut self, partner: NodeId, introduce: bool) {
-        let digest = self.digest();
+        if introduce {
+            // First, in case that this node is not heard on anything else.
+            self.send_own_evictions(partner);
+        }
+        let summary = self.summary(introduce);
+        self.send(partner, Message::Digest(summary));
+    }
+
+    /// What this node holds in short, and if it is to be introduced, who it is.
+    pub(super) fn summary(&mut self, introduce: bool) -> Summary {
+        let Digest { hash, count } = self.digest();
         let own = self.state.roster.map.added(&self.node()).map(|own| own.raw().clone());
         let introduction = own.filter(|_| introduce);
-        let summary = Summary { hash: digest.hash, count: digest.count, introduction };
-        self.send(partner, Message::Digest(summary));
+        let evictions = self.state.roster.evictions.summary().filter(|_| introduce);
+        Summary { hash, count, introduction, evictions }
     }
 
     /// Begins on the receiving side. Of a node that is not known here it asks who it is: the
@@ -103,7 +113,11 @@ impl Mesh {
     ) -> Result<(), Rejection> {
         let theirs = summary.digest();
         match summary.introduction {
-            Some(raw) => self.receive_introduction(from, raw, now)?,
+            Some(raw) => {
+                self.receive_introduction(from, raw, now)?;
+                // Who is out comes before who is in.
+                self.begin_evictions(from, summary.evictions);
+            }
             None if !self.is_member(from) => {
                 self.send(from, Message::WhoAreYou);
                 return Ok(());

@@ -103,6 +103,10 @@ pub(crate) fn transmits(mesh: &mut Mesh) -> Vec<(NodeId, Vec<u8>)> {
 
 pub(crate) struct Net {
     pub(crate) now: Time,
+    /// What right wall clocks show.
+    pub(crate) wall: UnixTime,
+    /// Seconds by which some are wrong.
+    pub(crate) astray: BTreeMap<NodeId, i64>,
     pub(crate) nodes: BTreeMap<NodeId, Mesh>,
     /// Of 1000 messages so many are lost.
     pub(crate) loss: u32,
@@ -127,6 +131,8 @@ impl Net {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             now: Time::ZERO,
+            wall: WALL,
+            astray: BTreeMap::new(),
             nodes: BTreeMap::new(),
             loss: 0,
             double: 0,
@@ -195,22 +201,39 @@ impl Net {
     }
 
     pub(crate) fn agreed(&mut self) -> bool {
-        let mut digests = self.nodes.values_mut().map(Mesh::digest);
+        let running = self.nodes.values_mut().filter(|mesh| mesh.evicted().is_none());
+        let mut digests = running.map(|mesh| (mesh.digest(), mesh.evictions_digest()));
         let first = digests.next();
         digests.all(|digest| Some(digest) == first)
     }
 
     fn step(&mut self) {
         let now = self.now;
-        for mesh in self.nodes.values_mut() {
-            mesh.handle_timeout(now, WALL);
+        let walls: BTreeMap<NodeId, UnixTime> =
+            self.nodes.keys().map(|node| (*node, self.wall_of(*node))).collect();
+        for (node, mesh) in &mut self.nodes {
+            mesh.handle_timeout(now, walls[node]);
         }
         while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= now) {
             let (from, to, bytes) = entry.remove();
             self.trace.update(from.as_bytes()).update(to.as_bytes()).update(&bytes);
             if let Some(mesh) = self.nodes.get_mut(&to) {
-                mesh.handle_message(from, &bytes, now, WALL);
+                mesh.handle_message(from, &bytes, now, walls[&to]);
             }
+        }
+    }
+
+    /// What the wall clock of a node shows.
+    pub(crate) fn wall_of(&self, node: NodeId) -> UnixTime {
+        let astray = self.astray.get(&node).copied().unwrap_or_default();
+        UnixTime(self.wall.0.saturating_add_signed(astray))
+    }
+
+    /// Lets days pass in which little happens, so that what nobody renews is forgotten.
+    pub(crate) fn pass_days(&mut self, days: u64) {
+        for _ in 0..days * 8 {
+            self.wall = UnixTime(self.wall.0 + 3 * 3600);
+            self.run(Duration::from_secs(3));
         }
     }
 

@@ -19,7 +19,7 @@ impl Family {
 }
 
 /// An overlay network. Network `i` = 256·x + y has the prefixes `10.x.y.0/24` and
-/// `fd5e:10:0:i::/64`; the gateway's addresses end in 1, the station's in 10. Its next-hop
+/// `fd5e:10:0:i::/64`; the gateway's addresses end in 1, the station's in 10 (20 at the other site). Its next-hop
 /// addresses on the uplink (flavour `flood`) are `172.20.x.y` and `fd5e:20::2:i`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Network {
@@ -78,6 +78,12 @@ impl Network {
     #[must_use]
     pub fn station(self, family: Family) -> IpAddr {
         self.host(family, 10)
+    }
+
+    /// The address of the station at the other site.
+    #[must_use]
+    pub fn other_station(self, family: Family) -> IpAddr {
+        self.host(family, 20)
     }
 
     /// The address on the uplink to which the upstream router's static route points.
@@ -186,6 +192,8 @@ pub struct AccessPoint;
 impl AccessPoint {
     /// Its tunnel endpoint, on the fabric (/16).
     pub const FABRIC: Ipv4Addr = Ipv4Addr::new(172, 16, 254, 1);
+    /// That of the second one.
+    pub const OTHER: Ipv4Addr = Ipv4Addr::new(172, 16, 254, 2);
 }
 
 /// The upstream router.

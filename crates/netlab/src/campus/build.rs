@@ -1,14 +1,14 @@
 //! Builds a campus: what an operator would configure, host by host.
 
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::address::{AccessPoint, Family, Gateway as Address, Network, Switch, Upstream};
 use super::room::Room;
-use super::{Campus, EtcdPlace, Flavour, Gateway, Plan, Witness, routing};
+use super::{Campus, EtcdPlace, Flavour, Gateway, Plan, Site, Witness, routing};
 use crate::etcd::Etcd;
 use crate::frr::Frr;
-use crate::link::Segment;
+use crate::link::{Port, Segment};
 use crate::{Error, Host, Lab};
 
 /// See [`Campus::build`].
@@ -16,25 +16,35 @@ pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
     let room = Room::make(plan.networks * (plan.gateways + 2))?;
     let switch = lab.host("switch")?;
     let segments = Segments::create(&switch)?;
-    let access_point = build_access_point(&lab, &segments, plan)?;
-    let station = build_station(&lab, &access_point, plan)?;
+    let (Site { access_point, station }, port) = build_site(&lab, &segments, plan, Place::First)?;
+    let other = match plan.flavour {
+        Flavour::Mesh => Some(build_site(&lab, &segments, plan, Place::Other)?),
+        Flavour::Flood | Flavour::Frr => None,
+    };
+    let (other_site, other_port) = other.unzip();
     let upstream = build_upstream(&lab, &segments, plan)?;
     let numbers = 1..=u8::try_from(plan.gateways).unwrap_or(u8::MAX);
     let gateways = numbers.map(|number| build_gateway(&lab, &segments, plan, number));
     let gateways = gateways.collect::<Result<Vec<_>, _>>()?;
     let witness = match plan.etcd {
         EtcdPlace::Witness => Some(build_witness(&lab, &segments)?),
-        EtcdPlace::Absent | EtcdPlace::Gateways | EtcdPlace::Switch | EtcdPlace::Apart(_) => None,
+        EtcdPlace::Absent
+        | EtcdPlace::Gateways
+        | EtcdPlace::Management
+        | EtcdPlace::Switch
+        | EtcdPlace::Apart(_) => None,
     };
     let members = etcd_members(&lab, &segments, plan, &gateways, witness.as_ref())?;
     let etcd = if members.is_empty() { None } else { Some(Etcd::start(&members)?) };
     let others = match plan.flavour {
-        Flavour::Flood => Vec::new(),
+        Flavour::Flood | Flavour::Mesh => Vec::new(),
         Flavour::Frr => vec![
             Frr::start(&access_point, &routing::access_point(plan))?,
             Frr::start(&upstream, &routing::upstream(plan))?,
         ],
     };
+    let gateway_ports = gateways.iter().map(|gateway| gateway.fabric.clone());
+    let underlay = gateway_ports.chain([port]).chain(other_port).collect();
     Ok(Campus {
         plan,
         etcd,
@@ -42,6 +52,8 @@ pub(super) fn build(lab: Lab, plan: Plan) -> Result<Campus, Error> {
         witness,
         access_point,
         station,
+        other_site,
+        underlay,
         upstream,
         switch,
         others,
@@ -68,10 +80,65 @@ impl Segments {
     }
 }
 
-fn build_access_point(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Error> {
-    let host = lab.host("ap")?;
-    segments.fabric.plug(&host, "fab0")?;
-    let mut lines = format!("address add {}/16 dev fab0\n", AccessPoint::FABRIC);
+/// Which of the two sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    First,
+    Other,
+}
+
+impl Place {
+    const fn hosts(self) -> [&'static str; 2] {
+        match self {
+            Self::First => ["ap", "station"],
+            Self::Other => ["ap2", "station2"],
+        }
+    }
+
+    const fn endpoint(self) -> Ipv4Addr {
+        match self {
+            Self::First => AccessPoint::FABRIC,
+            Self::Other => AccessPoint::OTHER,
+        }
+    }
+
+    fn station(self, network: Network, family: Family) -> IpAddr {
+        match self {
+            Self::First => network.station(family),
+            Self::Other => network.other_station(family),
+        }
+    }
+}
+
+/// A site, and the port of the fabric that its access point is plugged into.
+fn build_site(
+    lab: &Lab,
+    segments: &Segments,
+    plan: Plan,
+    place: Place,
+) -> Result<(Site, Port), Error> {
+    let (access_point, port) = build_access_point(lab, segments, plan, place)?;
+    let station = build_station(lab, &access_point, plan, place)?;
+    if plan.flavour == Flavour::Mesh {
+        // The interface of the mesh needs it, and is made by the agent.
+        access_point.sysctl(&without_ipv6(false))?;
+    }
+    Ok((Site { access_point, station }, port))
+}
+
+fn build_access_point(
+    lab: &Lab,
+    segments: &Segments,
+    plan: Plan,
+    place: Place,
+) -> Result<(Host, Port), Error> {
+    let [name, _] = place.hosts();
+    let host = lab.host(name)?;
+    // It is no station of the networks that it carries: what a gateway advertises there is not for
+    // it, or its own packets would go that way.
+    host.sysctl(&[("ipv6/conf/default/accept_ra".to_owned(), "0")])?;
+    let port = segments.fabric.plug(&host, "fab0")?;
+    let mut lines = format!("address add {}/16 dev fab0\n", place.endpoint());
     for network in networks(plan) {
         bridge(&mut lines, network, "");
     }
@@ -80,20 +147,22 @@ fn build_access_point(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host
     host.sysctl(&without_ipv6(true))?;
     lines.clear();
     for network in networks(plan) {
-        overlay(&mut lines, network, AccessPoint::FABRIC.into(), plan.flavour);
+        overlay(&mut lines, network, place.endpoint().into(), plan.flavour);
     }
     host.ip(&lines)?;
     match plan.flavour {
+        Flavour::Mesh => {}
         Flavour::Flood => host.bridge(&flooding_lists(plan))?,
         Flavour::Frr => host.bridge(&no_learning(plan))?,
     }
-    Ok(host)
+    Ok((host, port))
 }
 
 /// One host stands for a station in every network: an interface each, by which the sockets of
 /// the streams are bound, and a default route each.
-fn build_station(lab: &Lab, access_point: &Host, plan: Plan) -> Result<Host, Error> {
-    let host = lab.host("station")?;
+fn build_station(lab: &Lab, access_point: &Host, plan: Plan, place: Place) -> Result<Host, Error> {
+    let [_, name] = place.hosts();
+    let host = lab.host(name)?;
     host.sysctl(&end_host())?;
     let (mut cables, mut addresses) = (String::new(), String::new());
     for network in networks(plan) {
@@ -104,7 +173,8 @@ fn build_station(lab: &Lab, access_point: &Host, plan: Plan) -> Result<Host, Err
         put(&mut addresses, format_args!("link set {name} up"));
         for family in Family::ALL {
             let gateway = network.gateway(family);
-            let (station, length, dad) = (network.station(family), gateway.len(), nodad(family));
+            let (station, length, dad) =
+                (place.station(network, family), gateway.len(), nodad(family));
             put(&mut addresses, format_args!("address add {station}/{length} dev {name}{dad}"));
             // Sockets bound to an interface take the route by that interface, whatever its metric.
             let (via, metric) = (gateway.addr(), 1000 + vni.get());
@@ -129,7 +199,7 @@ fn build_upstream(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Er
         let (length, dad) = (on_segment(family), nodad(family));
         put(&mut lines, format_args!("address add {uplink}/{length} dev up0{dad}"));
         put(&mut lines, format_args!("address add {service}/{} dev lo{dad}", single(family)));
-        if plan.flavour == Flavour::Flood {
+        if plan.flavour != Flavour::Frr {
             for network in networks(plan) {
                 let (prefix, via) = (network.prefix(family), network.next_hop(family));
                 put(&mut lines, format_args!("route add {prefix} via {via} dev up0"));
@@ -166,7 +236,7 @@ fn build_overlays(host: &Host, address: Address, plan: Plan) -> Result<(), Error
     host.ip(&bridge_addresses(plan))?;
     match plan.flavour {
         Flavour::Frr => host.bridge(&no_learning(plan)),
-        Flavour::Flood => Ok(()),
+        Flavour::Flood | Flavour::Mesh => Ok(()),
     }
 }
 
@@ -174,8 +244,13 @@ fn build_overlays(host: &Host, address: Address, plan: Plan) -> Result<(), Error
 pub(super) fn rebuild_overlays(gateway: &Gateway, plan: Plan) -> Result<(), Error> {
     let host = &gateway.host;
     host.sh("nft", &["flush", "ruleset"])?;
-    let lines = |it: Network| format!("link del {}\nlink del {}\n", it.bridge(), it.vxlan());
-    host.ip(&networks(plan).map(lines).collect::<String>())?;
+    let bridge = |it: Network| format!("link del {}\n", it.bridge());
+    host.ip(&networks(plan).map(bridge).collect::<String>())?;
+    // Those of an agent are gone with it.
+    if plan.flavour != Flavour::Mesh {
+        let tunnel = |it: Network| format!("link del {}\n", it.vxlan());
+        host.ip(&networks(plan).map(tunnel).collect::<String>())?;
+    }
     build_overlays(host, gateway.address, plan)
 }
 
@@ -220,12 +295,14 @@ fn bridge_addresses(plan: Plan) -> String {
     networks(plan).map(line).collect()
 }
 
-/// `vxlan<i>` in `br<i>`, and both up.
+/// `vxlan<i>` in `br<i>`, and both up. Over a mesh it is the agent that makes the former.
 fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour) {
     let (bridge, vxlan, vni) = (network.bridge(), network.vxlan(), network.vni());
+    put(lines, format_args!("link set {bridge} up"));
     let learning = match flavour {
         Flavour::Flood => "learning",
         Flavour::Frr => "nolearning",
+        Flavour::Mesh => return,
     };
     put(
         lines,
@@ -234,7 +311,6 @@ fn overlay(lines: &mut String, network: Network, local: IpAddr, flavour: Flavour
         ),
     );
     put(lines, format_args!("link set {vxlan} master {bridge} up"));
-    put(lines, format_args!("link set {bridge} up"));
 }
 
 fn bridge(lines: &mut String, network: Network, mac: &str) {
@@ -292,14 +368,17 @@ fn etcd_members(
     witness: Option<&Witness>,
 ) -> Result<Vec<(Host, IpAddr)>, Error> {
     let on_gateway = |it: &Gateway| (it.host.clone(), it.address.fabric(Family::V4));
+    let by_management = |it: &Gateway| (it.host.clone(), it.address.management().into());
     let on_witness = |it: &Witness| (it.host.clone(), it.address.fabric(Family::V4));
+    let few = if gateways.len() < 3 { 1 } else { 3 };
     let first = |count| gateways.iter().take(count).map(on_gateway);
     match plan.etcd {
         EtcdPlace::Absent => Ok(Vec::new()),
         EtcdPlace::Switch => {
             Ok(vec![(segments.fabric.switch().clone(), Switch::MANAGEMENT.into())])
         }
-        EtcdPlace::Gateways => Ok(first(if gateways.len() < 3 { 1 } else { 3 }).collect()),
+        EtcdPlace::Gateways => Ok(first(few).collect()),
+        EtcdPlace::Management => Ok(gateways.iter().take(few).map(by_management).collect()),
         EtcdPlace::Witness => Ok(first(2).chain(witness.map(on_witness)).collect()),
         EtcdPlace::Apart(count) => (1..=count).map(|it| build_store(lab, segments, it)).collect(),
     }

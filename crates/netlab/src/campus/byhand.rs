@@ -20,6 +20,8 @@ impl Campus {
             let share: Vec<Network> = self.networks().skip(index).step_by(count).collect();
             match self.plan.flavour {
                 Flavour::Flood => flood(gateway, &share)?,
+                // Who makes the tunnels says where they lead.
+                Flavour::Mesh => {}
                 Flavour::Frr => advertise(gateway, &share)?,
             }
             answer(gateway, &share)?;

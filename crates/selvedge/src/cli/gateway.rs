@@ -66,6 +66,12 @@ enum GatewayCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Fill a store that was emptied, or restored from an old backup, with what this gateway knows
+    Refill {
+        /// Do it; without this, say what it means
+        #[arg(long)]
+        force: bool,
+    },
     /// Strike a node that is gone for good from the roster: it votes no more
     Remove {
         /// The node; its agent must not run
@@ -124,6 +130,10 @@ pub(super) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         GatewayCommand::Takeover { name, force: false } => Err(work::explain_takeover(&name)),
         GatewayCommand::Takeover { name, force: true } => {
             print(json, &work::take_over(&client, name).await?, work::TakenOver::text)
+        }
+        GatewayCommand::Refill { force: false } => Err(work::explain_refill()),
+        GatewayCommand::Refill { force: true } => {
+            print(json, &work::refill(&client).await?, work::refilled)
         }
         GatewayCommand::Remove { name } => {
             let removed = client.remove(&name).await?;

@@ -16,7 +16,7 @@ use selvedge_model::Prefix;
 use super::ClientArgs;
 use super::findings;
 use super::output::{duration, print, seconds, spinner};
-use page::{list, names, show};
+use page::{list, names, show, tunnels};
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -65,6 +65,9 @@ enum MeshCommand {
         /// Those who join may invite others, and evict those again; on the founder only
         #[arg(long)]
         may_invite: bool,
+        /// How many each of those may admit [default: 256]
+        #[arg(long, value_name = "NUMBER", requires = "may_invite")]
+        guests: Option<u32>,
     },
     /// Put a member out for good, and with it those whom it admitted
     Evict {
@@ -124,6 +127,8 @@ enum MeshCommand {
     },
     /// Show where names of members are answered, and how this host comes to ask there
     Names,
+    /// Show the overlay networks that this host carries over a mesh
+    Tunnels,
 }
 
 #[derive(Args, Debug)]
@@ -147,10 +152,10 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = CreateRequest { name, alias, description, port };
             print(json, &client.create_mesh(&request).await?, created)
         }
-        MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite } => {
+        MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite, guests } => {
             let mesh = choose(&client, mesh).await?;
             let expires_s = expires.as_secs();
-            let request = InviteRequest { uses, expires_s, role, allow, may_invite };
+            let request = InviteRequest { uses, expires_s, role, allow, may_invite, guests };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
         MeshCommand::Join { token, role, about: About { alias, description, port } } => {
@@ -180,6 +185,7 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             findings::verdict(&findings)
         }
         MeshCommand::Names => print(json, &client.dns().await?, names),
+        MeshCommand::Tunnels => print(json, &client.tunnels().await?, tunnels),
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::file::{
 use super::{
     Config, ConfigError, EtcdConfig, EtcdTls, FabricConfig, GatewayConfig, Ids, LOG, MeshConfig,
     NetworkConfig, OptionsFile, SOCKET, STATE, Secret, StoreConfig, detection, dns, health, hooks,
-    options, ra,
+    options, ra, vxlan,
 };
 
 /// The longest name of an interface (IFNAMSIZ less the closing zero).
@@ -35,7 +35,7 @@ impl TryFrom<File> for Config {
     type Error = ConfigError;
 
     fn try_from(file: File) -> Result<Self> {
-        if file.mesh.is_none() && file.gateway.is_none() {
+        if file.mesh.is_none() && file.gateway.is_none() && file.vxlan.is_none() {
             return Err(missing(
                 "[mesh] or [gateway]",
                 "neither plane is enabled; write a section, or give --mesh or --networks",
@@ -46,9 +46,13 @@ impl TryFrom<File> for Config {
         let socket = socket("socket", file.socket.unwrap_or_else(|| SOCKET.into()))?;
         let log = log(file.log.unwrap_or_else(|| LOG.to_owned()))?;
         let mesh = file.mesh.map(|mesh| mesh_config(mesh, &name, &state)).transpose()?;
-        let gateway = file.gateway.map(|gateway| gateway_config(gateway, &name, &state));
+        let vxlan = file.vxlan.map(|it| vxlan::vxlan(it, mesh.is_some(), file.gateway.as_ref()));
+        let vxlan = vxlan.transpose()?;
+        let over_mesh = vxlan.is_some();
+        let gateway = file.gateway.map(|it| gateway_config(it, &name, &state, over_mesh));
         let gateway = gateway.transpose()?;
-        Ok(Self { name, state, socket, socket_group: file.socket_group, log, mesh, gateway })
+        let socket_group = file.socket_group;
+        Ok(Self { name, state, socket, socket_group, log, mesh, gateway, vxlan })
     }
 }
 
@@ -97,14 +101,20 @@ fn is_place(place: &str) -> bool {
     })
 }
 
-fn gateway_config(file: GatewayFile, name: &NodeName, state: &Path) -> Result<GatewayConfig> {
+fn gateway_config(
+    file: GatewayFile,
+    name: &NodeName,
+    state: &Path,
+    over_mesh: bool,
+) -> Result<GatewayConfig> {
     let role = file.role.unwrap_or_default();
     let networks = networks(&file, role)?;
     let fabric = match role {
-        NodeRole::Gateway => fabric(&file)?,
+        NodeRole::Gateway => fabric(&file, over_mesh)?,
         NodeRole::Witness => FabricConfig::Dry,
     };
-    let (bridge, vxlan) = interfaces(&file, &networks)?;
+    let given = (file.bridge.as_deref(), file.vxlan.as_deref());
+    let (bridge, vxlan) = interfaces("gateway", given, &networks)?;
     let times = Times::of(&file)?;
     let probe = file.probe.clone().unwrap_or_default();
     let health = file.health.clone().unwrap_or_default();
@@ -125,7 +135,7 @@ fn gateway_config(file: GatewayFile, name: &NodeName, state: &Path) -> Result<Ga
         probe: detection::probe(&probe, file.dry == Some(true))?,
         timing: detection::timing(&probe, times.lease)?,
         isolated: file.isolated.unwrap_or_default().into(),
-        health: health::checks(&health, &fabric, names(&bridge, &vxlan)?)?,
+        health: health::checks(&health, &fabric, names("gateway", &bridge, &vxlan)?)?,
         ra: ra::settings(&file.ra.clone().unwrap_or_default(), own)?,
         hooks: hooks::hooks(&file.hooks.clone().unwrap_or_default())?,
         fabric,
@@ -165,11 +175,12 @@ fn networks(file: &GatewayFile, role: NodeRole) -> Result<VniRanges> {
     }
 }
 
-fn names(bridge: &str, vxlan: &str) -> Result<Names> {
+pub(super) fn names(section: &str, bridge: &str, vxlan: &str) -> Result<Names> {
     let pattern = |key: &str, text: &str| -> Result<NamePattern> {
-        text.parse().map_err(|error: ParsePatternError| value(key, format!("{text:?}"), error))
+        let key = format!("{section}.{key}");
+        text.parse().map_err(|error: ParsePatternError| value(&key, format!("{text:?}"), error))
     };
-    let (bridge, vxlan) = (pattern("gateway.bridge", bridge)?, pattern("gateway.vxlan", vxlan)?);
+    let (bridge, vxlan) = (pattern("bridge", bridge)?, pattern("vxlan", vxlan)?);
     Ok(Names { bridge, vxlan })
 }
 
@@ -199,12 +210,17 @@ impl Times {
     }
 }
 
-fn interfaces(file: &GatewayFile, networks: &VniRanges) -> Result<(String, String)> {
+/// The patterns of the interfaces' names that are `given` in a section, or else the usual ones.
+pub(super) fn interfaces(
+    section: &str,
+    given: (Option<&str>, Option<&str>),
+    networks: &VniRanges,
+) -> Result<(String, String)> {
     let longest = networks.to_set().last().map(Vni::to_string).unwrap_or_default();
-    let bridge = file.bridge.clone().unwrap_or_else(|| "br{vni}".to_owned());
-    let vxlan = file.vxlan.clone().unwrap_or_else(|| "vxlan{vni}".to_owned());
-    pattern("gateway.bridge", &bridge, "{vni}", &longest)?;
-    pattern("gateway.vxlan", &vxlan, "{vni}", &longest)?;
+    let bridge = given.0.unwrap_or("br{vni}").to_owned();
+    let vxlan = given.1.unwrap_or("vxlan{vni}").to_owned();
+    pattern(&format!("{section}.bridge"), &bridge, "{vni}", &longest)?;
+    pattern(&format!("{section}.vxlan"), &vxlan, "{vni}", &longest)?;
     Ok((bridge, vxlan))
 }
 
@@ -360,7 +376,7 @@ fn read(key: &str, path: &Path) -> Result<Zeroizing<String>> {
         .map_err(|error| value(key, format!("{path:?}"), format!("cannot read it: {error}")))
 }
 
-fn fabric(file: &GatewayFile) -> Result<FabricConfig> {
+fn fabric(file: &GatewayFile, over_mesh: bool) -> Result<FabricConfig> {
     if file.dry == Some(true) {
         return Ok(FabricConfig::Dry);
     }
@@ -370,7 +386,8 @@ fn fabric(file: &GatewayFile) -> Result<FabricConfig> {
                 missing("gateway.flood", "fabric flood needs `uplink` and `endpoints` there")
             })?;
             interface("gateway.flood.uplink", &flood.uplink)?;
-            Ok(FabricConfig::Flood { uplink: flood.uplink, endpoints: flood.endpoints })
+            let endpoints = endpoints(flood.endpoints, over_mesh)?;
+            Ok(FabricConfig::Flood { uplink: flood.uplink, endpoints })
         }
         FabricName::Frr => {
             let FrrFile { vty_dir, pathspace, asn } = file.frr.clone().unwrap_or_default();
@@ -380,6 +397,19 @@ fn fabric(file: &GatewayFile) -> Result<FabricConfig> {
             let vty_dir = vty_dir.unwrap_or_else(|| "/var/run/frr".into());
             Ok(FabricConfig::Frr { vty_dir, pathspace, asn })
         }
+    }
+}
+
+/// The other tunnel endpoints, unless a mesh tells them.
+fn endpoints(given: Option<Vec<IpAddr>>, over_mesh: bool) -> Result<Option<Vec<IpAddr>>> {
+    let key = "gateway.flood.endpoints";
+    match (given, over_mesh) {
+        (None, false) => Err(missing(key, "the addresses of the other tunnel endpoints")),
+        (Some(given), true) => {
+            let reason = "with [vxlan], the members of the mesh tell them; leave it out";
+            Err(value(key, format!("{given:?}"), reason))
+        }
+        (given, _) => Ok(given),
     }
 }
 
@@ -440,7 +470,7 @@ pub(super) fn value(key: &str, value: impl fmt::Display, reason: impl fmt::Displ
     ConfigError::Value { key: key.to_owned(), value: value.to_string(), reason: reason.to_string() }
 }
 
-fn missing(key: &str, reason: impl fmt::Display) -> ConfigError {
+pub(super) fn missing(key: &str, reason: impl fmt::Display) -> ConfigError {
     ConfigError::Missing { key: key.to_owned(), reason: reason.to_string() }
 }
 
@@ -472,7 +502,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(SOCKET));
         let mesh = config.mesh.expect("enabled");
         assert_eq!(mesh.listen.to_string(), "[::]:7654");
-        assert_eq!(mesh.wireguard, WireGuard::Userspace);
+        assert_eq!(mesh.wireguard, WireGuard::Auto);
         assert_eq!(mesh.options, OptionsByMesh::default());
         let gateway = config.gateway.expect("enabled");
         assert_eq!(gateway.ids, Ids::Derived(100));

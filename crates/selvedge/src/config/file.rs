@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, OptionsFile, Place,
-    ProbeFile, RaFile,
+    ProbeFile, RaFile, VxlanFile,
 };
 
 /// What may be written in a configuration file. Everything is optional here.
@@ -26,6 +26,7 @@ pub struct File {
     pub log: Option<String>,
     pub mesh: Option<MeshFile>,
     pub gateway: Option<GatewayFile>,
+    pub vxlan: Option<VxlanFile>,
 }
 
 /// The section `[mesh]`: its presence enables the mesh plane.
@@ -105,7 +106,7 @@ pub struct EmbeddedFile {
 #[allow(missing_docs, reason = "described in `FabricConfig`")]
 pub struct FloodFile {
     pub uplink: String,
-    pub endpoints: Vec<IpAddr>,
+    pub endpoints: Option<Vec<IpAddr>>,
 }
 
 /// The section `[gateway.frr]`.
@@ -146,8 +147,12 @@ pub enum FabricName {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum WireGuard {
-    /// WireGuard in the agent
+    /// The kernel if it can, or else the agent
     #[default]
+    Auto,
+    /// WireGuard in the kernel, or not at all
+    Kernel,
+    /// WireGuard in the agent
     Userspace,
     /// Nobody: the host is not touched
     Dry,
@@ -340,6 +345,10 @@ mod tests {
             for key in keys_of(&header) {
                 assert!(text.contains(&format!("`{key}`")), "{header} {key}");
             }
+        }
+        let (_, text) = PAGE.split_once("`[vxlan]`: ").expect("a section");
+        for key in keys_of("[vxlan]") {
+            assert!(text.contains(&format!("| `{key}` |")), "[vxlan] {key}");
         }
         let (_, text) = PAGE.split_once("`[mesh.options]` is").expect("a section");
         let text = text.split("\n##").next().expect("a first part");

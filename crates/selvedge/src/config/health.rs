@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn flood() -> FabricConfig {
-        FabricConfig::Flood { uplink: "up0".to_owned(), endpoints: vec![] }
+        FabricConfig::Flood { uplink: "up0".to_owned(), endpoints: Some(vec![]) }
     }
 
     fn load(text: &str, fabric: &FabricConfig) -> Result<Checks> {

@@ -34,6 +34,7 @@ pub struct OptionsFile {
     pub ipv4: Option<Prefix>,
     pub mtu: Option<u16>,
     pub keepalive_s: Option<u16>,
+    pub direct: Option<bool>,
     pub port: Option<u16>,
     pub interface: Option<String>,
     pub endpoints: Option<Vec<Place>>,
@@ -64,6 +65,8 @@ pub struct MeshOptions {
     pub mtu: Option<u16>,
     /// How often the idle tunnel of a client sends; `None`: never.
     pub keepalive: Option<Duration>,
+    /// Whether a client tries to reach other clients past the peers.
+    pub direct: bool,
     /// The UDP port of WireGuard; of the base it is for the first mesh that needs one. `None`: one
     /// that is free, then kept.
     pub port: Option<u16>,
@@ -146,6 +149,7 @@ impl Default for MeshOptions {
             ipv4: None,
             mtu: None,
             keepalive: Some(Duration::from_secs(25)),
+            direct: true,
             port: None,
             interface: "sv-{name}".to_owned(),
             endpoints: Vec::new(),
@@ -170,6 +174,7 @@ impl OptionsFile {
             ipv4: ipv4.or(base.ipv4),
             mtu: mtu.or(base.mtu),
             keepalive_s: self.keepalive_s.or(base.keepalive_s),
+            direct: self.direct.or(base.direct),
             // Two meshes cannot have the same.
             port: self.port,
             interface: self.interface.clone().or_else(|| base.interface.clone()),
@@ -198,6 +203,7 @@ impl OptionsFile {
             ipv4: self.ipv4.map(|prefix| overlay(section, prefix)).transpose()?,
             mtu: self.mtu.map(|bytes| mtu(&format!("{section}.mtu"), bytes)).transpose()?,
             keepalive: self.keepalive_s.map_or(default.keepalive, seconds),
+            direct: self.direct.unwrap_or(default.direct),
             port: self.port.filter(|port| *port != 0),
             interface: self
                 .interface
@@ -331,8 +337,8 @@ mod tests {
 
     #[test]
     fn a_named_mesh_has_the_options_of_all_but_for_what_it_says_itself() {
-        let text = "[options]\nexit = 'any'\nbridge = true\nkeepalive_s = 0\n\
-                    [named.lab]\nexit = 'gw1'\nrole = 'client'\nmtu = 1380";
+        let text = "[options]\nexit = 'any'\nbridge = true\nkeepalive_s = 0\ndirect = false\n\
+                    [named.lab]\nexit = 'gw1'\nrole = 'client'\nmtu = 1380\ndirect = true";
         let options = load(text).expect("good");
         let (id, other) = (MeshId([1; 20]), options.of(MeshId([1; 20]), "campus"));
         assert_eq!((&other.exit, other.bridge, other.role), (&Exit::Any, true, None));
@@ -340,6 +346,7 @@ mod tests {
         assert_eq!(lab.exit, Exit::Member("gw1".to_owned()));
         assert_eq!((lab.bridge, lab.role, lab.mtu), (true, Some(Role::Client), Some(1380)));
         assert_eq!(lab.keepalive, None);
+        assert_eq!((other.direct, lab.direct), (false, true));
         let by_id = load(&format!("[named.lab]\nmtu = 1300\n[named.{id}]\nmtu = 1290"));
         assert_eq!(by_id.expect("good").of(id, "lab").mtu, Some(1290));
         assert_eq!(load("").expect("good"), OptionsByMesh::default());

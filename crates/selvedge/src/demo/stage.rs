@@ -280,7 +280,7 @@ impl Stage {
 }
 
 fn flood_file() -> FloodFile {
-    FloodFile { uplink: "up0".to_owned(), endpoints: vec![AccessPoint::FABRIC.into()] }
+    FloodFile { uplink: "up0".to_owned(), endpoints: Some(vec![AccessPoint::FABRIC.into()]) }
 }
 
 fn network_file(network: Network) -> NetworkFile {

@@ -17,7 +17,6 @@ use std::time::Duration;
 use anyhow::Context;
 
 use selvedge_gateway::desired::{Desired, Duty, Upstream};
-use selvedge_host::events::{Change, Events};
 use selvedge_host::fabric::{Driver, Failures};
 use selvedge_host::nft::Silencer;
 use selvedge_host::priority;
@@ -29,6 +28,7 @@ use tracing::{debug, warn};
 
 use super::host::Host;
 use crate::config::GatewayConfig;
+use crate::interfaces::Changes;
 
 /// How often the host is read anew.
 const RECHECK: Duration = Duration::from_secs(30);
@@ -138,7 +138,7 @@ impl Applier {
 
     /// Runs until the plane has ended.
     async fn run(mut self) {
-        let mut changes = Changes::open();
+        let mut changes = Changes::open(RECHECK);
         loop {
             if Instant::now() >= self.recheck_at {
                 self.recheck_at = Instant::now() + RECHECK;
@@ -300,34 +300,6 @@ async fn takeover(
     };
     let is_due = |wanted: &Wanted| wanted.iter().any(is_taken);
     if wanted.wait_for(is_due).await.is_err() {
-        std::future::pending().await
-    }
-}
-
-/// Notices that interfaces have come, gone or changed.
-struct Changes(Option<Events>);
-
-impl Changes {
-    fn open() -> Self {
-        let events = Events::open();
-        if let Err(error) = &events {
-            warn!(%error, "interfaces that change are noticed only every {RECHECK:?}");
-        }
-        Self(events.ok())
-    }
-
-    /// Waits for the next change of an interface; for ever if the kernel does not tell.
-    async fn next(&mut self) {
-        while let Some(events) = &mut self.0 {
-            match events.next().await {
-                Ok(Change::Link(_) | Change::LinkGone { .. } | Change::Missed) => return,
-                Ok(Change::Addresses { .. }) => {}
-                Err(error) => {
-                    warn!(%error, "interfaces that change are noticed only every {RECHECK:?}");
-                    self.0 = None;
-                }
-            }
-        }
         std::future::pending().await
     }
 }

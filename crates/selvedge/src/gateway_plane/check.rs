@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use selvedge_api::gateway::{Finding, Place, Severity};
+use selvedge_api::gateway::Finding;
 use selvedge_host::check::{self, CheckConfig, FrrSetup};
 use selvedge_host::health::Interfaces;
 use selvedge_host::inventory::{Declared, Found, NamePattern, Names};
 use selvedge_model::Vni;
 
 use super::found::FoundFile;
+use super::probes;
 use crate::config::{FabricConfig, GatewayConfig, NetworkConfig};
 
 /// Looks at everything once. Nothing is changed.
@@ -17,16 +18,36 @@ pub(super) async fn run(config: &GatewayConfig) -> Vec<Finding> {
         let text = "the gateway runs dry: the host is not touched and need not be fit";
         return vec![Finding::ok("fabric", text)];
     }
-    let mut findings = Vec::new();
+    let mut findings = vec![probed(config).await];
     let found = found(config).unwrap_or_else(|error| {
         findings.push(Finding::warning("state", format!("{error:#}")));
         Vec::new()
     });
     match check_config(config, found) {
-        Ok(config) => findings.extend(check::check(&config).await.into_iter().map(as_api)),
+        Ok(config) => findings.extend(check::check(&config).await),
         Err(error) => findings.push(Finding::problem("configuration", error)),
     }
     findings
+}
+
+/// Whether the other voters can watch over this host.
+async fn probed(config: &GatewayConfig) -> Finding {
+    match probes::addresses(config).await {
+        Ok(paths) if paths.is_empty() => {
+            let text = "no address for probes: nobody notices the loss of this gateway before its \
+                        lease ends, and status promises no failover anywhere";
+            let lines = [
+                "# in the agent's configuration: [gateway.probe] addresses = [\"ADDRESS\"]",
+                "selvedge gateway restart",
+            ];
+            Finding::warning("probes", text).shell(lines)
+        }
+        Ok(paths) => {
+            let paths: Vec<String> = paths.iter().map(ToString::to_string).collect();
+            Finding::ok("probes", format!("others reach this gateway at {}", paths.join(", ")))
+        }
+        Err(error) => Finding::problem("probes", format!("{error:#}")),
+    }
 }
 
 /// What an agent has noted of the bridges; nothing if none ever ran here.
@@ -54,9 +75,11 @@ fn check_config(config: &GatewayConfig, found: Vec<Found>) -> Result<CheckConfig
         FabricConfig::Flood { uplink, .. } => (vec![uplink.clone()], None),
         FabricConfig::Dry => (Vec::new(), None),
     };
+    let over_mesh = matches!(config.fabric, FabricConfig::Flood { endpoints: None, .. });
     let uplink = named(&config.health.uplink).unwrap_or(uplink);
     let fabric = named(&config.health.fabric).unwrap_or_default();
-    Ok(CheckConfig { names, networks, found, uplink, fabric, frr, ..CheckConfig::default() })
+    let base = CheckConfig { uplink, fabric, frr, over_mesh, ..CheckConfig::default() };
+    Ok(CheckConfig { names, networks, found, ..base })
 }
 
 fn named(interfaces: &Interfaces) -> Option<Vec<String>> {
@@ -64,18 +87,4 @@ fn named(interfaces: &Interfaces) -> Option<Vec<String>> {
         Interfaces::These(names) => Some(names.clone()),
         Interfaces::Auto | Interfaces::Off => None,
     }
-}
-
-fn as_api(finding: check::Finding) -> Finding {
-    let check::Finding { severity, subject, text, place, fix } = finding;
-    let severity = match severity {
-        check::Severity::Ok => Severity::Ok,
-        check::Severity::Warning => Severity::Warning,
-        check::Severity::Problem => Severity::Problem,
-    };
-    let place = match place {
-        check::Place::Shell => Place::Shell,
-        check::Place::Vtysh => Place::Vtysh,
-    };
-    Finding { severity, subject, text, place, fix }
 }

@@ -76,7 +76,8 @@ impl Host {
             FabricConfig::Dry => return Ok(Self::Dry(Dry::new(&vnis))),
             FabricConfig::Flood { uplink, endpoints } => {
                 let (file, inventory) = survey(config, &vnis).await?;
-                let (uplink, endpoints) = (uplink.clone(), endpoints.clone());
+                // Those of a mesh are not the driver's to flood to.
+                let (uplink, endpoints) = (uplink.clone(), endpoints.clone().unwrap_or_default());
                 let flood = Flood::new(inventory, FloodConfig { uplink, endpoints })?;
                 Self::Flood(Box::new(flood), file)
             }

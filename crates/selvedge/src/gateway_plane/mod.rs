@@ -16,8 +16,10 @@ mod events;
 mod found;
 mod hooks;
 mod host;
+mod memory;
 mod plane;
 mod probes;
+mod refill;
 mod sources;
 mod store;
 mod view;
@@ -30,7 +32,7 @@ use std::time::Duration;
 use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::gateway::{
-    ChangeRow, Drain, Finding, HistoryQuery, NetworkRow, Removed, Status, Takeover,
+    ChangeRow, Drain, Finding, HistoryQuery, NetworkRow, Refill, Removed, Status, Takeover,
 };
 use selvedge_host::priority;
 use selvedge_model::NodeName;
@@ -75,6 +77,7 @@ enum Request {
     Drain(Option<NodeName>, bool, Reply<Result<Drain, Error>>),
     Leave(Reply<Result<(), Error>>),
     TakeOver(NodeName, Reply<Result<Takeover, Error>>),
+    Refill(Reply<Result<Refill, Error>>),
     Remove(NodeName, Reply<Result<Removed, Error>>),
     History(HistoryQuery, Reply<Vec<ChangeRow>>),
     Detach(Duration, Reply<()>),
@@ -218,6 +221,15 @@ impl GatewayHandle {
     /// If there is no such gateway, or it is heard.
     pub async fn take_over(&self, name: NodeName) -> Result<Takeover, Error> {
         self.ask(|reply| Request::TakeOver(name, reply)).await?
+    }
+
+    /// Fills a store that was reset with what this agent knew of the former one. Returns after some
+    /// seconds, and is to be asked again until it is done.
+    ///
+    /// # Errors
+    /// If this agent has not read the former store, or the store was not reset or does not answer.
+    pub async fn refill(&self) -> Result<Refill, Error> {
+        self.ask(Request::Refill).await?
     }
 
     /// Strikes a node that is gone for good from the roster.

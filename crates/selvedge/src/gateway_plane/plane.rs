@@ -6,17 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use selvedge_api::Error;
-use selvedge_api::gateway::{Drain, Removed, Takeover};
+use selvedge_api::gateway::{Drain, Refill, Removed, Takeover};
 use selvedge_gateway::desired::Duty;
-use selvedge_gateway::kv::{Health, Revision, StoreError, Txn, TxnReply};
-use selvedge_gateway::{
-    Config, Event, Gateway, LeaseWork, OperatorError, StoreInput, Token, keys, placement,
-};
+use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, Txn, TxnReply};
+use selvedge_gateway::{Config, Event, Gateway, OperatorError, StoreInput, Token, keys, placement};
 use selvedge_host::health::{self, Fitness};
 use selvedge_host::nft::Silencer;
 use selvedge_model::{NodeName, Time, Vni};
 use selvedge_store::Store;
-use selvedge_store::supervisor::{Input, Supervisor};
+use selvedge_store::supervisor::{Input, Settings, Supervisor};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +23,9 @@ use tracing::{debug, info, warn};
 use super::applier::{Opened, Orders, Report, Wanted};
 use super::condition::Condition;
 use super::events::Journal;
+use super::memory::{Keeper, MemoryFile};
 use super::probes::{self, Heard, ProbeCounters, Probes};
-use super::{Reply, Request, applier, store};
+use super::{Reply, Request, applier, refill, store};
 use crate::config::{GatewayConfig, Ids};
 use crate::identity;
 
@@ -62,6 +61,7 @@ pub(super) struct Plane {
     reports: mpsc::Receiver<Report>,
     wanted: watch::Sender<Wanted>,
     supervisor: Supervisor,
+    memory: Keeper,
     probes: Option<Probes>,
     /// The roster as of this revision is known to the probes.
     introduced: Option<Revision>,
@@ -96,12 +96,21 @@ impl Plane {
         let core_config = core_config(&config, &unable, paths)?;
         let (input, inputs) = mpsc::channel(QUEUE);
         let prefixes = keys::PREFIXES.map(str::to_owned).to_vec();
-        let supervisor = Supervisor::spawn(Arc::clone(&store), prefixes, config.lease, input);
+        let file = MemoryFile::open(&config.state)?;
+        let memory = file.load();
+        let mut settings = Settings::new(prefixes, config.lease);
+        settings.floor = store::floor(&config.store, memory.as_ref());
+        let supervisor = Supervisor::spawn_with(Arc::clone(&store), settings, input);
         let (served, looked_after) = watch::channel(health::Served::new());
         let condition = Condition::watch(config.health.clone(), looked_after).await?;
+        let mut core = Gateway::new(core_config, seed, Time::ZERO);
+        if let Some(memory) = memory {
+            core.recall(memory, Time::ZERO);
+        }
         Ok(Self {
             possible: config.networks.to_set(),
-            core: Gateway::new(core_config, seed, Time::ZERO),
+            core,
+            memory: Keeper::spawn(file),
             engine: store::engine(&config.store),
             fabric,
             journal,
@@ -252,6 +261,7 @@ impl Plane {
             Request::Drain(name, drained, reply) => drop(reply.send(self.drain(name, drained))),
             Request::Leave(reply) => self.leave(reply),
             Request::TakeOver(name, reply) => drop(reply.send(self.take_over(&name))),
+            Request::Refill(reply) => self.refill(reply),
             Request::Remove(name, reply) => drop(reply.send(self.remove(&name))),
             Request::History(query, reply) => drop(reply.send(self.history(query))),
             Request::Detach(away, reply) => self.detaching = Some((away, reply)),
@@ -275,6 +285,18 @@ impl Plane {
         warn!(gateway = %name, networks = owned, "taking over by the operator's word");
         let heard = status.partners.into_iter().filter(|(_, partner)| partner.heard);
         Ok(Takeover { name: name.clone(), owned, heard: heard.map(|(name, _)| name).collect() })
+    }
+
+    fn refill(&self, reply: Reply<Result<Refill, Error>>) {
+        let Some((revision, contents)) = self.core.refill() else {
+            let error = "this agent has not read the store since it was started: ask another one";
+            return drop(reply.send(Err(Error::unavailable(error))));
+        };
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            // Whoever asked may be gone; it goes on when it is asked again.
+            drop(reply.send(refill::work_on(store, revision, contents).await));
+        });
     }
 
     fn remove(&mut self, name: &NodeName) -> Result<Removed, Error> {
@@ -325,6 +347,7 @@ impl Plane {
             self.journal.silenced(silent, now);
             self.silent.send_replace(silent);
         }
+        self.memory.follow(&self.core);
         self.introduce();
         while let Some(outgoing) = self.core.poll_message() {
             if let Some(probes) = &mut self.probes {
@@ -339,8 +362,8 @@ impl Plane {
                 let _ = sender.send(store.health(patience).await).await;
             });
         }
-        while let Some(work) = self.core.poll_lease() {
-            self.work_on_lease(work);
+        while let Some(lease) = self.core.poll_renewal() {
+            self.renew(lease);
         }
     }
 
@@ -353,15 +376,11 @@ impl Plane {
         }
     }
 
-    fn work_on_lease(&self, work: LeaseWork) {
+    fn renew(&self, lease: LeaseId) {
         let store = Arc::clone(&self.store);
         tokio::spawn(async move {
-            let done = match work {
-                LeaseWork::KeepAlive(lease) => store.keep_alive(lease).await,
-                LeaseWork::Revoke(lease) => store.revoke(lease).await,
-            };
-            if let Err(error) = done {
-                debug!(?work, %error, "a lease of another gateway");
+            if let Err(error) = store.keep_alive(lease).await {
+                debug!(?lease, %error, "the lease of another gateway is not renewed");
             }
         });
     }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use selvedge_gateway::Memory;
+use selvedge_gateway::kv::Revision;
 use selvedge_store::Store;
 use selvedge_store::embedded::EmbeddedStore;
 use selvedge_store::etcd::{self, EtcdStore};
@@ -25,6 +27,15 @@ pub(super) const fn engine(config: &StoreConfig) -> &'static str {
     match config {
         StoreConfig::Embedded(_) => "embedded",
         StoreConfig::Etcd(_) => "etcd",
+    }
+}
+
+/// The least revision that the store may have: what the run before has read. The embedded store
+/// begins anew with each run of its own.
+pub(super) fn floor(config: &StoreConfig, memory: Option<&Memory>) -> Revision {
+    match (config, memory) {
+        (StoreConfig::Etcd(_), Some(memory)) => memory.revision,
+        (StoreConfig::Etcd(_), None) | (StoreConfig::Embedded(_), _) => Revision(0),
     }
 }
 

@@ -5,12 +5,12 @@ use axum::body::Body as Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::IntoResponse;
-use selvedge_api::Error;
 use selvedge_api::gateway::Finding;
 use selvedge_api::mesh::{
     CreateRequest, Dns, EditRequest, Event, Evicted, Invite, InviteRequest, JoinRequest, Left,
-    Mesh, QueryRequest, Summary,
+    Mesh, QueryRequest, Summary, Tunnels,
 };
+use selvedge_api::{Code, Error};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
@@ -128,6 +128,21 @@ pub(super) async fn evict(
     Ok(Json(app.mesh()?.evict(&mesh, &member).await?))
 }
 
+/// Who would be put out of a mesh with a member. Does nothing.
+#[utoipa::path(
+    get,
+    path = "/meshes/{mesh}/members/{member}/eviction",
+    tag = "mesh",
+    params(Whom),
+    responses((status = 200, body = Evicted))
+)]
+pub(super) async fn eviction(
+    State(app): Shared,
+    Path(Whom { mesh, member }): Path<Whom>,
+) -> Answer<Evicted> {
+    Ok(Json(app.mesh()?.eviction(&mesh, &member).await?))
+}
+
 /// Says something else about this node in a mesh.
 #[utoipa::path(
     patch,
@@ -224,4 +239,20 @@ pub(super) async fn watch_meshes(State(app): Shared) -> Result<impl IntoResponse
 )]
 pub(super) async fn dns(State(app): Shared) -> Answer<Dns> {
     Ok(Json(app.mesh()?.dns()))
+}
+
+/// The overlay networks that this host carries over a mesh.
+#[utoipa::path(
+    get,
+    path = "/tunnels",
+    tag = "mesh",
+    responses((status = 200, body = Tunnels))
+)]
+pub(super) async fn tunnels(State(app): Shared) -> Answer<Tunnels> {
+    let tunnels = app.parts.tunnels.as_ref().map(|tunnels| tunnels.borrow().clone());
+    let none = || {
+        let error = Error::new(Code::Disabled, "this host carries no networks over a mesh");
+        error.hint("write a section [vxlan] into the agent's configuration and start it again")
+    };
+    Ok(Json(tunnels.ok_or_else(none)?))
 }

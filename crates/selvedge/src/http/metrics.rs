@@ -5,7 +5,7 @@ use std::fmt;
 use prometheus_client::encoding::text::encode as encode_text;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info as InfoMetric;
@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use selvedge_api::agent::Info;
 use selvedge_api::gateway::{Counters, Counts, Distribution, Status, Times};
 use selvedge_api::mesh::Summary;
+use selvedge_transport::CounterValues;
 
 /// The metrics in the OpenMetrics text format.
 ///
@@ -20,7 +21,7 @@ use selvedge_api::mesh::Summary;
 /// Those of writing into a text.
 pub(super) fn encode(
     info: &Info,
-    meshes: Option<&[Summary]>,
+    meshes: Option<(&[Summary], &CounterValues)>,
     gateway: Option<&Status>,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("selvedge");
@@ -28,8 +29,9 @@ pub(super) fn encode(
     registry.register("build", "The program", InfoMetric::new(version));
     let uptime = ConstGauge::new(info.uptime_s);
     registry.register_with_unit("uptime", "Time since the agent started", Unit::Seconds, uptime);
-    if let Some(meshes) = meshes {
+    if let Some((meshes, traffic)) = meshes {
         add_meshes(&mut registry, meshes);
+        add_traffic(&mut registry, traffic);
     }
     if let Some(status) = gateway {
         add_gateway(registry.sub_registry_with_prefix("gateway"), status);
@@ -43,14 +45,35 @@ pub(super) fn encode(
 fn add_meshes(registry: &mut Registry, meshes: &[Summary]) {
     let members = Family::<Vec<(&str, String)>, Gauge>::default();
     let evicted = Family::<Vec<(&str, String)>, Gauge>::default();
+    let direct = Family::<Vec<(&str, String)>, Gauge>::default();
+    let attempts = Family::<Vec<(&str, String)>, Counter>::default();
+    let failures = Family::<Vec<(&str, String)>, Counter>::default();
     for mesh in meshes {
         let labels = vec![("mesh", mesh.name.clone()), ("id", mesh.id.to_string())];
         let count = i64::try_from(mesh.members).unwrap_or(i64::MAX);
         members.get_or_create(&labels).set(count);
         evicted.get_or_create(&labels).set(i64::from(mesh.evicted));
+        let open = i64::try_from(mesh.direct.open).unwrap_or(i64::MAX);
+        direct.get_or_create(&labels).set(open);
+        attempts.get_or_create(&labels).inc_by(mesh.direct.attempts);
+        failures.get_or_create(&labels).inc_by(mesh.direct.failures);
     }
     registry.register("mesh_members", "Members of the mesh, this node included", members);
     registry.register("mesh_evicted", "1 if this node was evicted from the mesh", evicted);
+    registry.register("mesh_direct_paths", "Direct paths to other clients", direct);
+    registry.register("mesh_direct_attempts", "Attempts at a direct path", attempts);
+    let help = "Attempts at a direct path in vain, and paths that fell silent";
+    registry.register("mesh_direct_failures", help, failures);
+}
+
+fn add_traffic(registry: &mut Registry, traffic: &CounterValues) {
+    let mut counter = |name: &str, help: &str, number: u64| {
+        registry.register(name, help, ConstCounter::new(number));
+    };
+    let t = traffic;
+    counter("mesh_datagrams_sent", "Messages sent as datagrams", t.datagrams_sent);
+    counter("mesh_datagrams_detoured", "Messages that went over streams", t.datagrams_detoured);
+    counter("mesh_datagrams_dropped", "Messages that nobody answered", t.datagrams_dropped);
 }
 
 fn add_gateway(registry: &mut Registry, status: &Status) {
@@ -141,6 +164,7 @@ impl EncodeMetric for Histogram {
 
 #[cfg(test)]
 mod tests {
+    use selvedge_api::mesh::DirectPaths;
     use std::net::Ipv6Addr;
     use std::time::Duration;
 
@@ -170,14 +194,24 @@ mod tests {
             address: Ipv6Addr::LOCALHOST,
             members,
             evicted: id == 2,
+            direct: DirectPaths { open: members, attempts: 9, failures: 1 },
         };
-        let text = encode(&info(), Some(&[mesh(1, 3), mesh(2, 5)]), None).expect("writes");
+        let traffic = CounterValues { datagrams_detoured: 7, ..CounterValues::default() };
+        let meshes = [mesh(1, 3), mesh(2, 5)];
+        let text = encode(&info(), Some((&meshes, &traffic)), None).expect("writes");
+        assert!(text.contains("\nselvedge_mesh_datagrams_detoured_total 7\n"), "{text}");
         let count = |line: &str| text.lines().filter(|l| *l == line).count();
         assert_eq!(count("# TYPE selvedge_mesh_members gauge"), 1, "{text}");
         for (id, members) in [(1, 3), (2, 5)] {
             let id = MeshId([id; 20]);
             let line = format!("selvedge_mesh_members{{mesh=\"campus\",id=\"{id}\"}} {members}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            for (what, number) in [("paths", members), ("attempts_total", 9), ("failures_total", 1)]
+            {
+                let labels = format!("{{mesh=\"campus\",id=\"{id}\"}}");
+                let line = format!("selvedge_mesh_direct_{what}{labels} {number}");
+                assert_eq!(count(&line), 1, "{line} is not in\n{text}");
+            }
             let evicted = u8::from(members == 5);
             let line = format!("selvedge_mesh_evicted{{mesh=\"campus\",id=\"{id}\"}} {evicted}");
             assert_eq!(count(&line), 1, "{line} is not in\n{text}");

@@ -3,16 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::UdpSocket;
+use std::sync::Arc;
 use std::time::Duration;
 
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{self, Changes, DETOUR, Device, PeerSpec, PeerStatus};
+use selvedge_host::wireguard::{
+    self, Backend, Changes, DETOUR, Destinations, Device, PeerSpec, PeerStatus,
+};
 use selvedge_mesh::Role;
 use selvedge_model::{Prefix, WgKey};
 use selvedge_topology::Relays;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::hooks::{Hooks, Kind};
@@ -56,6 +59,8 @@ pub(super) enum Status {
     Ready {
         /// The UDP port.
         port: u16,
+        /// Who does the work; `None`: nobody, it is dry.
+        backend: Option<Backend>,
     },
     /// It could not be made; this is tried again and again.
     Failed {
@@ -67,10 +72,12 @@ pub(super) enum Status {
 /// The plane's end of an applier. Dropping it ends the task, and the device with it.
 #[derive(Debug)]
 pub(super) struct Applier {
-    desired: watch::Sender<Desired>,
+    /// `None`: not known yet, so that the peers that an earlier run left in the kernel stay.
+    desired: watch::Sender<Option<Arc<Desired>>>,
     status: watch::Receiver<Status>,
     unanswered: watch::Receiver<Unanswered>,
     questions: mpsc::Sender<oneshot::Sender<Vec<PeerStatus>>>,
+    destinations: Destinations,
     task: JoinHandle<()>,
 }
 
@@ -96,27 +103,36 @@ impl Applier {
         config: wireguard::Config,
         hooks: Option<Hooks>,
     ) -> Self {
-        let (desired, follow) = watch::channel(Desired::default());
+        let (desired, follow) = watch::channel(None);
         let (report, status) = watch::channel(Status::Starting);
         let (questions, asked) = mpsc::channel(16);
         let (count, unanswered) = watch::channel(Unanswered::default());
         let patience = Silence::default();
-        let worker = Worker { desired: follow, report, questions: asked, hooks, patience, count };
+        let destinations = Destinations::default();
+        let worker = Worker {
+            desired: follow,
+            report,
+            questions: asked,
+            hooks,
+            patience,
+            count,
+            destinations: destinations.clone(),
+        };
         let task = tokio::spawn(async move {
             match netlink {
                 Some(netlink) => worker.run(&netlink, config).await,
                 None => worker.run_dry(config.listen_port).await,
             }
         });
-        Self { desired, status, unanswered, questions, task }
+        Self { desired, status, unanswered, questions, destinations, task }
     }
 
     /// Sets the state to converge on.
     pub(super) fn set(&self, desired: Desired) {
         self.desired.send_if_modified(|current| {
-            let differs = *current != desired;
+            let differs = current.as_deref() != Some(&desired);
             if differs {
-                *current = desired;
+                *current = Some(Arc::new(desired));
             }
             differs
         });
@@ -124,7 +140,15 @@ impl Applier {
 
     /// The peers to converge on.
     pub(super) fn peers(&self) -> Peers {
-        self.desired.borrow().peers.clone()
+        self.desired.borrow().as_ref().map(|desired| desired.peers.clone()).unwrap_or_default()
+    }
+
+    /// Who does the work, if anybody does.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        match *self.status.borrow() {
+            Status::Ready { backend, .. } => backend,
+            Status::Starting | Status::Failed { .. } => None,
+        }
     }
 
     /// How the device does.
@@ -146,6 +170,11 @@ impl Applier {
         Inquirer(self.questions.clone())
     }
 
+    /// To whom this host sends packets.
+    pub(super) const fn destinations(&self) -> &Destinations {
+        &self.destinations
+    }
+
     /// Ends the device and waits until its interface is gone.
     pub(super) async fn stop(self) {
         let Self { desired, task, .. } = self;
@@ -160,19 +189,20 @@ impl Applier {
 pub(super) async fn settled(mut status: watch::Receiver<Status>) -> Result<u16, String> {
     let settled = status.wait_for(|status| *status != Status::Starting).await;
     match settled.as_deref() {
-        Ok(Status::Ready { port }) => Ok(*port),
+        Ok(Status::Ready { port, .. }) => Ok(*port),
         Ok(Status::Failed { reason }) => Err(reason.clone()),
         Ok(Status::Starting) | Err(_) => Err("the applier has ended".to_owned()),
     }
 }
 
 struct Worker {
-    desired: watch::Receiver<Desired>,
+    desired: watch::Receiver<Option<Arc<Desired>>>,
     report: watch::Sender<Status>,
     questions: mpsc::Receiver<oneshot::Sender<Vec<PeerStatus>>>,
     hooks: Option<Hooks>,
     patience: Silence,
     count: watch::Sender<Unanswered>,
+    destinations: Destinations,
 }
 
 /// Why a device is used no longer.
@@ -181,6 +211,18 @@ enum End {
     Unwanted,
     /// It stopped by itself.
     Failed,
+    /// It is the kernel's, and packets are to be carried that only this process carries.
+    Incapable,
+}
+
+/// What came of an attempt to apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Applied {
+    Yes,
+    /// Not all of it; to be tried again.
+    Behind,
+    /// As far as the kernel can.
+    InPart,
 }
 
 impl Worker {
@@ -189,18 +231,20 @@ impl Worker {
             self.hook(Kind::PreUp, &config).await;
             match Device::create(netlink, &config).await {
                 Ok(mut device) => {
-                    config.listen_port = device.port().await;
+                    config.listen_port = device.port();
+                    device.note_destinations(&self.destinations);
                     if let Err(error) = device.set_mark(DETOUR.mark).await {
                         warn!(interface = config.name, %error, "cannot keep WireGuard's own packets off its exits");
                     }
-                    let ready = Status::Ready { port: config.listen_port };
-                    info!(interface = config.name, port = config.listen_port, "WireGuard is up");
-                    self.report.send_replace(ready);
+                    let (port, backend) = (config.listen_port, device.backend());
+                    info!(interface = config.name, port, by = %backend, "WireGuard is up");
+                    self.report.send_replace(Status::Ready { port, backend: Some(backend) });
                     self.until_planned().await;
                     // A hook finds the peers that are known by now.
-                    let behind = !self.apply(&mut device).await;
+                    let applied = self.apply(&mut device).await;
                     self.hook(Kind::PostUp, &config).await;
-                    let end = self.serve(&mut device, behind).await;
+                    let any = config.backend.is_none();
+                    let end = self.serve(&mut device, applied, any).await;
                     self.hook(Kind::PreDown, &config).await;
                     if let Err(error) = device.stop().await {
                         error!(interface = config.name, %error, "WireGuard did not stop in order");
@@ -208,6 +252,14 @@ impl Worker {
                     self.hook(Kind::PostDown, &config).await;
                     match end {
                         End::Unwanted => return,
+                        End::Incapable => {
+                            info!(
+                                interface = config.name,
+                                "packets from or to beyond the mesh: the agent carries them itself"
+                            );
+                            config.backend = Some(Backend::Userspace);
+                            continue;
+                        }
                         End::Failed => error!(
                             interface = config.name,
                             "WireGuard stopped by itself; making it anew"
@@ -224,7 +276,7 @@ impl Worker {
 
     async fn hook(&self, kind: Kind, config: &wireguard::Config) {
         if let Some(hooks) = &self.hooks {
-            let desired = self.desired.borrow().clone();
+            let desired = self.desired.borrow().clone().unwrap_or_default();
             hooks.run(kind, config, &desired).await;
         }
     }
@@ -232,7 +284,8 @@ impl Worker {
     /// Waits a while for what the interface is to be, if somebody is to be told of it.
     async fn until_planned(&mut self) {
         if self.hooks.as_ref().is_some_and(|hooks| hooks.has(Kind::PostUp)) {
-            let planned = self.desired.wait_for(|desired| desired.relays.is_some());
+            let planned =
+                self.desired.wait_for(|it| it.as_ref().is_some_and(|it| it.relays.is_some()));
             // If it takes longer, the hook is told what is known.
             timeout(PLANNED, planned).await.map(drop).unwrap_or_default();
         }
@@ -240,7 +293,7 @@ impl Worker {
 
     async fn run_dry(mut self, port: u16) {
         let port = if port == 0 { free_port() } else { port };
-        self.report.send_replace(Status::Ready { port });
+        self.report.send_replace(Status::Ready { port, backend: None });
         loop {
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
@@ -249,15 +302,31 @@ impl Worker {
         }
     }
 
-    /// Looks after a device; `behind` says whether the desired state is still to be applied.
-    async fn serve(&mut self, device: &mut Device, mut behind: bool) -> End {
+    /// Looks after a device, given what came of the first attempt to apply; `any` says whether
+    /// another one may take its place.
+    async fn serve(&mut self, device: &mut Device, mut applied: Applied, any: bool) -> End {
         let mut care = interval(CARE);
         care.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut limited = false;
         loop {
+            if applied == Applied::InPart {
+                if any {
+                    return End::Incapable;
+                }
+                self.note_limit(device, &mut limited);
+            }
+            let greeting = device.greeting_due();
             tokio::select! {
                 changed = self.desired.changed() => match changed {
-                    Ok(()) => behind = !self.apply(device).await,
+                    Ok(()) => applied = self.apply(device).await,
                     Err(_) => return End::Unwanted,
+                },
+                () = wait_until(greeting) => match device.greet_again().await {
+                    Ok(greeted) => debug!(interface = device.name(), greeted, "greeted again"),
+                    Err(error) => {
+                        debug!(interface = device.name(), %error, "not greeted again");
+                        applied = Applied::Behind;
+                    }
                 },
                 Some(reply) = self.questions.recv() => {
                     // Who asked may have gone.
@@ -272,26 +341,37 @@ impl Worker {
                         }
                         Err(error) => warn!(interface = device.name(), %error, "cannot look after the device"),
                     }
-                    if behind {
-                        behind = !self.apply(device).await;
+                    if applied == Applied::Behind {
+                        applied = self.apply(device).await;
                     }
                 }
             }
         }
     }
 
-    /// Applies the latest desired state; whether that worked.
-    async fn apply(&mut self, device: &mut Device) -> bool {
-        let desired = self.desired.borrow_and_update().clone();
-        match converge(device, desired).await {
+    /// Applies the latest desired state, once it is known.
+    async fn apply(&mut self, device: &mut Device) -> Applied {
+        let Some(desired) = self.desired.borrow_and_update().clone() else { return Applied::Yes };
+        let carried = desired.relays.clone().is_none_or(|relays| device.set_relays(relays));
+        match converge(device, &desired).await {
             Ok(changes) => {
-                debug!(interface = device.name(), ?changes, "applied");
-                true
+                debug!(interface = device.name(), ?changes, carried, "applied");
+                if carried { Applied::Yes } else { Applied::InPart }
             }
             Err(error) => {
                 error!(interface = device.name(), %error, "cannot apply; trying again");
-                false
+                Applied::Behind
             }
+        }
+    }
+
+    fn note_limit(&self, device: &Device, noted: &mut bool) {
+        if !std::mem::replace(noted, true) {
+            warn!(
+                interface = device.name(),
+                "the kernel's WireGuard carries packets between members alone: what is behind \
+                 them is not reached, nor are IPv4 addresses; set mesh.wireguard = \"auto\""
+            );
         }
     }
 
@@ -309,8 +389,11 @@ impl Worker {
     async fn repair(&self, device: &Device) {
         let wrong = match device.repair().await {
             Ok(wrong) => {
-                let routes = self.desired.borrow().routes.clone();
-                device.set_routes(&routes).await.map(|changed| wrong || changed)
+                let desired = self.desired.borrow().clone();
+                match desired {
+                    Some(it) => device.set_routes(&it.routes).await.map(|it| wrong || it),
+                    None => Ok(wrong),
+                }
             }
             Err(error) => Err(error),
         };
@@ -353,15 +436,19 @@ impl Worker {
 }
 
 /// Makes a device what is desired. What carries packets comes before what leads them there.
-async fn converge(device: &mut Device, desired: Desired) -> Result<Changes, wireguard::Error> {
-    let Desired { peers, relays, routes, addresses, mtu, role: _ } = desired;
-    if let Some(relays) = relays {
-        device.set_relays(relays);
-    }
-    let changes = device.apply(&peers).await?;
-    device.shape(mtu, &addresses).await?;
-    device.set_routes(&routes).await?;
+async fn converge(device: &mut Device, desired: &Desired) -> Result<Changes, wireguard::Error> {
+    let changes = device.apply(&desired.peers).await?;
+    device.shape(desired.mtu, &desired.addresses).await?;
+    device.set_routes(&desired.routes).await?;
     Ok(changes)
+}
+
+/// Waits until then, or for ever.
+async fn wait_until(then: Option<std::time::Instant>) {
+    match then {
+        Some(then) => sleep_until(then.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A port that nobody used a moment ago.
@@ -384,6 +471,7 @@ mod tests {
             listen_port: 0,
             mtu: 1420,
             addresses: Vec::new(),
+            backend: None,
             control: None,
         };
         let applier = Applier::start(None, config, None);

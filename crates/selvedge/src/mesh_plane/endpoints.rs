@@ -62,7 +62,8 @@ fn chosen(
     let is_fleeting =
         |ip: &IpAddr| addresses.iter().any(|it| it.prefix.addr() == *ip && it.is_fleeting());
     // Somebody's way out of here by a tunnel ends where nobody finds this host.
-    let tunnels = |link: &&Link| matches!(link.kind, LinkKind::Tun | LinkKind::Virtual);
+    let tunnels =
+        |link: &&Link| matches!(link.kind, LinkKind::Tun | LinkKind::WireGuard | LinkKind::Virtual);
     let tunnels: BTreeSet<u32> = links.iter().filter(tunnels).map(|link| link.index).collect();
     let of_tunnel = |ip: &&IpAddr| {
         addresses.iter().any(|it| it.prefix.addr() == **ip && tunnels.contains(&it.index))

@@ -37,6 +37,9 @@ pub(super) fn what(core: &Mesh, event: &CoreEvent) -> Option<What> {
         CoreEvent::Evicted { node, .. } => Some(What::MemberEvicted(who(node))),
         CoreEvent::MemberDown(node) => Some(What::MemberDown(who(node))),
         CoreEvent::MemberUp(node) => Some(What::MemberUp(who(node))),
-        CoreEvent::Rejected { .. } | CoreEvent::StateChanged => None,
+        CoreEvent::Called(_)
+        | CoreEvent::Passing(_)
+        | CoreEvent::Rejected { .. }
+        | CoreEvent::StateChanged => None,
     }
 }

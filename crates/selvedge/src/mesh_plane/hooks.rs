@@ -157,6 +157,7 @@ mod tests {
             listen_port: 51820,
             mtu: 1420,
             addresses: vec!["fd00::7/64".parse().expect("a prefix")],
+            backend: None,
             control: None,
         }
     }

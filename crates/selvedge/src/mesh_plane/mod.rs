@@ -8,6 +8,7 @@
 //! ```
 
 mod applier;
+mod direct;
 mod dns;
 mod doctor;
 pub(crate) mod endpoints;
@@ -89,6 +90,8 @@ enum Request {
     Edit(String, EditRequest, Reply<Mesh>),
     Invite(String, InviteRequest, Reply<Invite>),
     Evict(String, String, Reply<Evicted>),
+    /// What that would do.
+    Eviction(String, String, Reply<Evicted>),
     Leave(String, Reply<Left>),
 }
 
@@ -232,6 +235,14 @@ impl MeshHandle {
     /// If there is no such mesh or member, or this node may not evict it.
     pub async fn evict(&self, mesh: &str, member: &str) -> Result<Evicted, Error> {
         self.ask(|reply| Request::Evict(mesh.to_owned(), member.to_owned(), reply)).await
+    }
+
+    /// Who would go if [`MeshHandle::evict`] were asked; nothing is done.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn eviction(&self, mesh: &str, member: &str) -> Result<Evicted, Error> {
+        self.ask(|reply| Request::Eviction(mesh.to_owned(), member.to_owned(), reply)).await
     }
 
     /// Leaves a mesh: tells some members, removes the interface and the state on disk.

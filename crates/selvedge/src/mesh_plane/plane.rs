@@ -1,5 +1,6 @@
 //! The loop of the mesh plane.
 
+mod paths;
 mod places;
 mod planning;
 mod requests;
@@ -8,13 +9,14 @@ mod sockets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use selvedge_api::Error;
 use selvedge_api::mesh::{Mesh, Role, What};
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::DETOUR;
+use selvedge_host::wireguard::{Backend, DETOUR, PeerStatus};
 use selvedge_mesh::wire::{self, Envelope, Refused, RefusedReason};
 use selvedge_mesh::{Identity, Knock, State};
 use selvedge_model::{MeshId, NodeId, Time};
@@ -33,7 +35,7 @@ use super::hosts::Hosts;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
 use super::setup::{self, Answer, Seat, Setup, Socket, Wire, wall};
-use super::topology::Outcome;
+use super::topology::Planned;
 use super::{Reply, Request, observed, view};
 use crate::config::{MeshConfig, Place, WireGuard};
 use crate::identity;
@@ -74,7 +76,9 @@ enum Report {
     /// The members of a mesh that was left have had time to hear of it.
     Forgotten,
     /// What the host is to do for all meshes; `None` if that could not be planned.
-    Planned(Option<Box<Outcome>>),
+    Planned(Option<Arc<Planned>>),
+    /// What WireGuard knows of its peers.
+    Looked(MeshId, Vec<PeerStatus>),
     /// What to announce in each mesh.
     Places(BTreeMap<MeshId, Vec<Place>>),
     /// The addresses of a host that a member names.
@@ -114,8 +118,10 @@ impl Plane {
         let nobody = AccessList { strangers: true, ..AccessList::default() };
         let (access, follow) = watch::channel(nobody);
         let netlink = match config.wireguard {
-            WireGuard::Userspace => Some(Netlink::new().context("cannot talk to the kernel")?),
             WireGuard::Dry => None,
+            WireGuard::Auto | WireGuard::Kernel | WireGuard::Userspace => {
+                Some(Netlink::new().context("cannot talk to the kernel")?)
+            }
         };
         let (transport, received) = Transport::bind(selvedge_transport::Config {
             listen: config.listen,
@@ -134,6 +140,7 @@ impl Plane {
             netlink,
             overlays: Vec::new(),
             default_alias: config.name.to_string(),
+            backend: backend(config.wireguard),
             options: config.options.clone(),
             stream,
         };
@@ -225,6 +232,7 @@ impl Plane {
         if self.planning.begin(Instant::now()) {
             self.plan();
         }
+        self.begin_looks();
         let (now, wall) = (now(self.began), wall());
         let due = |seat: &Seated| seat.core.poll_timeout().is_some_and(|due| due <= now);
         let due: Vec<_> = self.meshes.values().filter(|seat| due(seat)).map(Seated::id).collect();
@@ -259,7 +267,8 @@ impl Plane {
                 }
             }
             Report::Forgotten => self.update_access(),
-            Report::Planned(outcome) => self.follow(outcome),
+            Report::Planned(planned) => self.follow(planned),
+            Report::Looked(mesh, peers) => self.look_at_paths(mesh, &peers),
             Report::Places(places) => self.announce(places),
             Report::Resolved { name, answer } => {
                 if self.hosts.note(&name, answer, Instant::now()) {
@@ -270,6 +279,7 @@ impl Plane {
     }
 
     fn keep_house(&mut self) {
+        self.planning.doubt_links();
         let meshes = &self.meshes;
         self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
         self.tell_seen();
@@ -341,7 +351,7 @@ impl Plane {
         }
         info!(mesh = core.genesis().name, id = %mesh, address = %core.address(), "member of a mesh");
         self.setup.stream.publish(events::event(mesh, &core.genesis().name, What::Entered));
-        self.meshes.insert(mesh, Seated::new(core, wire, options, recorder));
+        self.meshes.insert(mesh, Seated::new(core, wire, options, recorder, seed));
         self.update_access();
         self.drive(mesh);
         Ok(mesh)
@@ -368,6 +378,7 @@ impl Plane {
         if let Some(seat) = self.meshes.get_mut(&mesh) {
             let wanted = seat.drive();
             self.carry_out(mesh, wanted);
+            self.drive_paths(mesh);
         }
     }
 
@@ -379,6 +390,9 @@ impl Plane {
             self.planning.note();
         }
         let Some(seat) = self.meshes.get_mut(&mesh) else { return };
+        for call in wanted.called {
+            seat.paths.hear(call, now(self.began));
+        }
         for what in wanted.told {
             self.setup.stream.publish(events::event(mesh, seat.name(), what));
         }
@@ -493,7 +507,9 @@ impl Plane {
 
     /// When the first timer of a core ends.
     fn due(&self) -> Instant {
-        let timers = self.meshes.values().filter_map(|seat| seat.core.poll_timeout());
+        let timers = self.meshes.values();
+        let timers = timers.flat_map(|seat| [seat.core.poll_timeout(), seat.paths.poll_timeout()]);
+        let timers = timers.flatten();
         let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
         let due = Instant::now() + wait;
         [self.planning.due(), self.hosts.due()].into_iter().flatten().fold(due, Instant::min)
@@ -515,6 +531,15 @@ impl Plane {
         let appliers = self.meshes.into_values().map(|seat| seat.wire.applier.stop());
         futures_util::future::join_all(appliers).await;
         self.setup.transport.close().await;
+    }
+}
+
+/// Who does the work of WireGuard; `None`: whoever can.
+const fn backend(wanted: WireGuard) -> Option<Backend> {
+    match wanted {
+        WireGuard::Kernel => Some(Backend::Kernel),
+        WireGuard::Userspace => Some(Backend::Userspace),
+        WireGuard::Auto | WireGuard::Dry => None,
     }
 }
 

@@ -320,6 +320,7 @@ pub(crate) mod tests {
             address: [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
             prefix: "fd00::/64".parse().expect("a prefix"),
             listen_port: 51820,
+            wireguard: Some("kernel".to_owned()),
             routes: vec![],
             not_permitted: vec![],
             members: vec![member(1, "gw1"), gateway, client],

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::What;
+use selvedge_mesh::wire::Call;
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
-use selvedge_model::{MeshId, NodeId, Prefix};
+use selvedge_model::{MeshId, NodeId, Prefix, Time};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::direct::Paths;
 use super::events;
 use super::files::MeshFile;
 use super::observed::Observed;
@@ -74,8 +76,8 @@ enum When {
 impl Message {
     fn when(&self) -> When {
         match wire::kind_of(&self.bytes) {
-            // Probes, and what is answered to them.
-            Ok(24..=28) => When::Now,
+            // Probes, what is answered to them, and what clients say to each other.
+            Ok(24..=29) => When::Now,
             // A certificate.
             Ok(17) => When::Written,
             Ok(_) | Err(_) => When::Tried,
@@ -110,6 +112,7 @@ pub(super) struct Seated {
     pausing: bool,
     write: Option<JoinHandle<()>>,
     recorder: Option<Recorder>,
+    pub(super) paths: Paths,
     /// Covered by the write that is under way.
     in_write: Vec<Message>,
     /// Not yet covered by a write.
@@ -131,6 +134,8 @@ pub(super) struct Wanted {
     pub(super) replan: bool,
     /// What those who watch are to be told.
     pub(super) told: Vec<What>,
+    /// What other clients say.
+    pub(super) called: Vec<Call>,
 }
 
 impl Seated {
@@ -139,8 +144,10 @@ impl Seated {
         wire: Wire,
         options: MeshOptions,
         recorder: Option<Recorder>,
+        seed: u64,
     ) -> Self {
         let (in_write, held) = (Vec::new(), Vec::new());
+        let paths = Paths::new(core.node(), seed);
         Self {
             core,
             wire,
@@ -154,6 +161,7 @@ impl Seated {
             pausing: false,
             write: None,
             recorder,
+            paths,
             in_write,
             held,
         }
@@ -181,7 +189,7 @@ impl Seated {
     }
 
     /// What a plan is made of.
-    pub(super) fn site(&mut self, now: Instant) -> Site {
+    pub(super) fn site(&mut self, now: Instant, time: Time) -> Site {
         self.drained = self.core.profile().drained.then(|| self.drained.unwrap_or(now));
         let unanswered = self.wire.applier.unanswered();
         let mut attempts = Vec::new();
@@ -192,6 +200,7 @@ impl Seated {
             let live = !self.core.is_down(member.node);
             members.push((member, live));
         }
+        self.paths.set_members(self.core.node(), &members, self.options.direct, time);
         Site {
             mesh: self.id(),
             own: self.core.node(),
@@ -199,16 +208,21 @@ impl Seated {
             members,
             options: self.options.clone(),
             attempts,
+            direct: self.paths.wishes(),
             still_serving: self.drained.is_some_and(|since| now < since + DRAIN),
         }
     }
 
-    /// Follows a plan. Says when this node may say what it is to say of its routes, if it has
-    /// done so too often.
-    pub(super) fn follow(&mut self, layout: Layout, now: Instant) -> Option<Instant> {
+    /// Follows a plan.
+    pub(super) fn follow(&mut self, mut layout: Layout) {
         self.note_layout(&layout);
+        self.paths.amend(&mut layout.desired.peers);
         self.wire.applier.set(layout.desired.clone());
         self.layout = layout;
+    }
+
+    /// Says of its routes what it is to say by the plan. Says when, if it has done so too often.
+    pub(super) fn say(&mut self, now: Instant) -> Option<Instant> {
         if self.core.evicted().is_some() || self.said(&self.core.profile()) {
             return None;
         }
@@ -225,6 +239,16 @@ impl Seated {
             warn!(mesh = self.name(), %error, "cannot tell the members what is reached by this node");
         }
         None
+    }
+
+    /// Has WireGuard follow the direct paths at once. Whether the plan may be another.
+    pub(super) fn follow_paths(&mut self) -> bool {
+        let changed = self.paths.poll_changed(&self.core.genesis().name);
+        if changed {
+            self.paths.amend(&mut self.layout.desired.peers);
+            self.wire.applier.set(self.layout.desired.clone());
+        }
+        changed
     }
 
     fn said(&self, profile: &Profile) -> bool {
@@ -279,6 +303,12 @@ impl Seated {
         let mut wanted = Wanted::default();
         let mut state_changed = false;
         while let Some(event) = self.core.poll_event() {
+            if let Event::Called(call) = event {
+                wanted.called.push(call);
+            }
+            if let Event::Passing(call) = event {
+                self.paths.pass(&mut self.core, call);
+            }
             wanted.members_changed |= note(&self.core, &event);
             wanted.told.extend(events::what(&self.core, &event));
             state_changed |= event == Event::StateChanged;
@@ -403,7 +433,7 @@ fn note(core: &Mesh, event: &Event) -> bool {
             warn!(mesh, %from, %reason, "a member's message was not accepted");
         }
         Event::Rejected { from, reason } => debug!(mesh, %from, %reason, "rejected"),
-        Event::StateChanged => {}
+        Event::Called(_) | Event::Passing(_) | Event::StateChanged => {}
     }
     matches!(event, Event::MemberJoined(_) | Event::MemberLeft(_))
 }
@@ -412,7 +442,6 @@ fn note(core: &Mesh, event: &Event) -> bool {
 mod tests {
     use selvedge_host::wireguard::{self, PrivateKey};
     use selvedge_mesh::{Config, Identity, Profile, State, UnixTime};
-    use selvedge_model::Time;
 
     use super::super::applier::Applier;
     use super::*;
@@ -430,12 +459,13 @@ mod tests {
             listen_port: 0,
             mtu: 1420,
             addresses: Vec::new(),
+            backend: None,
             control: None,
         };
         let applier = Applier::start(None, config, None);
         let wire = Wire { key, port: 7, interface: "sv-campus".to_owned(), applier };
         let core = Mesh::new(identity, state, Config::default(), 1, Time::ZERO, UnixTime(0));
-        Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None)
+        Seated::new(core.expect("its own state"), wire, MeshOptions::default(), None, 1)
     }
 
     fn rename(seat: &mut Seated, alias: &str) -> Wanted {
@@ -496,7 +526,7 @@ mod tests {
     async fn probes_wait_for_nothing() {
         let mut seat = seated();
         assert!(seat.drive().write.is_some(), "a write is under way");
-        for probe in 24..=28 {
+        for probe in 24..=29 {
             assert_eq!(message(of_kind(&seat, probe)).when(), When::Now);
         }
         for other in [1, 2, 8, 18] {

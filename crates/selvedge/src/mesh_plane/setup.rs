@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use selvedge_api::mesh::{CreateRequest, JoinRequest, Role};
 use selvedge_host::netlink::Netlink;
-use selvedge_host::wireguard::{self, PrivateKey};
+use selvedge_host::wireguard::{self, Backend, PrivateKey};
 use selvedge_mesh::address::mesh_prefix;
 use selvedge_mesh::{
     Bootstrap, Identity, Invite, JoinError, Joining, NamedEndpoint, Profile, Signed, State,
@@ -47,6 +47,8 @@ pub(super) struct Setup {
     pub(super) default_alias: String,
     /// The port of the transport.
     pub(super) listen_port: u16,
+    /// Who is to do the work of WireGuard; `None`: whoever can.
+    pub(super) backend: Option<Backend>,
     pub(super) options: OptionsByMesh,
     pub(super) stream: Stream,
 }
@@ -203,6 +205,7 @@ impl Setup {
             listen_port: port,
             mtu: options.mtu.unwrap_or(MTU),
             addresses: vec![interface_address(mesh, self.identity.node_id())],
+            backend: self.backend,
             control: None,
         };
         let (hooks, stream) = (options.hooks.clone(), self.stream.clone());

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use selvedge_dns::names::{label, names};
 use selvedge_host::masquerade::Masquerade;
@@ -10,6 +11,7 @@ use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
 use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
+use selvedge_topology::direct::Wish;
 use selvedge_topology::{
     Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere, overlap,
     overlay_mtu, owners, plan,
@@ -32,12 +34,14 @@ pub(super) struct Site {
     pub(super) options: MeshOptions,
     /// How often a member's endpoint was tried in vain.
     pub(super) attempts: Vec<(NodeId, usize)>,
+    /// The clients that packets go to directly, or that this is tried with.
+    pub(super) direct: BTreeMap<NodeId, Wish>,
     /// The node was drained so lately that its clients may not have heard of it.
     pub(super) still_serving: bool,
 }
 
 /// What is around this host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Links {
     /// The MTU in bytes of the link that an address of its own is on.
     mtus: BTreeMap<IpAddr, u16>,
@@ -117,8 +121,10 @@ pub(super) struct Layout {
 /// What this host is to do for all meshes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ground {
-    /// There are routes in the table of their own, which is to be looked into.
+    /// There are routes in tables of their own, which are to be looked into.
     pub(super) detour: bool,
+    /// What one exit alone may carry is never sent past it, also while the agent is stopped.
+    pub(super) closed: bool,
     /// Some of them are for IPv4.
     pub(super) detour_ipv4: bool,
     /// Packets of others pass.
@@ -127,21 +133,68 @@ pub(super) struct Ground {
     pub(super) masquerade: Masquerade,
 }
 
-/// Plans for all meshes of the node.
-pub(super) fn decide(sites: &mut [Site], links: &Links) -> Outcome {
-    let crowded = give_way(sites);
-    let sites = &*sites;
-    let views: Vec<View> = sites.iter().map(view_of).collect();
+/// What a plan is made of.
+#[derive(Debug, PartialEq)]
+struct Facts {
+    views: Vec<View>,
+    /// For each of them: why the exit that is wanted is no member, if it is none.
+    lost_exits: Vec<Option<String>>,
+    /// The meshes that go without an IPv4 prefix, and for which others.
+    crowded: BTreeMap<MeshId, MeshId>,
+    links: Arc<Links>,
+}
+
+impl Facts {
+    fn of(sites: &mut [Site], links: Arc<Links>) -> Self {
+        let crowded = give_way(sites);
+        let (views, lost_exits) = sites.iter().map(view_of).unzip();
+        Self { views, lost_exits, crowded, links }
+    }
+}
+
+/// A plan, and what it was made of.
+#[derive(Debug)]
+pub(super) struct Planned {
+    facts: Facts,
+    pub(super) outcome: Outcome,
+}
+
+impl Planned {
+    pub(super) fn links(&self) -> Arc<Links> {
+        self.facts.links.clone()
+    }
+}
+
+/// Plans for all meshes of the node. If nothing is different from what `last` was made of, that is
+/// the plan: most of what members say anew, and that they are still there, changes no route.
+pub(super) fn decide(
+    sites: &mut [Site],
+    links: Arc<Links>,
+    last: Option<Arc<Planned>>,
+) -> Arc<Planned> {
+    let facts = Facts::of(sites, links);
+    match last.filter(|last| last.facts == facts) {
+        Some(last) => last,
+        None => {
+            let outcome = outcome(sites, &facts);
+            Arc::new(Planned { facts, outcome })
+        }
+    }
+}
+
+fn outcome(sites: &[Site], facts: &Facts) -> Outcome {
+    let Facts { views, lost_exits, crowded, links } = facts;
     let own_exits: BTreeSet<Prefix> =
-        views.iter().filter_map(View::me).flat_map(selvedge_topology::Member::exits).collect();
-    let mut planned = plan(&views).meshes;
+        views.iter().filter_map(View::me).flat_map(Member::exits).collect();
+    let mut planned = plan(views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
-    for (site, view) in sites.iter().zip(&views) {
+    for ((site, view), lost_exit) in sites.iter().zip(views).zip(lost_exits) {
         let mut layout = match planned.remove(&site.mesh) {
             Some(plan) => {
                 outcome.ground.add(site, &plan);
-                Layout::of(site, view, plan, speaks_ipv4)
+                let lost_exit = lost_exit.clone();
+                Layout { lost_exit, ..Layout::of(site, view, plan, speaks_ipv4) }
             }
             None => Layout::of_nobody(site),
         };
@@ -150,7 +203,8 @@ pub(super) fn decide(sites: &mut [Site], links: &Links) -> Outcome {
             layout.own_exits.clone_from(&own_exits);
         }
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
-        outcome.ground.detour |= !layout.desired.routes.is_empty();
+        outcome.ground.closed |= matches!(site.options.exit, Exit::Member(_));
+        outcome.ground.detour |= outcome.ground.closed || !layout.desired.routes.is_empty();
         outcome.ground.detour_ipv4 |= layout.desired.routes.iter().any(|it| it.addr().is_ipv4());
         outcome.layouts.insert(site.mesh, layout);
     }
@@ -227,7 +281,7 @@ impl Layout {
             left_out: plan.left_out,
             unpermitted: plan.unpermitted,
             ipv4,
-            lost_exit: lost_exit(site),
+            lost_exit: None,
             own_exits: BTreeSet::new(),
             crowded_by: None,
             desired: Desired {
@@ -242,13 +296,13 @@ impl Layout {
     }
 }
 
-fn view_of(site: &Site) -> View {
+/// A mesh as plans see it, and why the exit that is wanted there is no member, if it is none.
+fn view_of(site: &Site) -> (View, Option<String>) {
     let MeshOptions { bridge, accept, ipv4, keepalive, .. } = site.options.clone();
-    let exit = match &site.options.exit {
-        Exit::None => ExitUse::None,
-        Exit::Any => ExitUse::Any,
+    let (exit, lost_exit) = match exit_of(site) {
+        Ok(exit) => (exit, None),
         // Nobody has this id: packets to elsewhere are dropped rather than sent past the exit.
-        Exit::Member(name) => ExitUse::Only(member_called(site, name).unwrap_or(NOBODY)),
+        Err(error) => (ExitUse::Only(NOBODY), Some(error.to_string())),
     };
     let options = Options {
         bridge,
@@ -257,6 +311,7 @@ fn view_of(site: &Site) -> View {
         ipv4,
         client_keepalive: keepalive,
         attempts: site.attempts.clone(),
+        direct: site.direct.clone(),
         still_serving: site.still_serving,
         ..Options::default()
     };
@@ -266,7 +321,15 @@ fn view_of(site: &Site) -> View {
         ..Member::new(member, *live || member.node == site.own)
     };
     let members = site.members.iter().map(member).collect();
-    View { mesh: site.mesh, own: site.own, members, options }
+    (View { mesh: site.mesh, own: site.own, members, options }, lost_exit)
+}
+
+fn exit_of(site: &Site) -> Result<ExitUse, FindError> {
+    Ok(match &site.options.exit {
+        Exit::None => ExitUse::None,
+        Exit::Any => ExitUse::Any,
+        Exit::Member(name) => ExitUse::Only(member_called(site, name)?),
+    })
 }
 
 const NOBODY: NodeId = NodeId([0; 32]);
@@ -298,13 +361,6 @@ fn member_called(site: &Site, selector: &str) -> Result<NodeId, FindError> {
     let found = owner.map_or_else(|| view::find_among(&claims, selector), Ok)?;
     let is_member = claims.iter().any(|claim| claim.node == found);
     is_member.then_some(found).ok_or_else(|| FindError::NoMember(selector.to_owned()))
-}
-
-fn lost_exit(site: &Site) -> Option<String> {
-    match &site.options.exit {
-        Exit::Member(name) => member_called(site, name).err().map(|error| error.to_string()),
-        Exit::None | Exit::Any => None,
-    }
 }
 
 fn used(view: &View, plan: &MeshPlan) -> BTreeMap<Prefix, NodeId> {
@@ -359,9 +415,14 @@ mod tests {
             interface: format!("sv-{mesh}"),
             members: vec![member(1, "own"), member(2, "GW1"), member(3, "gw1")],
             options,
+            direct: BTreeMap::new(),
             attempts: Vec::new(),
             still_serving: false,
         }
+    }
+
+    fn decided(sites: &mut [Site]) -> Outcome {
+        decide(sites, Arc::default(), None).outcome.clone()
     }
 
     #[test]
@@ -384,7 +445,7 @@ mod tests {
     fn an_exit_that_is_no_member_is_said_and_nothing_leaves() {
         let exit = Exit::Member("nobody".to_owned());
         let mut sites = [site(1, MeshOptions { exit, ..MeshOptions::default() })];
-        let outcome = decide(&mut sites, &Links::default());
+        let outcome = decided(&mut sites);
         let layout = &outcome.layouts[&MeshId([1; 20])];
         let said = layout.lost_exit.as_deref().expect("said");
         assert!(said.contains("no member called \"nobody\""), "{said}");
@@ -396,7 +457,7 @@ mod tests {
         let mut site = site(1, MeshOptions { exit: Exit::Any, ..MeshOptions::default() });
         site.members[0].0.profile.routes = vec![everywhere()[1]];
         site.members[1].0.profile.routes = everywhere().into();
-        let outcome = decide(&mut [site], &Links::default());
+        let outcome = decided(&mut [site]);
         let layout = &outcome.layouts[&MeshId([1; 20])];
         assert_eq!(layout.own_exits, BTreeSet::from([everywhere()[1]]));
         assert!(!layout.desired.routes.contains(&everywhere()[1]));
@@ -408,7 +469,7 @@ mod tests {
         let narrow = MeshOptions { ipv4: "10.9.8.0/24".parse().ok(), ..MeshOptions::default() };
         let mut sites = [site(1, wide), site(2, narrow)];
         let crowded = |sites: &[Site; 2]| {
-            let outcome = decide(&mut sites.clone(), &Links::default());
+            let outcome = decided(&mut sites.clone());
             let of = |mesh| outcome.layouts[&MeshId([mesh; 20])].clone();
             [of(1), of(2)].map(|layout| (layout.ipv4.is_some(), layout.crowded_by))
         };
@@ -417,6 +478,31 @@ mod tests {
         assert_eq!(crowded(&sites), [(false, Some(MeshId([2; 20]))), (true, None)]);
         sites[0].options.ipv4 = "10.8.0.0/16".parse().ok();
         assert_eq!(crowded(&sites), [(true, None), (true, None)]);
+    }
+
+    #[test]
+    fn a_plan_is_made_anew_if_a_fact_is_another() {
+        let links =
+            |mtu| Arc::new(Links { mtus: BTreeMap::from([(IpAddr::from([192, 0, 2, 1]), mtu)]) });
+        let all = || [site(1, MeshOptions::default())];
+        let first = decide(&mut all(), links(1500), None);
+        let same = |sites: &mut [Site], mtu| {
+            Arc::ptr_eq(&first, &decide(sites, links(mtu), Some(first.clone())))
+        };
+        assert!(same(&mut all(), 1500) && !same(&mut all(), 1400));
+        let accept = Vec::new();
+        assert!(!same(&mut [site(1, MeshOptions { accept, ..MeshOptions::default() })], 1500));
+    }
+
+    #[test]
+    fn why_an_exit_is_no_member_is_said_anew_if_it_is_for_another_reason() {
+        let exit = Exit::Member(NodeId([2; 32]).to_string()[..2].to_owned());
+        let mut sites = [site(1, MeshOptions { exit, ..MeshOptions::default() })];
+        let first = decide(&mut sites, Arc::default(), None);
+        let said = |planned: &Planned| planned.outcome.layouts[&MeshId([1; 20])].lost_exit.clone();
+        sites[0].members.truncate(1);
+        let second = decide(&mut sites, Arc::default(), Some(first.clone()));
+        assert!(said(&first) != said(&second), "{:?}", said(&first));
     }
 
     #[test]

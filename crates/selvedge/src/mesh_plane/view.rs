@@ -23,7 +23,7 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// A WireGuard session that is older than this is renewed or dead (the protocol's
 /// `Reject-After-Time`).
-const SESSION: Duration = Duration::from_secs(180);
+pub(super) const SESSION: Duration = Duration::from_secs(180);
 
 /// When each node was last heard, and from where.
 pub(super) type Heard = BTreeMap<NodeId, Contact>;
@@ -45,6 +45,7 @@ pub(super) fn summary(seat: &Seated) -> Summary {
         address: seat.core.address(),
         members: seat.core.members().count(),
         evicted: seat.core.evicted().is_some(),
+        direct: seat.paths.counts(),
     }
 }
 
@@ -118,6 +119,7 @@ pub(super) fn mesh(seat: &Seated, heard: &Heard) -> Mesh {
         address: seat.core.address(),
         prefix: seat.core.prefix(),
         listen_port: seat.wire.port,
+        wireguard: seat.wire.applier.backend().map(|backend| backend.to_string()),
         routes: used_routes(seat),
         not_permitted: not_permitted(seat),
         members: members.into_iter().map(&mut shown).collect(),

@@ -206,8 +206,9 @@ impl Lab {
 
     /// The routes by members of a host.
     pub fn routes(&self, host: usize) -> String {
-        let table = |family| self.ip(host, &format!("{family} route show table 5021"));
-        table("-4") + &table("-6")
+        let table = |family, table| self.ip(host, &format!("{family} route show table {table}"));
+        let both = |number| table("-4", number) + &table("-6", number);
+        both(5021) + &both(5022)
     }
 
     /// What `ip` prints on a host.

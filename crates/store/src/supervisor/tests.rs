@@ -223,9 +223,14 @@ impl Consumer {
 }
 
 fn start(store: &Arc<Faulty>) -> (Supervisor, Consumer) {
+    start_with(store, |_| {})
+}
+
+fn start_with(store: &Arc<Faulty>, set: impl FnOnce(&mut Settings)) -> (Supervisor, Consumer) {
     let (sender, inputs) = mpsc::channel(64);
     let mut settings = Settings::new(prefixes(), TTL);
     settings.seed = 1;
+    set(&mut settings);
     let supervisor = Supervisor::spawn_with(Arc::new(Arc::clone(store)), settings, sender);
     let (keys, words) = (std::collections::BTreeMap::new(), Vec::new());
     (supervisor, Consumer { inputs, keys, revision: None, words, snapshots: 0 })
@@ -400,6 +405,39 @@ async fn a_store_that_was_reset_is_refused_until_it_is_the_old_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_was_reset_and_has_caught_up_is_read_anew() {
+    let store = Faulty::new();
+    for n in 0..9 {
+        store.put(&format!("/a/{n}"));
+    }
+    let (_supervisor, mut consumer) = start(&store);
+    consumer.settle(SHORT).await;
+    store.with(|model, _| std::mem::take(model));
+    store.put("/a/other");
+    store.cut.notify_waiters();
+    consumer.settle(Duration::from_secs(10)).await;
+    consumer.words();
+    while store.put("/b") < consumer.revision.expect("read") {}
+    consumer.settle(Duration::from_secs(4)).await;
+    assert!(consumer.words().contains(&Input::Connected));
+    assert_eq!((consumer.keys.len(), consumer.snapshots), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_run_has_read_is_the_least() {
+    let store = Faulty::new();
+    store.put("/a/1");
+    let floor = Revision(20);
+    let (_supervisor, mut consumer) = start_with(&store, |settings| settings.floor = floor);
+    consumer.settle(Duration::from_secs(4)).await;
+    let words = consumer.words();
+    assert!(words.iter().any(|word| is_down(std::slice::from_ref(word), "reset")), "{words:?}");
+    while store.put("/b") < floor {}
+    consumer.settle(Duration::from_secs(4)).await;
+    assert_eq!((consumer.keys.len(), consumer.snapshots), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_revokes_the_lease_or_leaves_it() {
     let store = Faulty::new();
     let leases = || store.with(|model, _| model.leases().count());
@@ -418,4 +456,26 @@ async fn the_end_revokes_the_lease_or_leaves_it() {
     drop(consumer);
     sleep(TTL * 2).await;
     assert_eq!(leases(), 0, "nobody listens any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_store_that_was_reset_says_of_leases_means_nothing() {
+    let store = Faulty::new();
+    for n in 0..9 {
+        store.put(&format!("/a/{n}"));
+    }
+    let (_supervisor, mut consumer) = start(&store);
+    consumer.settle(SHORT).await;
+    consumer.words();
+    store.with(|model, _| std::mem::take(model));
+    store.cut.notify_waiters();
+    consumer.settle(TTL * 5).await;
+    assert!(!consumer.words().contains(&Input::LeaseLost));
+    while store.put("/b") < consumer.revision.expect("read") {}
+    consumer.settle(TTL * 2).await;
+    let words = consumer.words();
+    let at = |word: &Input| words.iter().position(|it| it == word);
+    assert!(at(&Input::Connected) < at(&Input::LeaseLost), "it is read first: {words:?}");
+    assert!(words.iter().any(|word| matches!(word, Input::Lease(_))));
+    assert_eq!(consumer.snapshots, 2);
 }

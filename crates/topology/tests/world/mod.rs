@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use selvedge_mesh::address::node_address;
 use selvedge_mesh::{Bridged, Role};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
-use selvedge_topology::{Member, MeshPlan, Options, Plan, Refusal, View, plan};
+use selvedge_topology::{Member, MeshPlan, Options, PeerSpec, Plan, Refusal, View, plan};
 
 pub(crate) fn mesh(number: u8) -> MeshId {
     MeshId([number; 20])
@@ -245,7 +245,9 @@ impl World {
 
     fn partner(&self, mesh: MeshId, at: NodeId, holds: impl Fn(&Prefix) -> bool) -> Option<NodeId> {
         let peers = &self.plans.get(&at)?.meshes.get(&mesh)?.peers;
-        let (key, _) = peers.iter().find(|(_, spec)| spec.allowed.iter().any(&holds))?;
-        Some(NodeId(key.0))
+        let best =
+            |spec: &PeerSpec| spec.allowed.iter().filter(|it| holds(it)).map(Prefix::len).max();
+        let holding = peers.iter().filter_map(|(key, spec)| Some((best(spec)?, key)));
+        holding.max().map(|(_, key)| NodeId(key.0))
     }
 }

@@ -7,6 +7,7 @@ use selvedge_model::NodeId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::detour::Detour;
 use super::post::Post;
 use crate::mux::{Diverted, Mux};
 use crate::{AccessList, Agreement, BindError, Counters, Received};
@@ -24,6 +25,7 @@ pub(crate) struct Courier {
     access: watch::Receiver<AccessList>,
     inbox: mpsc::Sender<Received>,
     counters: Arc<Counters>,
+    detour: Detour,
 }
 
 impl Courier {
@@ -33,11 +35,12 @@ impl Courier {
         access: watch::Receiver<AccessList>,
         inbox: mpsc::Sender<Received>,
         counters: Arc<Counters>,
+        detour: Detour,
     ) -> Result<Self, BindError> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| BindError::Random(error.to_string()))?;
         let post = Post::new(agreement, seed, counters.clone(), Instant::now());
-        Ok(Self { post, socket, access, inbox, counters })
+        Ok(Self { post, socket, access, inbox, counters, detour })
     }
 
     /// Runs until the last handle is gone or one asks for the end.
@@ -62,12 +65,25 @@ impl Courier {
             while let Some((to, datagram)) = self.post.poll_transmit() {
                 self.transmit(to, &datagram);
             }
+            self.detour();
         }
     }
 
     fn send(&mut self, to: NodeId, addrs: &[SocketAddr], message: Vec<u8>) {
         let access = self.access.borrow();
-        self.post.send(to, addrs, message, &access, Instant::now());
+        let linked = self.detour.is_linked(to);
+        self.post.send(to, addrs, message, linked, &access, Instant::now());
+    }
+
+    /// What does not get through as a datagram goes over a stream.
+    fn detour(&mut self) {
+        let now = Instant::now();
+        while let Some(detoured) = self.post.poll_detoured() {
+            match self.detour.send(detoured, now) {
+                true => self.counters.datagrams_detoured.bump(),
+                false => self.counters.datagrams_dropped.bump(),
+            }
+        }
     }
 
     fn receive(&mut self, remote: SocketAddr, datagram: &[u8]) {

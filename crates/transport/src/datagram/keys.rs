@@ -39,6 +39,11 @@ impl Pair {
         Some(Self { own, partner, shared, outgoing, incoming })
     }
 
+    /// The other of the two.
+    pub(super) const fn partner(&self) -> NodeId {
+        self.partner
+    }
+
     /// The datagram that asks for a session.
     pub(super) fn knock(&self, challenge: Nonce) -> Vec<u8> {
         let unsigned = Frame::Knock { from: self.own, challenge, tag: [0; TAG] };

@@ -10,9 +10,12 @@
 //! A knock proves its sender, but may be an old one that somebody repeats: it is answered, and
 //! changes nothing before the sender has used the session that only it can compute. So a message
 //! is believed only if it was sealed after its receiver started.
+//!
+//! Where datagrams do not get through, and QUIC does, messages go over streams one by one.
 
 mod allowance;
 mod courier;
+mod detour;
 pub mod frame;
 mod keys;
 mod partner;
@@ -20,3 +23,4 @@ mod post;
 mod window;
 
 pub(crate) use courier::{Courier, Request};
+pub(crate) use detour::Detour;

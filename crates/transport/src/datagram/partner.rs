@@ -3,14 +3,18 @@
 //! ```text
 //!            send                 answer
 //!  nothing ────────▶ knocking ───────────────▶ current ──▶ previous (still opens)
-//!     │                 └ no answer ▶ nothing    ▲
+//!     │                 └ no answer ▶ deaf       ▲
 //!     └─ knock heard ─▶ pending ─ first datagram ┘
 //! ```
+//!
+//! One that does not answer knocks may be away, or datagrams do not get through to it: what is for
+//! it is handed back, to go over a stream, until a datagram of its own is heard.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use selvedge_model::NodeId;
 use tokio::time::Instant;
 
 use super::allowance::Allowance;
@@ -41,8 +45,28 @@ const MAX_PENDING: usize = 4;
 /// knock goes to several addresses, and a second time.
 const GRANTS: u32 = 20;
 
-/// Datagrams to send, and to where.
-pub(super) type Outbox = VecDeque<(SocketAddr, Vec<u8>)>;
+/// What is to be sent.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// Datagrams, and to where.
+    pub(super) datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Messages that do not get through as datagrams.
+    pub(super) detoured: VecDeque<Detoured>,
+}
+
+/// A message that does not get through as a datagram.
+pub(super) struct Detoured {
+    pub(super) to: NodeId,
+    /// Where its receiver may be reached.
+    pub(super) addrs: Vec<SocketAddr>,
+    pub(super) message: Vec<u8>,
+}
+
+impl Outbox {
+    fn push(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+        self.datagrams.push_back((to, datagram));
+    }
+}
 
 /// What happened to messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,14 +85,24 @@ pub(super) struct Partner {
     grants: Allowance,
     knock: Option<Knock>,
     knock_not_before: Option<Instant>,
-    queue: VecDeque<(Instant, Vec<u8>)>,
+    queue: VecDeque<Waiting>,
     addrs: Vec<SocketAddr>,
     /// Where it was heard last.
     remote: Option<SocketAddr>,
+    /// It did not answer the last knock, and no datagram of its own was heard since.
+    deaf: bool,
     /// When the first message went out that nothing was heard after.
     unheard_since: Option<Instant>,
     /// When it was last of use.
     pub(super) used: Instant,
+}
+
+/// A message that waits for a session.
+struct Waiting {
+    since: Instant,
+    message: Vec<u8>,
+    /// It went, or was to go, over a stream meanwhile.
+    detoured: bool,
 }
 
 /// A session that the partner asked for and has not used yet.
@@ -106,6 +140,7 @@ impl Partner {
             queue: VecDeque::new(),
             addrs: Vec::new(),
             remote: None,
+            deaf: false,
             unheard_since: None,
             used: now,
         }
@@ -123,11 +158,13 @@ impl Partner {
     }
 
     /// Sends a message over the session that there is, or keeps it for the one that it asks for,
-    /// if there is a `challenge` to ask with.
+    /// if there is a `challenge` to ask with. If there is none, and a connection (`linked`), or if
+    /// the last knock was in vain, it does not wait for that.
     pub(super) fn send(
         &mut self,
         addrs: &[SocketAddr],
         message: Vec<u8>,
+        linked: bool,
         now: Instant,
         challenge: impl FnOnce() -> Option<Nonce>,
         out: &mut Outbox,
@@ -142,20 +179,34 @@ impl Partner {
             return tally;
         }
         self.begin_knock(now, challenge);
+        let detoured = self.deaf || linked && self.current.is_none();
+        if detoured {
+            self.detour(message.clone(), out);
+        }
+        let lost = usize::from(!sent && !detoured);
         match (&self.knock, self.queue.len() < QUEUE) {
-            (Some(_), true) => self.queue.push_back((now, message)),
-            (Some(_), false) => tally.overflowed += usize::from(!sent),
-            (None, _) => tally.unreachable += usize::from(!sent),
+            // Over a connection it arrives.
+            _ if detoured && linked => {}
+            (Some(_), true) => self.queue.push_back(Waiting { since: now, message, detoured }),
+            (Some(_), false) => tally.overflowed += lost,
+            (None, _) => tally.unreachable += lost,
         }
         let driven = self.drive(now, out);
         Tally { unreachable: tally.unreachable + driven.unreachable, ..tally }
+    }
+
+    /// Hands a message back, to go over a stream.
+    fn detour(&self, message: Vec<u8>, out: &mut Outbox) {
+        let addrs = self.remote.into_iter().chain(self.addrs.iter().copied()).collect();
+        let to = self.pair.partner();
+        out.detoured.push_back(Detoured { to, addrs, message });
     }
 
     /// Seals a message and sends it to where the partner was heard; whether there was a session.
     fn transmit(&mut self, message: &[u8], now: Instant, out: &mut Outbox) -> bool {
         let sealed = self.current.as_mut().and_then(|session| session.seal(message));
         let (Some(remote), Some(sealed)) = (self.remote, sealed) else { return false };
-        out.push_back((remote, sealed));
+        out.push(remote, sealed);
         self.unheard_since.get_or_insert(now);
         true
     }
@@ -186,16 +237,17 @@ impl Partner {
         if knock.times == KNOCKS {
             self.knock = None;
             self.knock_not_before = Some(now + PAUSE);
-            let unreachable = self.queue.len();
-            self.queue.clear();
-            return Tally { unreachable, ..Tally::default() };
+            self.deaf = true;
+            let waiting = std::mem::take(&mut self.queue).into_iter();
+            waiting.filter(|it| !it.detoured).for_each(|it| self.detour(it.message, out));
+            return Tally::default();
         }
         knock.times += 1;
         knock.due = now + AGAIN * knock.times;
         let datagram = self.pair.knock(knock.challenge);
         let heard = self.remote.filter(|remote| !self.addrs.contains(remote));
         for addr in heard.iter().chain(&self.addrs) {
-            out.push_back((*addr, datagram.clone()));
+            out.push(*addr, datagram.clone());
         }
         Tally::default()
     }
@@ -220,7 +272,7 @@ impl Partner {
         };
         let answered = pending.answers.take(now);
         if answered {
-            out.push_back((remote, self.pair.answer(challenge, pending.token)));
+            out.push(remote, self.pair.answer(challenge, pending.token));
         }
         answered
     }
@@ -295,6 +347,7 @@ impl Partner {
     fn heard(&mut self, remote: SocketAddr, now: Instant) {
         self.used = now;
         self.remote = Some(remote);
+        self.deaf = false;
         self.unheard_since = None;
         self.knock_not_before = None;
     }
@@ -303,7 +356,7 @@ impl Partner {
     fn flush(&mut self, now: Instant, out: &mut Outbox) -> Tally {
         self.knock = None;
         let mut tally = Tally::default();
-        for (since, message) in std::mem::take(&mut self.queue) {
+        for Waiting { since, message, .. } in std::mem::take(&mut self.queue) {
             match now - since <= WAIT && self.transmit(&message, now, out) {
                 true => tally.sent += 1,
                 false => tally.unreachable += 1,

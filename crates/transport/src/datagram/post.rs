@@ -8,10 +8,10 @@ use std::sync::Arc;
 use selvedge_model::NodeId;
 use tokio::time::Instant;
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Shares};
 use super::frame::{Frame, Nonce};
 use super::keys::Pair;
-use super::partner::{Opened, Outbox, Partner, Tally};
+use super::partner::{Detoured, Opened, Outbox, Partner, Tally};
 use crate::{Access, AccessList, Agreement, Counters};
 
 /// How many partners are remembered: who was not of use for longest goes first, and strangers
@@ -21,9 +21,10 @@ const MAX_PARTNERS: usize = 8192;
 /// How many handshakes of this node may be under way.
 const MAX_KNOCKING: usize = 1024;
 
-/// What strangers may ask for in a second, together: each handshake costs an agreement of keys.
-const STRANGERS_KNOCKS: u32 = 50;
-const STRANGERS_MESSAGES: u32 = 200;
+/// What strangers of one network, and all together, may ask for in a second: each handshake costs
+/// an agreement of keys.
+const STRANGERS_KNOCKS: [u32; 2] = [50, 400];
+const STRANGERS_MESSAGES: [u32; 2] = [200, 1600];
 
 /// How many knocks of members who are not remembered are looked at in a second.
 const NEWCOMERS_KNOCKS: u32 = 1000;
@@ -35,8 +36,8 @@ pub(super) struct Post {
     sessions: BTreeMap<[u8; 8], NodeId>,
     knocking: BTreeSet<NodeId>,
     random: Random,
-    strangers_knocks: Allowance,
-    strangers_messages: Allowance,
+    strangers_knocks: Shares,
+    strangers_messages: Shares,
     newcomers_knocks: Allowance,
     out: Outbox,
     counters: Arc<Counters>,
@@ -56,17 +57,22 @@ impl Post {
             sessions: BTreeMap::new(),
             knocking: BTreeSet::new(),
             random: Random { seed, drawn: 0 },
-            strangers_knocks: Allowance::new(STRANGERS_KNOCKS, now),
-            strangers_messages: Allowance::new(STRANGERS_MESSAGES, now),
+            strangers_knocks: shares(STRANGERS_KNOCKS, now),
+            strangers_messages: shares(STRANGERS_MESSAGES, now),
             newcomers_knocks: Allowance::new(NEWCOMERS_KNOCKS, now),
-            out: Outbox::new(),
+            out: Outbox::default(),
             counters,
         }
     }
 
     /// The next datagram to send, and to where.
     pub(super) fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
-        self.out.pop_front()
+        self.out.datagrams.pop_front()
+    }
+
+    /// The next message that does not get through as a datagram.
+    pub(super) fn poll_detoured(&mut self) -> Option<Detoured> {
+        self.out.detoured.pop_front()
     }
 
     /// When [`Post::handle_timeout`] is to be called.
@@ -84,12 +90,13 @@ impl Post {
         });
     }
 
-    /// Sends a message to a partner.
+    /// Sends a message to a partner; `linked` says whether there is a connection to it.
     pub(super) fn send(
         &mut self,
         to: NodeId,
         addrs: &[SocketAddr],
         message: Vec<u8>,
+        linked: bool,
         access: &AccessList,
         now: Instant,
     ) {
@@ -102,7 +109,7 @@ impl Post {
         let Some(partner) = self.partners.get_mut(&to) else { return };
         let random = &mut self.random;
         let challenge = || knocks.then(|| random.draw());
-        let tally = partner.send(addrs, message, now, challenge, &mut self.out);
+        let tally = partner.send(addrs, message, linked, now, challenge, &mut self.out);
         note(&self.counters, tally);
         if partner.due().is_some() {
             self.knocking.insert(to);
@@ -155,7 +162,7 @@ impl Post {
     ) -> bool {
         match access.of(&from) {
             Access::Refused => return false,
-            Access::Stranger if !self.strangers_knocks.take(now) => {
+            Access::Stranger if !self.strangers_knocks.take(remote.ip(), now) => {
                 self.counters.strangers_limited.bump();
                 return false;
             }
@@ -209,7 +216,7 @@ impl Post {
         let (opened, tally) = partner.open(remote, session, counter, sealed, now, &mut self.out)?;
         note(&self.counters, tally);
         self.index(from, &before);
-        if right == Access::Stranger && !self.strangers_messages.take(now) {
+        if right == Access::Stranger && !self.strangers_messages.take(remote.ip(), now) {
             self.counters.strangers_limited.bump();
             return Some(None);
         }
@@ -286,6 +293,10 @@ impl Post {
             self.knocking.remove(&node);
         }
     }
+}
+
+const fn shares([each, total]: [u32; 2], now: Instant) -> Shares {
+    Shares::new(each, total, now)
 }
 
 fn note(counters: &Counters, tally: Tally) {

@@ -90,17 +90,24 @@ impl Fleet {
 
     /// Runs `selvedge gateway` with these words on a gateway, and returns what it prints.
     fn tell(&self, gateway: &str, words: &[&str]) -> anyhow::Result<String> {
-        let socket = self.path(gateway, "sock").display().to_string();
-        let arguments = [&[AS_SELVEDGE, "gateway", "--socket", socket.as_str()], words].concat();
+        self.command(gateway, "gateway", words)
+    }
+
+    /// Runs `selvedge` on a host with a command of this `kind`, and returns what it prints.
+    pub(super) fn command(&self, host: &str, kind: &str, words: &[&str]) -> anyhow::Result<String> {
+        let socket = self.path(host, "sock").display().to_string();
+        let arguments = [&[AS_SELVEDGE, kind, "--socket", socket.as_str()], words].concat();
         let program = this_program()?;
         let program = program.to_str().context("this program's path is not UTF-8")?;
-        Ok(self.host(gateway)?.sh(program, &arguments)?)
+        Ok(self.host(host)?.sh(program, &arguments)?)
     }
 
     pub(super) fn host(&self, name: &str) -> anyhow::Result<&Host> {
-        match &self.campus.witness {
-            Some(witness) if witness.host.name() == name => Ok(&witness.host),
-            Some(_) | None => Ok(&self.campus.gateway(name)?.host),
+        let witness = self.campus.witness.as_ref().map(|witness| &witness.host);
+        let mut others = witness.into_iter().chain(self.access_points());
+        match others.find(|host| host.name() == name) {
+            Some(host) => Ok(host),
+            None => Ok(&self.campus.gateway(name)?.host),
         }
     }
 

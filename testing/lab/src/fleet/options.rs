@@ -16,6 +16,8 @@ pub(crate) enum Fabric {
     Frr,
     /// Static flooding lists and next-hop addresses
     Flood,
+    /// VXLAN over a mesh of gateways and access points, and next-hop addresses
+    Mesh,
 }
 
 /// Which packets run.
@@ -106,10 +108,13 @@ impl FleetOptions {
     pub(crate) fn plan(&self) -> Plan {
         let flavour = match self.fabric {
             Fabric::Frr if !self.dry => Flavour::Frr,
-            Fabric::Frr | Fabric::Flood => Flavour::Flood,
+            Fabric::Mesh if !self.dry => Flavour::Mesh,
+            Fabric::Frr | Fabric::Flood | Fabric::Mesh => Flavour::Flood,
         };
         let etcd = match self.store {
             StorePlace::Gateways if self.witness => EtcdPlace::Witness,
+            // The underlay of a mesh is not to be trusted with it.
+            StorePlace::Gateways if self.fabric == Fabric::Mesh => EtcdPlace::Management,
             StorePlace::Gateways => EtcdPlace::Gateways,
             StorePlace::Elsewhere => EtcdPlace::Apart(3),
             StorePlace::ElsewhereSingle => EtcdPlace::Apart(1),
@@ -118,10 +123,13 @@ impl FleetOptions {
         Plan { gateways: self.gateways(), networks, flavour, etcd }
     }
 
-    /// Whether what the scenario needs is installed.
+    /// Whether what the scenario needs is installed, and these options go together.
     pub(crate) fn check_installed(&self) -> anyhow::Result<()> {
         if !Etcd::is_installed() {
             bail!("etcd or etcdctl is not installed: apt-get install etcd-server etcd-client");
+        }
+        if self.fabric == Fabric::Mesh && (self.witness || self.store != StorePlace::Gateways) {
+            bail!("with --fabric mesh, etcd is on the gateways: leave --store and --witness out");
         }
         if self.plan().flavour == Flavour::Frr && !Frr::is_installed() {
             bail!("FRRouting is not installed: apt-get install frr");

@@ -7,14 +7,15 @@ use anyhow::Context;
 use clap::Args;
 use selvedge::config::MeshFile;
 use selvedge_api::mesh::Role;
-use selvedge_model::NodeId;
-use selvedge_netlab::clock::now;
+use selvedge_model::{NodeId, Time};
+use selvedge_netlab::Error;
+use selvedge_netlab::clock::{now, wait_until};
 use selvedge_netlab::firewall::Mapping;
 use selvedge_netlab::link::Port;
 use serde::Serialize;
 
 use super::comeback::UNDER_WAY;
-use super::paths::Paths;
+use super::paths::{Paths, every_pair};
 use super::{FOUNDER, MESH, Overlay, OverlayOptions, PATIENCE, at_most, none_lost};
 use crate::Outcome;
 use crate::progress::say;
@@ -40,6 +41,10 @@ pub(crate) struct Options {
     /// The bound on the time from the last join until packets run between all, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10_000.0)]
     max_joined_ms: f64,
+    /// The bound on the time from then until all pairs of clients whose routers allow it send
+    /// directly, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 30_000.0)]
+    max_direct_ms: f64,
     /// The bound on the time that the clients of a peer that was cut off reach nobody, in
     /// milliseconds
     #[arg(long, value_name = "MS", default_value_t = 4000.0)]
@@ -55,9 +60,17 @@ pub(crate) struct Figures {
     pairs: usize,
     /// From the last join until packets had arrived between all, both ways.
     joined_ms: Option<f64>,
-    /// Pairs of clients whose packets go directly, and of all.
-    direct: usize,
+    /// Pairs of clients: all, those whose routers let packets go directly, and those of which
+    /// they do so in both directions.
     client_pairs: usize,
+    direct_expected: usize,
+    direct_pairs: usize,
+    /// Pairs whose packets go directly though their routers should not let them.
+    direct_unexpected: usize,
+    /// From the last join until they did.
+    direct_ms: Option<f64>,
+    /// Packets between all that were lost meanwhile, once they had arrived between all.
+    direct_lost: u64,
     cuts: usize,
     /// How many clients the peers that were cut off served.
     served: Vec<usize>,
@@ -77,9 +90,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
     let joined_ms = all.is_ok().then(|| millis(now() - joined));
     overlay.explain(all)?;
     say!("packets run between all after {joined_ms:?} ms");
-    let clients = attached(&overlay)?;
-    let direct =
-        clients.keys().map(|name| directly(&overlay, name)).sum::<anyhow::Result<usize>>()?;
+    let running = now();
+    let pairs = Pairs::of(options);
+    let reached = pairs.wait(&overlay, joined, options.max_direct_ms);
+    let direct_ms = reached.is_ok().then(|| millis(now() - joined));
+    say!("all pairs that can send directly do after {direct_ms:?} ms");
+    std::thread::sleep(UNDER_WAY);
+    let found = pairs.found(&overlay)?;
+    let direct_lost = paths.lost((running, now()), |_, _| true);
     let mut outages = Outages::default();
     for _ in 0..options.cuts {
         outages.cut(&mut overlay, &paths)?;
@@ -90,8 +108,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome<Figures>> {
         routers: options.routers,
         pairs: paths.count(),
         joined_ms,
-        direct: direct / 2,
-        client_pairs: clients.len() * clients.len().saturating_sub(1) / 2,
+        client_pairs: pairs.all.len(),
+        direct_expected: pairs.expected.len(),
+        direct_pairs: found.len(),
+        direct_unexpected: found.difference(&pairs.expected).count(),
+        direct_ms,
+        direct_lost,
         cuts: options.cuts,
         served: outages.served,
         outage_ms: Spread::of(&outages.gaps),
@@ -111,16 +133,14 @@ const CALM: Duration = Duration::from_secs(5);
 fn settle(options: &Options) -> anyhow::Result<Overlay> {
     let mut overlay = Overlay::formed(&options.overlay, options.peers.into())?;
     let mut homes = Vec::new();
-    for number in 1..=options.routers {
-        let mapping = if number % 3 == 0 { Mapping::Random } else { Mapping::Kept };
-        homes.push(overlay.home(mapping)?);
+    for number in 0..options.routers {
+        homes.push(overlay.home(mapping(number.into()))?);
     }
-    let names: Vec<String> = (1..=options.clients).map(|number| format!("c{number}")).collect();
-    let count = homes.len();
-    for (index, name) in names.iter().enumerate() {
-        overlay.resident(&mut homes[index % count], name, MeshFile::default())?;
+    let clients: Vec<(String, usize)> = clients(options).collect();
+    for (name, home) in &clients {
+        overlay.resident(&mut homes[*home], name, MeshFile::default())?;
     }
-    for name in &names {
+    for (name, _) in &clients {
         overlay.join(name, MESH, FOUNDER, Role::Client)?;
     }
     Ok(overlay)
@@ -142,11 +162,63 @@ pub(super) fn attached(overlay: &Overlay) -> anyhow::Result<BTreeMap<String, Nod
     Ok(clients)
 }
 
-/// To how many other clients a client's packets go directly.
-fn directly(overlay: &Overlay, client: &str) -> anyhow::Result<usize> {
-    let shown = overlay.show(client, MESH)?;
-    let others = shown.members.iter().filter(|it| !it.own && it.role == Role::Client);
-    Ok(others.filter(|it| it.via.is_none()).count())
+/// What a router does with ports.
+const fn mapping(router: usize) -> Mapping {
+    if router % 3 == 2 { Mapping::Random } else { Mapping::Kept }
+}
+
+/// The clients, each with the router that it is behind.
+fn clients(options: &Options) -> impl Iterator<Item = (String, usize)> {
+    let routers = usize::from(options.routers);
+    (0..usize::from(options.clients)).map(move |at| (format!("c{}", at + 1), at % routers))
+}
+
+/// Pairs of clients, by their names.
+struct Pairs {
+    all: BTreeSet<(String, String)>,
+    /// Those behind one router, and those whose routers keep the ports.
+    expected: BTreeSet<(String, String)>,
+}
+
+impl Pairs {
+    fn of(options: &Options) -> Self {
+        let clients: Vec<(String, usize)> = clients(options).collect();
+        let (mut all, mut expected) = (BTreeSet::new(), BTreeSet::new());
+        for (a, b) in every_pair(&clients.iter().collect::<Vec<_>>()) {
+            let pair = (a.0.clone(), b.0.clone());
+            all.insert(pair.clone());
+            if a.1 == b.1 || [a.1, b.1].iter().all(|it| mapping(*it) == Mapping::Kept) {
+                expected.insert(pair);
+            }
+        }
+        Self { all, expected }
+    }
+
+    /// Waits until packets of all pairs of which it is expected go directly.
+    fn wait(&self, overlay: &Overlay, since: Time, max_ms: f64) -> Result<(), Error> {
+        let limit = Duration::from_secs_f64(max_ms / 1000.0).saturating_sub(now() - since);
+        wait_until("direct paths", limit, || {
+            Ok(self.found(overlay).is_ok_and(|found| self.expected.is_subset(&found)))
+        })
+    }
+
+    /// Those whose packets go directly in both directions.
+    fn found(&self, overlay: &Overlay) -> anyhow::Result<BTreeSet<(String, String)>> {
+        let mut ways = BTreeSet::new();
+        let mut nodes = BTreeMap::new();
+        for (name, _) in self.all.iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+            if nodes.contains_key(name) {
+                continue;
+            }
+            let shown = overlay.show(name, MESH)?;
+            nodes.insert(name.clone(), shown.node);
+            let others = shown.members.iter().filter(|it| !it.own && it.role == Role::Client);
+            ways.extend(others.filter(|it| it.via.is_none()).map(|it| (shown.node, it.node)));
+        }
+        let both = |a, b| ways.contains(&(a, b)) && ways.contains(&(b, a));
+        let direct = self.all.iter().filter(|(a, b)| both(nodes[a], nodes[b]));
+        Ok(direct.cloned().collect())
+    }
 }
 
 /// What cuts did.
@@ -205,6 +277,11 @@ fn busiest(overlay: &Overlay, clients: &BTreeMap<String, NodeId>) -> anyhow::Res
 fn broken(options: &Options, figures: &Figures) -> Vec<String> {
     let mut broken = Vec::new();
     at_most(&mut broken, "all reach all", figures.joined_ms, options.max_joined_ms);
+    at_most(&mut broken, "clients send directly", figures.direct_ms, options.max_direct_ms);
+    if figures.direct_unexpected > 0 {
+        broken
+            .push(format!("{} pairs send through what lets nobody in", figures.direct_unexpected));
+    }
     if options.cuts > 0 {
         let what = "clients of a peer that was cut off reach all";
         at_most(&mut broken, what, figures.outage_ms.max, options.max_outage_ms);

@@ -343,16 +343,15 @@ impl Checker {
     }
 
     /// Whether what a host answers counts. One whose agent does not run may linger; so may one
-    /// that is set to serve on when it is cut off, or was made to by force, and one whose agent has only just been started
-    /// and has not found the store yet: it leaves alone what it does not know. Without probes, one that cannot have heard that
-    /// it lost a network is exempt until it hears.
+    /// that is set to serve on when it is cut off, or was made to by force, and one whose agent runs for
+    /// the first time and has not found the store yet: it leaves alone what it does not know. Without
+    /// probes, one that cannot have heard that it lost a network is exempt until it hears.
     fn counts(&self, number: usize, host: &Host, now: Time) -> bool {
         let Footing { lost_since, may_serve_lost, .. } = self.footing(number);
-        let synced = host.seen.is_some();
         match self.probing {
             true => {
                 let cut_off = lost_since.is_some() || host.isolated || host.forced;
-                synced && host.runs(now) && !(cut_off && may_serve_lost)
+                host.knows_others() && host.runs(now) && !(cut_off && may_serve_lost)
             }
             false => host.agent.is_some() && host.hears,
         }
@@ -362,9 +361,8 @@ impl Checker {
     fn check_right(&mut self, number: usize, host: &Host, now: Time) {
         let footing = self.footing(number);
         let lost = footing.lost_since.map(|since| now.since(since.max(host.running_since)));
-        let synced = host.seen.is_some();
         let serves_unentitled = lost.is_some_and(|lost| lost > FENCE + SLACK)
-            && synced
+            && host.knows_others()
             && !footing.may_serve_lost
             && host.runs(now)
             && host.answers_any();

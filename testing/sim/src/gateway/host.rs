@@ -6,7 +6,7 @@ use std::time::Duration;
 use selvedge_gateway::desired::{Desired, Duty};
 use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, TxnReply};
 use selvedge_gateway::probe::Message;
-use selvedge_gateway::{Gateway, Isolated, NodeRole, Token};
+use selvedge_gateway::{Gateway, Isolated, Memory, NodeRole, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
 /// How many datagrams wait for an agent that does not run; more are dropped, as a socket does.
@@ -138,6 +138,11 @@ pub struct Host {
     pub excused: bool,
     /// Whether its agent was told to leave.
     pub leaving: bool,
+    /// What its agents have left for the next one, and which version of that it is.
+    pub(super) memory: Option<Memory>,
+    pub(super) remembered: Option<(Revision, Revision)>,
+    /// Whether its agent began with that.
+    pub recalls: bool,
     /// What its agent last reported, and when.
     pub log: VecDeque<(Time, String)>,
     pub(super) run: u64,
@@ -183,6 +188,9 @@ impl Host {
             forced: false,
             excused: false,
             leaving: false,
+            memory: None,
+            remembered: None,
+            recalls: false,
             log: VecDeque::new(),
             run: 0,
             seen: None,
@@ -217,6 +225,9 @@ impl Host {
             run: old.run + 1,
             member: old.member,
             forced: old.forced,
+            recalls: old.memory.is_some(),
+            memory: old.memory,
+            remembered: old.remembered,
             agent: Some(agent),
             running_since: now,
             delivering: true,
@@ -234,6 +245,12 @@ impl Host {
     #[must_use]
     pub fn runs(&self, now: Time) -> bool {
         self.agent.is_some() && !self.is_stopped(now)
+    }
+
+    /// Whether the agent knows the others, by the store or by what the run before has left.
+    #[must_use]
+    pub const fn knows_others(&self) -> bool {
+        self.seen.is_some() || self.recalls
     }
 
     /// Whether whatever reaches the agent has to wait.

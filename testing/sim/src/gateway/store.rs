@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use selvedge_gateway::kv::{Health, LeaseId, StoreError, Txn, TxnReply};
-use selvedge_gateway::{LeaseWork, StoreInput, Token, keys};
+use selvedge_gateway::{StoreInput, Token, keys};
 use selvedge_model::Time;
 
 use super::host::Input;
@@ -145,16 +145,13 @@ impl World {
         self.store_changed();
     }
 
-    pub(super) fn work_on_lease(&mut self, host: usize, work: LeaseWork) {
-        if self.route(host).is_none() {
-            return;
+    /// A voter renews the lease of another.
+    pub(super) fn renew_for_other(&mut self, host: usize, lease: LeaseId) {
+        if self.route(host).is_some() {
+            // Whether it succeeds is nobody's business.
+            let _ = self.store.keep_alive(lease, self.now);
+            self.store_changed();
         }
-        // Whether it succeeds is nobody's business.
-        let _ = match work {
-            LeaseWork::KeepAlive(lease) => self.store.keep_alive(lease, self.now),
-            LeaseWork::Revoke(lease) => self.store.revoke(lease),
-        };
-        self.store_changed();
     }
 
     pub(super) fn tell(&mut self, host: usize, input: StoreInput) {

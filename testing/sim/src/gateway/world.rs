@@ -10,12 +10,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use selvedge_gateway::cache::Network;
 use selvedge_gateway::keys;
-use selvedge_gateway::kv::{self, Op, Revision, Txn};
+use selvedge_gateway::kv::{self, LeaseId, Op, Revision, Txn};
 use selvedge_gateway::model::Model;
 use selvedge_gateway::placement;
 use selvedge_gateway::probe::{Message, Outgoing};
 use selvedge_gateway::status::Right;
-use selvedge_gateway::{Config, Event, Gateway, LeaseWork, NodeRole, Timing, Token};
+use selvedge_gateway::{Config, Event, Gateway, NodeRole, Timing, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::check::{Checker, Violation};
@@ -95,7 +95,7 @@ pub(super) enum Action {
     Timer(usize, u64, Time),
     Wake(usize),
     TxnArrives(usize, u64, Token, Box<Txn>),
-    Lease(usize, LeaseWork),
+    Renew(usize, LeaseId),
     Expire,
     Cluster,
     Look,
@@ -206,7 +206,11 @@ impl World {
         self.power_on(host);
         self.checker.touch_all();
         let seed = self.rng.random();
-        let agent = Gateway::new(self.config(host), seed, self.hosts[host].local(self.now));
+        let local = self.hosts[host].local(self.now);
+        let mut agent = Gateway::new(self.config(host), seed, local);
+        if let Some(memory) = self.hosts[host].memory.clone() {
+            agent.recall(memory, local);
+        }
         let run = self.hosts[host].start(agent, self.now);
         let soon = self.delay(1, 50);
         self.push(soon, Action::ToAgent(host, run, Input::KeepAlive));
@@ -411,7 +415,7 @@ impl World {
             Action::Timer(host, run, due) => self.timer(host, run, due),
             Action::Wake(host) => self.wake(host),
             Action::TxnArrives(host, run, token, txn) => self.txn_arrives(host, run, token, *txn),
-            Action::Lease(host, work) => self.work_on_lease(host, work),
+            Action::Renew(host, lease) => self.renew_for_other(host, lease),
             Action::Expire => self.expire(),
             Action::Cluster if self.cluster_at == Some(self.now) => {
                 self.cluster_at = None;
@@ -520,11 +524,15 @@ impl World {
         outgoing.extend(std::iter::from_fn(|| agent.poll_message()));
         there.wanted.extend(std::iter::from_fn(|| agent.poll_desired()));
         let txns: Vec<_> = std::iter::from_fn(|| agent.poll_transaction()).collect();
-        let work: Vec<_> = std::iter::from_fn(|| agent.poll_lease()).collect();
+        let renewals: Vec<_> = std::iter::from_fn(|| agent.poll_renewal()).collect();
         let events: Vec<_> = std::iter::from_fn(|| agent.poll_event()).collect();
         let asks = agent.poll_health();
         let silence = agent.poll_silence();
         let timer = agent.poll_timeout();
+        let version = agent.memory_version().filter(|_| self.setup.probing);
+        if version.is_some() && version != there.remembered {
+            (there.remembered, there.memory) = (version, agent.memory());
+        }
         there.timer = Some(there.part.clock.world(timer));
         for event in events {
             self.take_event(host, event);
@@ -537,9 +545,9 @@ impl World {
             let at = self.delay_micros(200, 2000);
             self.push(at, Action::TxnArrives(host, run, token, Box::new(txn)));
         }
-        for work in work {
+        for lease in renewals {
             let at = self.delay_micros(200, 3000);
-            self.push(at, Action::Lease(host, work));
+            self.push(at, Action::Renew(host, lease));
         }
         if asks {
             self.ask_health(host, run);

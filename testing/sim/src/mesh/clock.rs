@@ -15,8 +15,8 @@ const MILLION: u64 = 1_000_000;
 pub struct Clock {
     /// Microseconds that it counts in a true second.
     rate: u64,
-    /// Seconds by which the wall clock is ahead.
-    ahead: u64,
+    /// Seconds by which the wall clock is ahead; less than none if it is behind.
+    ahead: i64,
 }
 
 impl Clock {
@@ -30,14 +30,21 @@ impl Clock {
             _ => rng.random_range(MILLION - drift..=MILLION + drift),
         };
         let ahead = if ahead == 0 { 0 } else { rng.random_range(0..=ahead) };
-        Self { rate, ahead }
+        Self { rate, ahead: i64::try_from(ahead).unwrap_or(i64::MAX) }
+    }
+
+    /// The same with a wall clock that is ahead by so many seconds.
+    #[must_use]
+    pub const fn set(self, ahead: i64) -> Self {
+        Self { ahead, ..self }
     }
 
     /// What the clocks show.
     #[must_use]
     pub fn read(&self, now: Time) -> (Time, UnixTime) {
         let local = Time::from_micros(scale(now.as_micros(), self.rate, MILLION, false));
-        (local, UnixTime(WALL + self.ahead + local.as_micros() / MILLION))
+        let wall = WALL.saturating_add_signed(self.ahead) + local.as_micros() / MILLION;
+        (local, UnixTime(wall))
     }
 
     /// When the clock shows `local` or a little more.

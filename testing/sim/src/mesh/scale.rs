@@ -269,28 +269,35 @@ fn joins(world: &mut World, options: &Options, report: &mut Report) {
 
 /// Lets a new node join, as an agent does: by an invite, at the founder. Returns its place.
 pub(super) fn join(world: &mut World) -> Option<usize> {
+    join_at(world, 0)
+}
+
+/// The same at another member that may invite, with which it is on one side.
+pub(super) fn join_at(world: &mut World, host: usize) -> Option<usize> {
     let place = world.add();
-    let (identity, wall, now) = (world.identity(place), world.wall(), world.now);
+    world.nodes[place].host = host;
+    world.nodes[place].port.side = world.nodes[host].port.side;
+    let (identity, (now, wall)) = (world.identity(place), world.clocks(host));
     let asker = identity.node_id();
     let mut id = [0; 16];
     id[..8].copy_from_slice(&(place as u64).to_le_bytes());
     let not_after = UnixTime(wall.0 + 3600);
     let terms = InviteTerms { id: InviteId(id), grant: Grant::default(), uses: 1, not_after };
-    let founder = world.nodes[0].mesh.as_mut()?;
-    let invite = founder.invite(terms, wall).ok()?;
+    let member = world.nodes[host].mesh.as_mut()?;
+    let invite = member.invite(terms, wall).ok()?;
     let mut wg = [3; 32];
     wg[..16].copy_from_slice(&id);
     let joining = Joining::new(identity, invite, WgKey(wg), profile(place), wall).ok()?;
-    // Its own transport asks; the answer is taken from the founder's core, and the time that both
+    // Its own transport asks; the answer is taken from the member's core, and the time that both
     // need on the way is let pass.
     let question = joining.message();
-    founder.handle_message(asker, &question, now, wall);
-    let answer = std::iter::from_fn(|| founder.poll_transmit()).find(|sent| sent.to == asker)?;
+    member.handle_message(asker, &question, now, wall);
+    let answer = std::iter::from_fn(|| member.poll_transmit()).find(|sent| sent.to == asker)?;
     let (there, back) = (question.len(), answer.bytes.len());
-    let round = world.exchange_time(place, 0, there) + world.exchange_time(0, place, back);
+    let round = world.exchange_time(place, host, there) + world.exchange_time(host, place, back);
     world.nodes[place].port.received += back as u64;
-    let founder = world.nodes[0].id;
-    let state: State = joining.handle_message(founder, &answer.bytes, wall).ok()?;
+    let member = world.nodes[host].id;
+    let state: State = joining.handle_message(member, &answer.bytes, wall).ok()?;
     world.run(round);
     world.start(place, state);
     Some(place)
@@ -318,7 +325,8 @@ fn repair(world: &mut World, report: &mut Report) {
     one.set_profile(profile(77)).expect("in bounds");
     while one.poll_transmit().is_some() {}
     let digest = other.digest();
-    let summary = Summary { hash: digest.hash, count: digest.count, introduction: None };
+    let summary =
+        Summary { hash: digest.hash, count: digest.count, introduction: None, evictions: None };
     let first = Envelope { mesh: one.id(), message: Message::Digest(summary) }.encode();
     let (bytes, messages) = exchange(&mut other, &mut one, first, wall);
     report.repair_bytes = bytes;

@@ -150,6 +150,7 @@ fn the_fabric_is_where_the_tunnels_begin() {
     let tunnel = Vxlan {
         vni: vni(1),
         local: Some("192.0.2.1".parse().expect("an address")),
+        device: None,
         port: 4789,
         learning: false,
     };

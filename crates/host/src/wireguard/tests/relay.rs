@@ -23,7 +23,6 @@ fn relays(own: &str) -> Relays {
         hops: Table::default(),
         serves: Table::default(),
         sources: BTreeMap::new(),
-        local: Vec::new(),
     }
 }
 
@@ -157,4 +156,27 @@ fn a_sender_in_ipv4_is_told_by_a_member_without_an_address_of_its_own() {
     assert!(!round_trip(&ours, theirs, 1, whole).expect("sent"), "it does not fit in one");
     let arrived = (2..20).any(|number| round_trip(&ours, theirs, number, whole).expect("sent"));
     assert!(arrived, "nobody is told how much is carried");
+}
+
+#[test]
+fn an_empty_packet_is_heard_and_is_no_destination() {
+    let Some(pair) = Pair::new("an_empty_packet") else { return };
+    let (left, right) = connect(&pair);
+    let destinations = Destinations::default();
+    left.note_destinations(&destinations);
+    let heard = || pair.runtime.block_on(right.peers())[0].rx;
+    let before = heard();
+    let nudged = pair.a.namespace.run(|| crate::nudge::nudge(&[address("fd77::2")]));
+    nudged.expect("entered").expect("the right to");
+    let end = Instant::now() + Duration::from_secs(10);
+    while heard() < before + 40 {
+        assert!(Instant::now() < end, "nothing is heard");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let noted = || destinations.within(Duration::from_secs(60));
+    assert!(noted().is_empty());
+    // What is carried goes to the member that carries it.
+    let ours = pair.a.socket();
+    assert!(round_trip(&ours, pair.b.echo_at("fd88::1"), 1, 100).expect("sent"));
+    assert_eq!(noted(), [IpAddr::from(address("fd77::2"))]);
 }

@@ -1,10 +1,10 @@
-//! The commands that take their time: drain, takeover, restart, watch.
+//! The commands that take their time: drain, takeover, refill, restart, watch.
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use selvedge_api::agent::RestartRequest;
-use selvedge_api::gateway::{Drain, Takeover, What};
+use selvedge_api::gateway::{Drain, Refill, Takeover, What};
 use selvedge_api::{Client, ClientError};
 use selvedge_model::NodeName;
 use serde::Serialize;
@@ -78,6 +78,45 @@ pub(super) fn explain_takeover(name: &NodeName) -> anyhow::Error {
          two gateways until it hears of this.\n\
          If {name} answers, use `selvedge gateway drain {name}` instead. If you are sure:\n\
          \x20 selvedge gateway takeover --force {name}"
+    )
+}
+
+/// What is behind a refill.
+pub(super) fn explain_refill() -> anyhow::Error {
+    anyhow!(
+        "nothing was done: a refill has to be forced\n\
+         It removes what the store says of gateways and networks, and writes what this gateway knew\n\
+         of the former one: who takes part, and who owned which network. Then it lifts the store's\n\
+         revision until all agents accept it; they go on with what they serve. Choose a gateway that\n\
+         has run since before the store was lost, and do it at one alone:\n\
+         \x20 selvedge gateway refill --force"
+    )
+}
+
+/// Asks until it is done.
+pub(super) async fn refill(client: &Client) -> anyhow::Result<Refill> {
+    let bar = spinner();
+    bar.set_message("the store is being filled");
+    let mut keys = 0;
+    loop {
+        let refill = client.refill().await.inspect_err(|_| bar.finish_and_clear())?;
+        keys += refill.keys;
+        if refill.done {
+            bar.finish_and_clear();
+            return Ok(Refill { keys, ..refill });
+        }
+        bar.set_message(format!(
+            "the store is at revision {} of {}",
+            refill.revision, refill.beyond
+        ));
+    }
+}
+
+pub(super) fn refilled(refill: &Refill) -> String {
+    let Refill { keys, revision, .. } = refill;
+    format!(
+        "{keys} keys were written, and the store is at revision {revision}; the agents accept it by \
+         themselves"
     )
 }
 

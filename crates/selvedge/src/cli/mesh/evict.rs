@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal};
 
 use anyhow::{Context, bail};
 use selvedge_api::Client;
-use selvedge_api::mesh::{Evicted, Member, Mesh};
+use selvedge_api::mesh::{Evicted, Mesh};
 
 use crate::cli::output::{print, progress};
 
@@ -18,13 +18,14 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let known = client.mesh(mesh).await?;
     if !yes {
-        confirm(&known, member)?;
+        // The agent knows whom the name means, and whether this node may.
+        confirm(&known, &client.eviction(mesh, member).await?)?;
     }
     print(json, &client.evict(mesh, member).await?, |gone| evicted(&known, gone))
 }
 
-fn confirm(mesh: &Mesh, member: &str) -> anyhow::Result<()> {
-    progress(&warning(mesh, member));
+fn confirm(mesh: &Mesh, who: &Evicted) -> anyhow::Result<()> {
+    progress(&warning(mesh, who));
     if !std::io::stdin().is_terminal() {
         bail!("nothing was done: say --yes to evict without being asked");
     }
@@ -38,34 +39,20 @@ fn confirm(mesh: &Mesh, member: &str) -> anyhow::Result<()> {
 }
 
 /// What will happen.
-fn warning(mesh: &Mesh, selector: &str) -> String {
-    let meant = |member: &&Member| {
-        let id = member.node.to_string();
-        member.name == selector
-            || member.alias.as_deref() == Some(selector)
-            || id.starts_with(selector)
-    };
+fn warning(mesh: &Mesh, who: &Evicted) -> String {
+    let (node, others) = named(mesh, who);
     let head = format!(
-        "{selector} will be put out of mesh {} for good: it comes back only with a new invite",
+        "{node} will be put out of mesh {} for good: it comes back only with a new invite",
         mesh.name
     );
-    let Some(member) = mesh.members.iter().find(meant) else { return head };
-    let guests = mesh.members.iter().filter(|other| other.admission.by == Some(member.node));
-    let guests: Vec<_> = guests.map(|guest| guest.name.as_str()).collect();
-    match guests.as_slice() {
-        [] => head,
-        _ => format!("{head}\nwith it go those whom it admitted: {}", guests.join(", ")),
+    match others.is_empty() {
+        true => head,
+        false => format!("{head}\nwith it go those whom it admitted: {}", others.join(", ")),
     }
 }
 
-fn evicted(mesh: &Mesh, evicted: &Evicted) -> String {
-    let name = |node| {
-        let member = mesh.members.iter().find(|member| member.node == node);
-        member.map_or_else(|| node.short(), |member| member.name.clone())
-    };
-    let node = name(evicted.node);
-    let others = evicted.gone.iter().filter(|gone| **gone != evicted.node);
-    let others: Vec<_> = others.map(|gone| name(*gone)).collect();
+fn evicted(mesh: &Mesh, gone: &Evicted) -> String {
+    let (node, others) = named(mesh, gone);
     let with = match others.is_empty() {
         true => String::new(),
         false => format!(", and with it {}", others.join(", ")),
@@ -76,24 +63,31 @@ fn evicted(mesh: &Mesh, evicted: &Evicted) -> String {
     )
 }
 
+/// What the node is called, and those who go with it.
+fn named(mesh: &Mesh, evicted: &Evicted) -> (String, Vec<String>) {
+    let name = |node| {
+        let member = mesh.members.iter().find(|member| member.node == node);
+        member.map_or_else(|| node.short(), |member| member.name.clone())
+    };
+    let others = evicted.gone.iter().filter(|gone| **gone != evicted.node);
+    (name(evicted.node), others.map(|gone| name(*gone)).collect())
+}
+
 #[cfg(test)]
 mod tests {
-    use selvedge_api::mesh::Admission;
-
     use super::*;
     use crate::mesh_plane::query::tests::mesh;
 
     #[test]
     fn those_who_go_with_it_are_named() {
-        let mut mesh = mesh();
-        let inviter = mesh.members[1].node;
-        mesh.members[2].admission = Admission { by: Some(inviter), ..Admission::default() };
-        let told = warning(&mesh, "gw2");
+        let mesh = mesh();
+        let [_, inviter, guest] = [0, 1, 2].map(|rank| mesh.members[rank].node);
+        let who = |gone: &[_]| Evicted { mesh: mesh.id, node: inviter, gone: gone.to_vec() };
+        let told = warning(&mesh, &who(&[inviter, guest]));
+        assert!(told.starts_with("gw2 will be put out of mesh campus for good"), "{told}");
         assert!(told.ends_with("with it go those whom it admitted: calm-otter-0001"), "{told}");
-        assert!(!warning(&mesh, "gw1").contains("with it go"));
-        assert!(!warning(&mesh, "nobody").contains("with it go"));
-        let gone = vec![inviter, mesh.members[2].node];
-        let told = evicted(&mesh, &Evicted { mesh: mesh.id, node: inviter, gone });
+        assert!(!warning(&mesh, &who(&[inviter])).contains("with it go"));
+        let told = evicted(&mesh, &who(&[inviter, guest]));
         assert!(told.starts_with("evicted gw2 from mesh campus, and with it calm-otter-0001\n"));
     }
 }

@@ -1,6 +1,8 @@
-//! What `mesh list`, `mesh show` and `mesh names` print for people.
+//! What `mesh list`, `mesh show`, `mesh names` and `mesh tunnels` print for people.
 
-use selvedge_api::mesh::{Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, UsedRoute};
+use selvedge_api::mesh::{
+    Dns, Eviction, Hookup, Listener, Member, Mesh, Summary, Tunnel, Tunnels, UsedRoute,
+};
 
 use selvedge_model::NodeId;
 
@@ -22,8 +24,10 @@ pub(super) fn list(meshes: &[Summary]) -> String {
 pub(super) fn show(mesh: &Mesh) -> String {
     let Mesh { name, id, interface, prefix, listen_port, .. } = mesh;
     let out = mesh.evicted.as_ref().map(|eviction| out(mesh, eviction)).unwrap_or_default();
-    let head =
-        format!("mesh {name} ({id})\ninterface {interface}, port {listen_port}, {prefix}\n{out}");
+    let by = mesh.wireguard.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    let head = format!(
+        "mesh {name} ({id})\ninterface {interface}{by}, port {listen_port}, {prefix}\n{out}"
+    );
     let header = [
         "NODE",
         "NAME",
@@ -150,6 +154,24 @@ pub(super) fn names(dns: &Dns) -> String {
     format!("domain {}\n\n{places}\n\n{}", dns.domain, hookup(dns))
 }
 
+/// The networks over a mesh, and why some are not.
+pub(super) fn tunnels(tunnels: &Tunnels) -> String {
+    let mesh = &tunnels.mesh;
+    let (Some(interface), Some(address)) = (&tunnels.interface, tunnels.address) else {
+        return format!("this node is not in the mesh {mesh} yet, which is to carry its networks");
+    };
+    let mtu = tunnels.mtu.map_or_else(
+        || format!("{interface} is not up"),
+        |mtu| format!("MTU of the networks: {mtu}"),
+    );
+    let row = |network: &Tunnel| {
+        let problem = or_dash(network.problem.as_deref());
+        vec![network.vni.to_string(), network.endpoints.len().to_string(), problem]
+    };
+    let rows = table(&["VNI", "ENDPOINTS", "PROBLEM"], tunnels.networks.iter().map(row));
+    format!("mesh {mesh}, from {address} by {interface}; {mtu}\n\n{rows}")
+}
+
 fn hookup(dns: &Dns) -> String {
     match &dns.hookup {
         Hookup::Resolved => "systemd-resolved asks there for names of the meshes".to_owned(),
@@ -175,7 +197,7 @@ fn instructions(dns: &Dns) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use selvedge_api::mesh::{Admission, MemberState, Role};
+    use selvedge_api::mesh::{Admission, DirectPaths, MemberState, Role};
     use selvedge_model::{MeshId, WgKey};
 
     use super::*;
@@ -244,6 +266,7 @@ mod tests {
             address: me.address,
             prefix: "fd00::/64".parse().expect("valid"),
             listen_port: 51820,
+            wireguard: Some("userspace".to_owned()),
             routes: vec![],
             not_permitted: vec![],
             members: vec![me, other, client],
@@ -256,7 +279,7 @@ mod tests {
     fn a_mesh_is_shown_with_its_members() {
         let expected = "\
 mesh campus (beeqscijbeeqscijbeeqscijbeeqscij)
-interface sv-campus, port 51820, fd00::/64
+interface sv-campus (userspace), port 51820, fd00::/64
 
 NODE        NAME             ROLE    STATE    ADDRESS  PATH                ENDPOINT         HANDSHAKE  RX       TX     VERSION
 aeaqcaibae  gw1              peer    self     fd00::1  -                   192.0.2.1:51820  -          0 B      0 B    0.1.0
@@ -307,7 +330,8 @@ DESTINATION     BY
         let expected = "\
 NAME    ID                                INTERFACE  ADDRESS  MEMBERS
 campus  beeqscijbeeqscijbeeqscijbeeqscij  sv-campus  fd00::1  2";
-        let summary = Summary { id, name, interface, address, members: 2, evicted: false };
+        let direct = DirectPaths::default();
+        let summary = Summary { id, name, interface, address, members: 2, evicted: false, direct };
         assert_eq!(list(&[summary]), expected);
         assert_eq!(list(&[]), "NAME  ID  INTERFACE  ADDRESS  MEMBERS");
     }
@@ -342,5 +366,32 @@ This host's programs do not ask there by themselves. Have the resolver of this h
         let hooked = Dns { hookup: Hookup::Resolved, ..dns };
         assert!(names(&hooked).ends_with("systemd-resolved asks there for names of the meshes"));
         assert!(names(&Dns::default()).contains("[mesh.dns]"));
+    }
+
+    #[test]
+    fn networks_over_a_mesh_are_listed_with_what_is_wrong() {
+        let mut seen = Tunnels { mesh: "campus".to_owned(), ..Tunnels::default() };
+        assert!(tunnels(&seen).contains("not in the mesh campus yet"));
+        let address = "fd5e::1".parse().expect("an address");
+        let network = |vni: u32, endpoints, problem: Option<&str>| Tunnel {
+            vni: vni.try_into().expect("a VNI"),
+            endpoints,
+            problem: problem.map(str::to_owned),
+        };
+        seen = Tunnels {
+            interface: Some("sv-campus".to_owned()),
+            address: Some(address),
+            mtu: Some(1350),
+            networks: vec![
+                network(1, vec![address], None),
+                network(2, vec![], Some("there is no bridge br2: make it")),
+            ],
+            ..seen
+        };
+        let expected = "mesh campus, from fd5e::1 by sv-campus; MTU of the networks: 1350\n\n\
+                        VNI  ENDPOINTS  PROBLEM\n\
+                        1    1          -\n\
+                        2    0          there is no bridge br2: make it";
+        assert_eq!(tunnels(&seen).trim_end(), expected);
     }
 }

@@ -51,7 +51,9 @@ fn interface(Examined { mesh, link, .. }: &Examined) -> Finding {
     let name = &mesh.interface;
     match link {
         Some(link) if link.up => {
-            Finding::ok(&mesh.name, format!("{name} is up, with an MTU of {}", link.mtu))
+            let by = mesh.wireguard.as_deref().unwrap_or("nobody yet");
+            let text = format!("{name} is up, with an MTU of {}; WireGuard: {by}", link.mtu);
+            Finding::ok(&mesh.name, text)
         }
         Some(_) => Finding::problem(&mesh.name, format!("its interface {name} is down"))
             .shell([format!("ip link set {name} up")]),

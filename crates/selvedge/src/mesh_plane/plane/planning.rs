@@ -1,12 +1,13 @@
 //! When the host's part in all meshes is planned anew.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 use tracing::{debug, error};
 
 use super::super::seat::DRAIN;
-use super::super::topology::{Links, Outcome, decide};
+use super::super::topology::{Links, Planned, decide};
 use super::{Plane, Report, report};
 
 /// What happens within this time is planned for at once.
@@ -20,6 +21,9 @@ pub(super) struct Planning {
     began: Option<Instant>,
     /// Something has changed since it began.
     stale: bool,
+    last: Option<Arc<Planned>>,
+    /// The links of the host may be others than those of the last plan.
+    links_doubted: bool,
 }
 
 impl Planning {
@@ -50,6 +54,11 @@ impl Planning {
         begins
     }
 
+    /// Takes note that the links of the host, or their addresses, may be others.
+    pub(super) fn doubt_links(&mut self) {
+        self.links_doubted = true;
+    }
+
     fn end(&mut self, now: Instant) {
         let took = self.began.take().map_or(Duration::ZERO, |began| now - began);
         if std::mem::take(&mut self.stale) {
@@ -62,39 +71,55 @@ impl Plane {
     /// Has a plan be made, aside from the loop: with thousands of members it takes a while.
     pub(super) fn plan(&mut self) {
         let now = Instant::now();
-        let mut sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now)).collect();
+        let time = super::now(self.began);
+        let sites = self.meshes.values_mut().map(|seat| seat.site(now, time));
+        let mut sites: Vec<_> = sites.collect();
         self.resolve(&mut sites, now);
         self.look_up(now);
         if sites.iter().any(|site| site.still_serving) {
             self.planning.note_by(now + DRAIN);
         }
         let (reporter, netlink) = (self.reporter.clone(), self.setup.netlink.clone());
+        let last = self.planning.last.clone();
+        let doubted = std::mem::take(&mut self.planning.links_doubted);
         tokio::spawn(async move {
-            let links = Links::look(netlink.as_ref()).await;
-            let outcome = spawn_blocking(move || decide(&mut sites, &links)).await;
-            let outcome = outcome.inspect_err(|error| {
+            // Thousands of interfaces take a while to list, and by which of them partners are
+            // reached is no part of the list.
+            let last = last.filter(|_| !doubted);
+            let links = match &last {
+                Some(last) => last.links(),
+                None => Arc::new(Links::look(netlink.as_ref()).await),
+            };
+            let planned = spawn_blocking(move || decide(&mut sites, links, last)).await;
+            let planned = planned.inspect_err(|error| {
                 error!(%error, "no plan for the meshes; what was planned before stays");
             });
-            report(&reporter, Report::Planned(outcome.ok().map(Box::new))).await;
+            report(&reporter, Report::Planned(planned.ok())).await;
         });
     }
 
     /// Follows a plan.
-    pub(super) fn follow(&mut self, outcome: Option<Box<Outcome>>) {
+    pub(super) fn follow(&mut self, planned: Option<Arc<Planned>>) {
         let now = Instant::now();
         self.planning.end(now);
-        let Some(outcome) = outcome else { return };
-        debug!(meshes = outcome.layouts.len(), ground = ?outcome.ground, "planned");
+        let Some(planned) = planned else { return };
+        let outcome = &planned.outcome;
+        let same = self.planning.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &planned));
+        debug!(meshes = outcome.layouts.len(), same, ground = ?outcome.ground, "planned");
         if let Some(landlord) = &self.landlord {
-            landlord.set(outcome.ground);
+            landlord.set(outcome.ground.clone());
         }
-        for (mesh, layout) in outcome.layouts {
-            let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
-            if let Some(later) = seat.follow(layout, now) {
+        for (mesh, layout) in &outcome.layouts {
+            let Some(seat) = self.meshes.get_mut(mesh) else { continue };
+            if !same {
+                seat.follow(layout.clone());
+            }
+            if let Some(later) = seat.say(now) {
                 self.planning.note_by(later);
             }
-            self.drive(mesh);
+            self.drive(*mesh);
         }
+        self.planning.last = Some(planned);
     }
 }
 

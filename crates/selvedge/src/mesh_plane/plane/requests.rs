@@ -52,6 +52,9 @@ impl Plane {
             },
             Request::Invite(mesh, request, reply) => answer(reply, self.invite(&mesh, request)),
             Request::Evict(mesh, member, reply) => answer(reply, self.evict(&mesh, &member)),
+            Request::Eviction(mesh, member, reply) => {
+                answer(reply, self.eviction(&mesh, &member));
+            }
             Request::Leave(mesh, reply) => match self.find(&mesh) {
                 Ok(mesh) => self.leave(mesh, reply),
                 Err(error) => answer(reply, Err(error)),
@@ -143,7 +146,8 @@ impl Plane {
         let not_after = wall().after(Duration::from_secs(request.expires_s));
         let id = InviteId(setup::random()?);
         let prefixes = request.allow.iter().map(Prefix::network).collect();
-        let grant = Grant { role, prefixes, may_invite: request.may_invite };
+        let InviteRequest { may_invite, guests, .. } = request;
+        let grant = Grant { role, prefixes, may_invite, guests };
         let terms = InviteTerms { id, grant, uses: request.uses, not_after };
         let token = seat.core.invite(terms, wall())?.to_token();
         Ok(Invite { token, mesh, uses: request.uses, expires: not_after.0 })
@@ -156,6 +160,13 @@ impl Plane {
         let gone = seat.core.evict(node)?;
         self.drive(mesh);
         Ok(Evicted { mesh, node, gone })
+    }
+
+    fn eviction(&self, mesh: &str, member: &str) -> Result<Evicted, PlaneError> {
+        let mesh = self.find(mesh)?;
+        let seat = self.meshes.get(&mesh).ok_or(PlaneError::Stopping)?;
+        let node = view::find(seat, member)?;
+        Ok(Evicted { mesh, node, gone: seat.core.would_go(node)? })
     }
 
     /// Says something else about this node.

@@ -63,6 +63,10 @@ pub struct Scenario {
     /// Wall clocks are ahead by up to so many seconds.
     #[serde(default)]
     pub ahead_s: u64,
+    /// So many members after the founder may invite, and by so many seconds the wall clock of each
+    /// is ahead, or behind.
+    #[serde(default)]
+    pub inviters_ahead_s: Vec<i64>,
     /// Seconds for which records live; a day if absent.
     #[serde(default)]
     pub record_life_s: Option<u64>,
@@ -112,6 +116,12 @@ pub enum Action {
     Leave(usize),
     /// The founder evicts so many nodes.
     Evict(usize),
+    /// The founder evicts so many of those that crashed and may come back.
+    EvictAbsent(usize),
+    /// So many new nodes join by members that may invite.
+    Admit(usize),
+    /// Members that may invite evict so many of those whom they admitted.
+    EvictGuest(usize),
     /// So many nodes stand still.
     Freeze {
         /// How many.
@@ -162,6 +172,8 @@ pub enum Claim {
     Known,
     /// Every running node knows which of the members run, and which do not.
     Lives,
+    /// Everybody who was evicted, and ran since, has heard of it.
+    Out,
 }
 
 /// Why a scenario cannot be run.
@@ -206,6 +218,7 @@ impl Scenario {
         let faults = [
             (self.nodes == 0, "nodes: a mesh has at least one"),
             (self.clients >= self.nodes, "clients: not all members can be clients"),
+            (self.inviters_ahead_s.len() >= self.nodes, "inviters-ahead-s: as many as members"),
             (self.seeds.is_empty(), "seeds: at least one is needed"),
             (!chances.iter().all(|c| (0.0..=1.0).contains(c)), "a chance is from 0 to 1"),
             (!(0.0..=10.0).contains(&self.jitter), "jitter is from 0 to 10"),
@@ -257,6 +270,9 @@ impl Step {
             Action::Join(count) => Some((*count, Action::Join)),
             Action::Leave(count) => Some((*count, Action::Leave)),
             Action::Evict(count) => Some((*count, Action::Evict)),
+            Action::EvictAbsent(count) => Some((*count, Action::EvictAbsent)),
+            Action::Admit(count) => Some((*count, Action::Admit)),
+            Action::EvictGuest(count) => Some((*count, Action::EvictGuest)),
             Action::Freeze { .. }
             | Action::Tear { .. }
             | Action::OneWay { .. }

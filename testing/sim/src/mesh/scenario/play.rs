@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Action, Claim, Scenario};
 use crate::mesh::net::Conditions;
-use crate::mesh::scale::{join, millis, round, seconds};
+use crate::mesh::scale::{join_at, millis, round, seconds};
 use crate::mesh::world::{Setup, Tracked, World};
 
 /// How often the invariants are looked at, in µs.
@@ -91,6 +91,7 @@ fn setup(scenario: &Scenario, seed: u64) -> Setup {
         clients: scenario.clients,
         drift: scenario.drift_ppm,
         ahead: scenario.ahead_s,
+        inviters: scenario.inviters_ahead_s.clone(),
         watched: true,
         ..Setup::plain(scenario.nodes, seed, Conditions { loss, double, jitter })
     }
@@ -153,7 +154,14 @@ impl Player<'_> {
             Action::Evict(count) => self.each(*count, World::evict),
             Action::Return(count) => (0..*count).for_each(|_| self.restart(false)),
             Action::ReturnOld(count) => (0..*count).for_each(|_| self.restart(true)),
-            Action::Join(count) => (0..*count).for_each(|_| self.join()),
+            Action::Join(count) => (0..*count).for_each(|_| self.join(Some(0))),
+            Action::Admit(count) => (0..*count).for_each(|_| {
+                let inviters: Vec<usize> = self.world.inviters().collect();
+                let host = inviters.into_iter().choose(&mut self.world.rng);
+                self.join(host);
+            }),
+            Action::EvictAbsent(count) => (0..*count).for_each(|_| self.evict_absent()),
+            Action::EvictGuest(count) => (0..*count).for_each(|_| self.evict_guest()),
             Action::Freeze { nodes, seconds } => {
                 let length = Duration::from_secs_f64(*seconds);
                 self.each(*nodes, |world, place| world.freeze(place, length));
@@ -195,8 +203,28 @@ impl Player<'_> {
         }
     }
 
-    fn join(&mut self) {
-        match join(&mut self.world) {
+    fn evict_absent(&mut self) {
+        let nodes = self.world.nodes.iter().enumerate();
+        let absent = nodes.filter(|(_, node)| node.disk.is_some() && !node.left);
+        let absent: Vec<usize> = absent.map(|(place, _)| place).collect();
+        if let Some(place) = absent.into_iter().choose(&mut self.world.rng) {
+            self.world.evict(place);
+        }
+    }
+
+    fn evict_guest(&mut self) {
+        let inviters: Vec<usize> = self.world.inviters().collect();
+        let guests = self.world.running().map(|place| (self.world.nodes[place].host, place));
+        let guests = guests.filter(|(host, _)| inviters.contains(host));
+        let guests: Vec<(usize, usize)> = guests.collect();
+        if let Some((host, guest)) = guests.into_iter().choose(&mut self.world.rng) {
+            self.world.evict_by(host, guest);
+        }
+    }
+
+    /// Lets a new node join by a member, if there is one that can let it.
+    fn join(&mut self, host: Option<usize>) {
+        match host.and_then(|host| join_at(&mut self.world, host)) {
             Some(place) => {
                 self.world.track_record(place);
                 self.world.note_history(format!("node {place} joins"));
@@ -267,6 +295,7 @@ impl Player<'_> {
                     Claim::Agreed => "M6: agreed",
                     Claim::Known => "M2: known",
                     Claim::Lives => "lives",
+                    Claim::Out => "M4: out",
                 };
                 let (from, within) = (expect.from, expect.within);
                 let what = format!("{name}: not within {within} s from {from} s on");
@@ -281,5 +310,6 @@ fn holds(world: &mut World, claim: Claim) -> bool {
         Claim::Agreed => world.agreed(),
         Claim::Known => world.tracked.iter().all(Tracked::is_known),
         Claim::Lives => world.right_about_lives(),
+        Claim::Out => world.evicted_are_out(),
     }
 }

@@ -63,16 +63,27 @@ impl World {
         self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
     }
 
-    /// Lets the founder evict a node, which goes on until it hears of it.
+    /// Lets the founder evict a node, which goes on until it hears of it, and so do those whom it
+    /// admitted.
     pub fn evict(&mut self, place: usize) {
+        self.evict_by(0, place);
+    }
+
+    /// The same by another member, which admitted the node.
+    pub fn evict_by(&mut self, by: usize, place: usize) {
         let id = self.nodes[place].id;
-        let Some(founder) = &mut self.nodes[0].mesh else { return };
-        founder.evict(id).expect("the founder may");
-        self.nodes[place].left = true;
-        self.settle(0);
-        self.note_history(format!("node {place} is evicted"));
-        self.tracked.retain(|tracked| tracked.node != id);
-        self.tracked.iter_mut().for_each(|tracked| tracked.without(place));
+        let Some(mesh) = &mut self.nodes[by].mesh else { return };
+        mesh.evict(id).expect("it may");
+        self.settle(by);
+        self.note_history(format!("node {by} evicts node {place}"));
+        let guests = self.nodes.iter().enumerate().filter(|(_, node)| node.host == place);
+        let guests: Vec<usize> = guests.map(|(guest, _)| guest).filter(|_| place != 0).collect();
+        for gone in guests.into_iter().chain([place]) {
+            let id = self.nodes[gone].id;
+            self.nodes[gone].left = true;
+            self.tracked.retain(|tracked| tracked.node != id);
+            self.tracked.iter_mut().for_each(|tracked| tracked.without(gone));
+        }
     }
 
     /// A node that hears that it is out takes part no more.

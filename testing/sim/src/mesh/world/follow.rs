@@ -91,11 +91,17 @@ impl World {
         self.tracked.push(Tracked { node, what, since, unknowing, known, copies });
     }
 
-    /// Whether all running nodes hold the same.
+    /// Whether nobody runs who was evicted: all of them have heard of it.
+    #[must_use]
+    pub fn evicted_are_out(&self) -> bool {
+        self.nodes.iter().all(|node| !node.left || node.mesh.is_none())
+    }
+
+    /// Whether all running nodes hold the same, of who is evicted too.
     pub fn agreed(&mut self) -> bool {
         let digests =
             self.nodes.iter_mut().filter(|node| !node.left).filter_map(|node| node.mesh.as_mut());
-        let mut digests = digests.map(Mesh::digest);
+        let mut digests = digests.map(|mesh| (mesh.digest(), mesh.evictions_digest()));
         let first = digests.next();
         digests.all(|digest| Some(digest) == first)
     }
@@ -169,11 +175,17 @@ impl World {
                 "not_a_member" | "rumor" | "expired" => {}
                 kind => self.violation(format!("M1: {place} rejected: {kind}: {reason}")),
             },
-            Event::Evicted { node, .. } if *node == self.nodes[place].id => self.quit(place),
-            Event::Evicted { .. }
-            | Event::MemberJoined(_)
+            Event::Evicted { .. } => {
+                let mesh = self.nodes[place].mesh.as_ref();
+                if mesh.is_some_and(|mesh| mesh.evicted().is_some()) {
+                    self.quit(place);
+                }
+            }
+            Event::MemberJoined(_)
             | Event::MemberUpdated(_)
             | Event::MemberLeft(_)
+            | Event::Called(_)
+            | Event::Passing(_)
             | Event::StateChanged => {}
         }
     }

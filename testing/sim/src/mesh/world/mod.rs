@@ -42,6 +42,9 @@ pub struct Setup {
     pub drift: u32,
     /// Wall clocks are ahead by up to so many seconds.
     pub ahead: u64,
+    /// The members after the founder that may invite: by how many seconds the wall clock of each
+    /// is ahead.
+    pub inviters: Vec<i64>,
     /// Whether the invariants are looked at that need every message to be read.
     pub watched: bool,
 }
@@ -59,6 +62,7 @@ impl Setup {
             clients: 0,
             drift: 0,
             ahead: 0,
+            inviters: Vec::new(),
             watched: false,
         }
     }
@@ -79,8 +83,10 @@ pub struct Node {
     pub first_disk: Option<State>,
     /// What is on its disk, if it has crashed.
     pub disk: Option<State>,
-    /// Whether it has left for good.
+    /// Whether it has left for good, or was evicted.
     pub left: bool,
+    /// The place of the member that admitted it; the founder's if that did.
+    pub host: usize,
     /// The greatest sequence number that it was seen to give out.
     pub told: u64,
     stalls: bool,
@@ -184,7 +190,7 @@ impl World {
     }
 
     /// What a node's clocks show: the one that only counts, and the wall clock.
-    fn clocks(&self, place: usize) -> (Time, UnixTime) {
+    pub(super) fn clocks(&self, place: usize) -> (Time, UnixTime) {
         self.nodes[place].clock.read(self.now)
     }
 

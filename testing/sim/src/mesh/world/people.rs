@@ -30,6 +30,8 @@ impl World {
         let port = Port { region, side, nat, free: self.now, sent: 0, received: 0 };
         let stalls = self.rng.random_range(0.0..1.0) < self.setup.stalling;
         let clock = Clock::draw(self.setup.drift, self.setup.ahead, &mut self.rng);
+        let inviter = place.checked_sub(1).and_then(|rank| self.setup.inviters.get(rank));
+        let clock = inviter.map_or(clock, |ahead| clock.set(*ahead));
         let id = identity.node_id();
         self.nodes.push(Node {
             mesh: None,
@@ -39,6 +41,7 @@ impl World {
             first_disk: None,
             disk: None,
             left: false,
+            host: 0,
             told: 0,
             stalls,
             stalled_until: Time::ZERO,
@@ -67,7 +70,8 @@ impl World {
         let others = self.identities.iter().zip(&lives).enumerate().skip(1);
         let told = |n: usize| Profile { client: self.nodes[n].port.nat, ..profile(n) };
         let others = others.map(|(n, (identity, life))| (identity, key(n), told(n), *life));
-        state.peopled(founder, others).expect("in bounds")
+        let inviters = self.setup.inviters.len() as u64;
+        state.peopled(founder, inviters, others).expect("in bounds")
     }
 
     /// Starts a node with what it kept.
@@ -91,6 +95,12 @@ impl World {
             self.push(self.now, Happening::Stall(place));
         }
         self.settle(place);
+    }
+
+    /// The places of the members that may invite and run, the founder aside.
+    pub fn inviters(&self) -> impl Iterator<Item = usize> {
+        let count = self.setup.inviters.len();
+        self.running().filter(move |place| (1..=count).contains(place))
     }
 
     /// The identity of a node.
