@@ -20,6 +20,9 @@ pub struct CreateRequest {
     /// A word on this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// The UDP port of WireGuard; without it what is configured, or one that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Make a token that lets others join a mesh.
@@ -87,6 +90,9 @@ pub struct JoinRequest {
     /// What this node is to be; a client is one also if the token would have it be a peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// The UDP port of WireGuard; without it what is configured, or one that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Say something else about this node in a mesh. What is left out stays as it is.

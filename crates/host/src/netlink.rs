@@ -111,6 +111,15 @@ impl Address {
     pub const fn is_tentative(&self) -> bool {
         self.flags & libc::IFA_F_TENTATIVE != 0
     }
+
+    /// Whether it is used for a while only: a temporary address of IPv6 (RFC 8981), or one that
+    /// is deprecated.
+    #[must_use]
+    pub const fn is_fleeting(&self) -> bool {
+        // Of IPv4 the first bit says something else: that the network has another address here.
+        let temporary = self.prefix.addr().is_ipv6() && self.flags & libc::IFA_F_TEMPORARY != 0;
+        temporary || self.flags & libc::IFA_F_DEPRECATED != 0
+    }
 }
 
 /// How an address is added.

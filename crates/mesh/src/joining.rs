@@ -175,7 +175,8 @@ impl Joining {
             | Message::Ask(_)
             | Message::Vouch(_)
             | Message::Accuse(_)
-            | Message::Call(_) => Err(JoinError::Unexpected { from }),
+            | Message::Call(_)
+            | Message::Seen(_) => Err(JoinError::Unexpected { from }),
         }
     }
 

@@ -15,11 +15,15 @@ pub struct Endpoint {
     /// Address and UDP port.
     #[n(0)]
     pub addr: SocketAddr,
+    /// The node does not know that address of itself: others say that they see it there.
+    #[n(1)]
+    #[cbor(default, skip_if = "codec::is_default")]
+    pub observed: bool,
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(addr: SocketAddr) -> Self {
-        Self { addr }
+        Self { addr, observed: false }
     }
 }
 
@@ -251,8 +255,10 @@ mod tests {
     }
 
     fn full() -> Profile {
+        let observed = Endpoint { addr: ([192, 0, 2, 1], 7654).into(), observed: true };
         let named = |host: &str| NamedEndpoint { host: host.into(), port: 51_820, control: 7654 };
         Profile {
+            control: vec![observed],
             alias: "one".into(),
             names: vec![named("one.example.net")],
             datagram_port: 7655,

@@ -27,12 +27,15 @@
 //! | 27 | [`Message::Vouch`] | the answer if that node lives |
 //! | 28 | [`Message::Accuse`] | the answer if it does not answer |
 //! | 29 | [`Message::Call`] | from one client to another, by the peers that they are attached to |
+//! | 30 | [`Message::Seen`] | tells a partner where it is seen; between the drivers |
 //!
-//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 30 and 31 for clients. No decoder allocates more than a few times the length of its
+//! 3 and 4 were used by version 1; 14 and 15 are kept for routes, 20 to 23 for renewal, 31 for clients. No decoder allocates more than a few times the length of its
 //! input.
 //!
 //! A node reads its own version and the next one: whatever a version adds, the one before skips,
 //! so that a mesh can be upgraded node by node.
+
+use std::net::IpAddr;
 
 use minicbor::decode::Decoder;
 use minicbor::encode::Encoder;
@@ -122,6 +125,9 @@ pub enum Message {
     Accuse(Accuse),
     /// One client has something to say to another.
     Call(Call),
+    /// I see you there. Where packets come from is known to drivers alone, so the core has no part
+    /// in it.
+    Seen(Seen),
 }
 
 /// The body of [`Message::Digest`].
@@ -221,6 +227,15 @@ pub struct Accuse {
     /// The signed accusation.
     #[n(0)]
     pub accusation: Raw,
+}
+
+/// The body of [`Message::Seen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Seen {
+    /// The address from which the receiver's packets come.
+    #[n(0)]
+    pub addr: IpAddr,
 }
 
 /// The body of [`Message::Records`].
@@ -410,6 +425,7 @@ impl Message {
             Self::Vouch(_) => 27,
             Self::Accuse(_) => 28,
             Self::Call(_) => 29,
+            Self::Seen(_) => 30,
         }
     }
 
@@ -428,6 +444,7 @@ impl Message {
             Self::Vouch(body) => codec::to_vec(body),
             Self::Accuse(body) => codec::to_vec(body),
             Self::Call(body) => codec::to_vec(body),
+            Self::Seen(body) => codec::to_vec(body),
             Self::Same | Self::WhoAreYou | Self::Prune => codec::to_vec(&Empty {}),
         }
     }
@@ -458,6 +475,7 @@ impl Message {
             27 => body(bytes).map(Self::Vouch),
             28 => body(bytes).map(Self::Accuse),
             29 => body(bytes).map(Self::Call),
+            30 => body(bytes).map(Self::Seen),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -624,6 +642,8 @@ mod tests {
                 yours: Some(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 65_535))),
                 ..call()
             }),
+            Message::Seen(Seen { addr: [192, 0, 2, 1].into() }),
+            Message::Seen(Seen { addr: [1; 16].into() }),
             Message::Records(records.clone()),
             Message::Join(Join { invite: raw(), wg: WgKey([6; 32]) }),
             Message::Welcome(Welcome { certificate: raw(), state: records }),

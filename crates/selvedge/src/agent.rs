@@ -116,7 +116,7 @@ impl Agent {
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
             gateway: None,
-            hooks: config.mesh.as_ref().map(|mesh| mesh.hooks.at_the_end()).unwrap_or_default(),
+            hooks: config.mesh.as_ref().map(|mesh| mesh.options.at_the_end()).unwrap_or_default(),
             signals,
             started_ms: unix_ms(),
             restarts: mpsc::channel(1),

@@ -11,6 +11,7 @@ mod file;
 mod health;
 mod hooks;
 mod options;
+mod place;
 mod ra;
 mod vxlan;
 
@@ -35,11 +36,11 @@ pub use file::{
 pub use health::{HealthFile, Session};
 pub use hooks::{Command, HooksFile, MeshHooksFile};
 pub use options::{Exit, MeshOptions, OptionsByMesh, OptionsFile};
+pub use place::{Host, Place, PlaceError};
 pub use ra::{RaFile, RaSettings};
 pub use vxlan::{VxlanConfig, VxlanFile};
 
 use crate::gateway_plane::HooksConfig;
-use crate::mesh_plane::MeshHooks;
 
 /// Where the agent keeps its state unless the configuration says otherwise.
 pub const STATE: &str = "/var/lib/selvedge";
@@ -80,24 +81,16 @@ pub struct MeshConfig {
     pub state: PathBuf,
     /// The UDP address on which agents talk to each other (QUIC).
     pub listen: SocketAddr,
-    /// The addresses at which other nodes reach this one; empty: those that the host has.
-    pub endpoints: Vec<IpAddr>,
     /// Where members may be found when nobody answers: addresses or names, with ports.
     pub bootstrap: Vec<String>,
     /// What the mesh cores are told is written to this file, and those that stand beside it.
     pub record: Option<PathBuf>,
     /// Who handles the packets.
     pub wireguard: WireGuard,
-    /// The UDP port of WireGuard, for the first mesh; 0: one that is free, then kept.
-    pub port: u16,
-    /// Names of the interfaces: `{name}` stands for the name of the mesh.
-    pub interface: String,
     /// What this node is in its meshes, and what it wants of them.
     pub options: OptionsByMesh,
     /// How names are answered, if they are.
     pub dns: Option<DnsConfig>,
-    /// The operator's commands.
-    pub hooks: MeshHooks,
 }
 
 /// What the gateway plane is built from.

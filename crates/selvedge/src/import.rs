@@ -174,7 +174,7 @@ impl Import {
         let bare = text.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| (ip, None));
         match address.or(bare) {
             Ok((ip, port)) => {
-                self.mesh().endpoints = Some(vec![ip]);
+                self.mesh().endpoints = Some(vec![ip.into()]);
                 self.mesh().port = port;
             }
             Err(_) => self.note(

@@ -42,7 +42,8 @@ impl Agent {
         let config = folder.path().join("agent.toml");
         let text = format!(
             "name = '{name}'\n[mesh]\nlisten = '127.0.0.1:0'\nendpoints = ['127.0.0.1']\n\
-             wireguard = 'dry'\n[mesh.dns]\nlisten = '{dns}'\n"
+             wireguard = 'dry'\n[mesh.dns]\nlisten = '{dns}'\n\
+             [mesh.options]\nipv4 = '10.99.0.0/16'\n"
         );
         std::fs::write(&config, text).expect("writes");
         let child = Command::new(env!("CARGO_BIN_EXE_selvedge"))
@@ -145,6 +146,11 @@ fn members_are_found_by_name() {
     let address = two.json(&["node", "show"])["address"].as_str().expect("text").to_owned();
     let aaaa = |agent: &Agent, name: &str| agent.resolve(name, RecordType::AAAA);
     until("the other is found", || (aaaa(&one, name) == [address.clone()]).then_some(()));
+    let ipv4 = until("it has an IPv4 address", || one.resolve(name, RecordType::A).pop());
+    let octets: Vec<&str> = ipv4.rsplit('.').collect();
+    assert_eq!(octets[2..], ["99", "10"], "{ipv4}");
+    let reverse = format!("{}.in-addr.arpa.", octets.join("."));
+    assert_eq!(one.resolve(&reverse, RecordType::PTR), [name]);
     // Both are called alike on purpose.
     for agent in [&one, &two] {
         agent.json(&["node", "set", "--alias", "Web", "--shared", "true"]);

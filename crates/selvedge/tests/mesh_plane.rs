@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use selvedge::config::{MeshConfig, WireGuard};
+use selvedge::config::{MeshConfig, MeshOptions, OptionsByMesh, WireGuard};
 use selvedge::mesh_plane::{MeshHandle, spawn};
-use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Mesh};
+use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, Mesh, Role};
 use selvedge_api::{Code, Error};
 use selvedge_model::Prefix;
 use tempfile::TempDir;
@@ -24,6 +24,7 @@ struct Node {
     listen: SocketAddr,
     bootstrap: Vec<String>,
     record: Option<PathBuf>,
+    options: OptionsByMesh,
     running: Option<(MeshHandle, JoinHandle<()>, CancellationToken)>,
 }
 
@@ -33,7 +34,9 @@ impl Node {
         let free = UdpSocket::bind((LOOPBACK, 0)).and_then(|socket| socket.local_addr());
         let listen = free.expect("a free port");
         let (bootstrap, record) = (Vec::new(), None);
-        let mut node = Self { name, folder, listen, bootstrap, record, running: None };
+        let base = MeshOptions { endpoints: vec![LOOPBACK.into()], ..MeshOptions::default() };
+        let options = OptionsByMesh { base, ..OptionsByMesh::default() };
+        let mut node = Self { name, folder, listen, bootstrap, record, options, running: None };
         node.run().await.expect("the plane starts");
         node
     }
@@ -43,15 +46,11 @@ impl Node {
             name: self.name.parse()?,
             state: self.folder.path().to_owned(),
             listen: self.listen,
-            endpoints: vec![LOOPBACK],
             bootstrap: self.bootstrap.clone(),
             record: self.record.clone(),
             wireguard: WireGuard::Dry,
-            port: 0,
-            interface: "sv-{name}".to_owned(),
-            options: Default::default(),
+            options: self.options.clone(),
             dns: None,
-            hooks: Default::default(),
         };
         let shutdown = CancellationToken::new();
         let (handle, task) = spawn(config, shutdown.clone()).await?;
@@ -424,6 +423,61 @@ async fn names_and_meshes_are_checked() {
     assert_eq!(a.handle().show("nowhere").await.expect_err("unknown").code, Code::NotFound);
     assert_eq!(a.handle().leave("nowhere").await.expect_err("unknown").code, Code::NotFound);
     assert_eq!(a.show(&mesh.id.to_string()[..8]).await.id, mesh.id);
+}
+
+#[tokio::test]
+async fn the_port_is_the_first_ones_or_what_is_asked_for() {
+    let mut a = Node::start("a").await;
+    a.options.base.port = Some(51_820);
+    a.restart().await;
+    let create = |name: &str, port| {
+        let request = CreateRequest { name: name.to_owned(), port, ..CreateRequest::default() };
+        a.handle().create(request)
+    };
+    let (one, two) = tokio::join!(create("one", None), create("two", None));
+    let ports = [one, two].map(|mesh| mesh.expect("founded").listen_port);
+    assert_eq!(ports.iter().filter(|port| **port == 51_820).count(), 1, "{ports:?}");
+    assert_eq!(create("three", Some(51_820)).await.expect_err("taken").code, Code::Conflict);
+    assert_eq!(create("three", Some(51_823)).await.expect("founded").listen_port, 51_823);
+    let named = MeshOptions { port: Some(51_824), ..a.options.base.clone() };
+    a.options.named.insert("three".to_owned(), named);
+    a.restart().await;
+    let mesh = a.show("three").await;
+    assert_eq!(mesh.listen_port, 51_824);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while a.show("three").await.members[0].endpoints[0].port() != 51_824 {
+        assert!(Instant::now() < deadline, "it never said so");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_founds_no_mesh() {
+    let mut a = Node::start("a").await;
+    a.options.base.role = Some(Role::Client);
+    a.restart().await;
+    let request = CreateRequest { name: "campus".to_owned(), ..CreateRequest::default() };
+    let error = a.handle().create(request).await.expect_err("refused");
+    assert!(error.message.contains("a client"), "{error}");
+    assert!(a.mesh_files().is_empty());
+}
+
+/// A mesh may run over another one of the node's, if that is configured.
+#[tokio::test]
+async fn configured_endpoints_in_another_overlay_are_announced() {
+    let mut a = Node::start("a").await;
+    let inner = a.create("inner").await.address;
+    let named =
+        MeshOptions { endpoints: vec![IpAddr::from(inner).into()], ..MeshOptions::default() };
+    a.options.named.insert("outer".to_owned(), named);
+    a.restart().await;
+    a.create("outer").await;
+    // Beyond the agent's first look at its addresses.
+    a.restart().await;
+    sleep(Duration::from_secs(1)).await;
+    let outer = a.show("outer").await;
+    let announced: Vec<_> = outer.members[0].endpoints.iter().map(SocketAddr::ip).collect();
+    assert_eq!(announced, [IpAddr::from(inner)]);
 }
 
 #[tokio::test]

@@ -277,3 +277,68 @@ async fn a_node_in_two_meshes_connects_them() {
     gone(&lab, 1).await;
     assert!(!lab.ping(1, right.address, "56"));
 }
+
+#[tokio::test]
+async fn the_mtu_follows_the_link() {
+    let Some(mut lab) = Lab::new("tm", 2).await else { return };
+    lab.start_all().await;
+    lab.form("campus").await;
+    let has = async |mtu: u16| {
+        let deadline = Instant::now() + PATIENCE;
+        while !lab.ip(0, "link show sv-campus").contains(&format!("mtu {mtu} ")) {
+            assert!(Instant::now() < deadline, "{}", lab.read_log(0));
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    has(1420).await;
+    // Until nothing else makes the agent plan.
+    sleep(Duration::from_secs(5)).await;
+    lab.ip(0, "link set eth0 mtu 1400");
+    has(1320).await;
+}
+
+/// Host 2 has a private address; the router, host 3, gives it its own outside, as clouds do.
+#[tokio::test]
+async fn a_peer_behind_a_nat_of_its_own_announces_what_its_partners_see() {
+    let Some(mut lab) = Lab::new("tn", 4).await else { return };
+    let ip = |host: usize, args: &str| {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let done = lab.run(host, "ip", &args);
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    };
+    ip(2, "addr flush dev eth0 scope global");
+    ip(2, "addr add 10.7.0.2/24 dev eth0");
+    ip(2, "route add default via 10.7.0.1");
+    ip(3, "addr add 10.7.0.1/24 dev eth0");
+    let rules = "add table ip nat;\
+        add chain ip nat pre { type nat hook prerouting priority -100; };\
+        add chain ip nat post { type nat hook postrouting priority 100; };\
+        add rule ip nat pre ip daddr 192.0.2.4 dnat to 10.7.0.2;\
+        add rule ip nat post ip saddr 10.7.0.2 snat to 192.0.2.4";
+    assert!(lab.run(3, "nft", &[rules]).status.success());
+    for setting in ["conf.all.send_redirects=0", "conf.eth0.send_redirects=0", "ip_forward=1"] {
+        let set = lab.run(3, "sysctl", &["-w", &format!("net.ipv4.{setting}")]);
+        assert!(set.status.success(), "{set:?}");
+    }
+    for host in [0, 1, 2] {
+        lab.start(host).await;
+    }
+    lab.form_of("campus", 0, &[(1, None), (2, None)]).await;
+    let hidden = lab.show(2, "campus").await;
+    let (port, node) = (hidden.listen_port, hidden.node);
+    let outside = std::net::SocketAddr::from(([192, 0, 2, 4], port));
+    let inside = std::net::SocketAddr::from(([10, 7, 0, 2], port));
+    // Partners tell every half minute.
+    let deadline = Instant::now() + PATIENCE * 5;
+    while member(&lab.show(1, "campus").await, node).endpoints != [inside, outside] {
+        assert!(Instant::now() < deadline, "{:#?}\n{}", lab.show(1, "campus").await, lab.logs());
+        sleep(Duration::from_millis(200)).await;
+    }
+    let own = lab.show(0, "campus").await;
+    assert_eq!(self::own(&own).endpoints.len(), 1, "the others know where they are");
+    // Its partners begin by what leads to it, also if they have heard nothing of it.
+    lab.kill(0);
+    lab.start(0).await;
+    until(&lab, 0, "campus", |mesh| member(mesh, node).endpoint == Some(outside)).await;
+    lab.pings(0, hidden.address, "56").await;
+}

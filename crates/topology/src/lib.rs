@@ -43,4 +43,4 @@ pub use mtu::{Mtu, PathMtu, RELAY_OVERHEAD, Underlay, VXLAN_OVERHEAD, overlay_mt
 pub use overlay_ipv4::{Claim, claim, owners};
 pub use plan::{MeshPlan, PeerSpec, Plan, plan};
 pub use relay::{Hop, Refusal, Relays, Table};
-pub use view::{ExitUse, Member, Options, View, everywhere};
+pub use view::{ExitUse, Member, Options, View, everywhere, overlap};

@@ -45,12 +45,15 @@ pub(crate) struct Exit {
 }
 
 /// The exits that the own node uses, by the prefixes of length zero: of several meshes that offer
-/// one, by the first in which a certain one is asked for, else by the first.
+/// one, by the first in which a certain one is asked for, else by the first. None in a family in
+/// which it is an exit itself: what others send by it would run on into an exit that refuses it.
 pub(crate) fn exits(seats: &[Seat<'_>]) -> BTreeMap<Prefix, Exit> {
     let mut views: Vec<&View> = seats.iter().map(|seat| seat.view).collect();
     views.sort_by_key(|view| !matches!(view.options.exit, ExitUse::Only(_)));
     let first = |prefix| views.iter().find_map(|view| exit(view, prefix));
-    everywhere().into_iter().filter_map(|prefix| Some((prefix, first(prefix)?))).collect()
+    let own: BTreeSet<Prefix> = seats.iter().flat_map(|seat| seat.me.exits()).collect();
+    let used = everywhere().into_iter().filter(|prefix| !own.contains(prefix));
+    used.filter_map(|prefix| Some((prefix, first(prefix)?))).collect()
 }
 
 fn exit(view: &View, prefix: Prefix) -> Option<Exit> {
@@ -184,7 +187,8 @@ fn nearest(own: NodeId, prefix: Prefix, mut ways: Vec<Way>) -> Option<Way> {
     let rank = |way: &Way| (way.hop.distance, way.drained);
     let least = ways.iter().map(rank).min()?;
     ways.retain(|way| rank(way) == least);
-    let prefix = prefix.to_string();
+    // A host leaves by the same site in both families, if that has both.
+    let prefix = if prefix.len() == 0 { String::new() } else { prefix.to_string() };
     let name = |way: &Way| [way.mesh.as_bytes().as_slice(), way.exit.as_bytes()].concat();
     rendezvous::choose(&[own.as_bytes(), prefix.as_bytes()], ways, name)
 }

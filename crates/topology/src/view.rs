@@ -133,6 +133,11 @@ impl Member {
         }
     }
 
+    /// The prefixes of length zero among its networks: the families in which it is an exit.
+    pub fn exits(&self) -> impl Iterator<Item = Prefix> {
+        self.networks.iter().copied().filter(|prefix| prefix.len() == 0)
+    }
+
     /// Whether its certificate lets it announce `prefix`.
     #[must_use]
     pub fn may_announce(&self, prefix: Prefix) -> bool {
@@ -232,6 +237,12 @@ pub fn everywhere() -> [Prefix; 2] {
 /// Whether `outer` holds all of `inner`.
 pub(crate) fn covers(outer: Prefix, inner: Prefix) -> bool {
     outer.len() <= inner.len() && outer.contains(inner.addr())
+}
+
+/// Whether an address lies in both.
+#[must_use]
+pub fn overlap(one: Prefix, other: Prefix) -> bool {
+    covers(one, other) || covers(other, one)
 }
 
 #[cfg(test)]

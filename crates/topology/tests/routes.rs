@@ -379,6 +379,50 @@ fn exits_are_used_by_those_who_want_one() {
     assert_eq!(world.send(node(2), outside), Fate::Dropped(node(2), Some(Refusal::NoRoute)));
 }
 
+/// Two exits of both families, and what `user` wants of them.
+fn world_with_exits(user: u8, exit: ExitUse) -> World {
+    let mut world = world(1, false, 0);
+    for number in [30, 31] {
+        let mut exit = member(mesh(1), number, Role::Peer);
+        exit.networks = selvedge_topology::everywhere().into();
+        world.join(mesh(1), exit, Options::default());
+    }
+    if ![30, 31].contains(&user) {
+        world.join(mesh(1), member(mesh(1), user, Role::Client), Options::default());
+    }
+    world.options.get_mut(&(mesh(1), node(user))).expect("there").exit = exit;
+    world
+}
+
+#[test]
+fn an_exit_uses_none_in_a_family_in_which_it_is_one() {
+    for exit in [ExitUse::Any, ExitUse::Only(node(31))] {
+        let mut world = world_with_exits(30, exit);
+        world.settle();
+        assert!(world.plans[&node(30)].meshes[&mesh(1)].defaults.is_empty(), "{exit:?}");
+        let members = world.members.get_mut(&mesh(1)).expect("there");
+        members.get_mut(&node(30)).expect("there").networks = vec![prefix("::/0")];
+        world.settle();
+        let defaults = &world.plans[&node(30)].meshes[&mesh(1)].defaults;
+        assert_eq!(*defaults, BTreeSet::from([prefix("0.0.0.0/0")]), "{exit:?}");
+    }
+}
+
+#[test]
+fn a_host_leaves_by_one_site_in_both_families() {
+    let exits = |user| {
+        let mut world = world_with_exits(user, ExitUse::Any);
+        world.settle();
+        let hops = &world.plans[&node(user)].meshes[&mesh(1)].relays.hops;
+        let by: Vec<_> =
+            hops.iter().filter(|(at, _)| at.len() == 0).map(|(_, it)| it.via).collect();
+        <[Ipv6Addr; 2]>::try_from(by).expect("one in each family")
+    };
+    let used: BTreeSet<_> = (40..60).map(exits).collect();
+    assert!(used.iter().all(|[v4, v6]| v4 == v6), "{used:?}");
+    assert_eq!(used.len(), 2, "both are used");
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     /// A node looks at what it knows and plans.

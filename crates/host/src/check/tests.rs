@@ -60,6 +60,7 @@ fn enter(scene: &Scene, place: Place, lines: &[String]) {
             let lines = lines.join("\n");
             format!("vtysh --vty_socket {dir} <<'EOF'\nconfigure terminal\n{lines}\nEOF\n")
         }
+        Place::Configuration => panic!("nothing that the agent is configured with is wrong here"),
     };
     // What only the operator knows.
     let script = script.replace("local ADDRESS", "local 192.0.2.1");

@@ -138,10 +138,37 @@ fn read_infos(infos: &[LinkInfo], link: &mut Link) {
             LinkInfo::Kind(InfoKind::Tun) => link.kind = LinkKind::Tun,
             LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
             LinkInfo::Kind(InfoKind::Wireguard) => link.kind = LinkKind::WireGuard,
+            LinkInfo::Kind(kind) if is_virtual(kind) => link.kind = LinkKind::Virtual,
             LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = vxlan(data),
             _ => {}
         }
     }
+}
+
+const fn is_virtual(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Dummy
+            | InfoKind::Ifb
+            | InfoKind::IpVlan
+            | InfoKind::IpVtap
+            | InfoKind::MacVlan
+            | InfoKind::MacVtap
+            | InfoKind::GreTap
+            | InfoKind::GreTap6
+            | InfoKind::IpIp
+            | InfoKind::Ip6Tnl
+            | InfoKind::SitTun
+            | InfoKind::GreTun
+            | InfoKind::GreTun6
+            | InfoKind::Vti
+            | InfoKind::Vti6
+            | InfoKind::Xfrm
+            | InfoKind::Geneve
+            | InfoKind::Netkit
+            | InfoKind::ErSpan
+            | InfoKind::Ip6ErSpan
+    )
 }
 
 fn vxlan(data: &[InfoVxlan]) -> Option<Vxlan> {

@@ -42,6 +42,9 @@ pub enum LinkKind {
     Veth,
     /// WireGuard of the kernel.
     WireGuard,
+    /// Another one that leads to containers, into a tunnel or nowhere: macvlan, ipvlan, dummy, GRE,
+    /// SIT, and the like.
+    Virtual,
     /// Anything else: hardware, loopback and so on.
     Other,
 }

@@ -266,3 +266,22 @@ fn an_answer_without_an_end_is_no_answer() {
     let overrun = Message::new(Default::default(), NetlinkPayload::Overrun(Vec::new()));
     assert!(matches!(read(vec![overrun]), Err(Failure::Lost(_))));
 }
+
+#[test]
+fn links_into_tunnels_and_to_containers_are_told_apart() {
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+    use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+    let kind = |kind: InfoKind| {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
+        codec::link(&RouteNetlinkMessage::NewLink(message)).expect("a link").kind
+    };
+    for of in [InfoKind::MacVlan, InfoKind::SitTun, InfoKind::Dummy] {
+        assert_eq!(kind(of.clone()), LinkKind::Virtual, "{of:?}");
+    }
+    for of in [InfoKind::Vlan, InfoKind::Bond, InfoKind::Other("ppp".to_owned())] {
+        assert_eq!(kind(of.clone()), LinkKind::Other, "{of:?}");
+    }
+    assert_eq!(kind(InfoKind::Tun), LinkKind::Tun);
+    assert_eq!(kind(InfoKind::Wireguard), LinkKind::WireGuard);
+}

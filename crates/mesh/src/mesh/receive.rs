@@ -48,7 +48,8 @@ impl Mesh {
             | Message::Ask(_)
             | Message::Vouch(_)
             | Message::Accuse(_)
-            | Message::Call(_) => self.receive_from_member(from, message, now),
+            | Message::Call(_)
+            | Message::Seen(_) => self.receive_from_member(from, message, now),
         }
     }
 
@@ -89,7 +90,8 @@ impl Mesh {
             | Message::Ping(_)
             | Message::Join(_)
             | Message::Welcome(_)
-            | Message::Refused(_) => {
+            | Message::Refused(_)
+            | Message::Seen(_) => {
                 return Err(Rejection::Unexpected { kind: message.kind() });
             }
         }

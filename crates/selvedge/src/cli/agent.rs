@@ -1,4 +1,4 @@
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,7 +7,7 @@ use selvedge_model::{NodeName, ParseVniError, Vni, VniRanges};
 use super::output::line;
 use crate::config::{
     Config, ConfigError, EmbeddedFile, EtcdFile, FabricName, File, GatewayFile, LOG, MeshFile,
-    RingId, WireGuard,
+    Place, RingId, WireGuard,
 };
 
 /// Everything that is needed most often has a flag, so that a first agent runs without a file.
@@ -53,8 +53,8 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "ADDRESS:PORT", help_heading = "Mesh plane")]
     listen: Option<SocketAddr>,
     /// An address at which other nodes reach this one (repeatable) [default: what the host has]
-    #[arg(long = "endpoint", value_name = "ADDRESS", help_heading = "Mesh plane")]
-    endpoints: Vec<IpAddr>,
+    #[arg(long = "endpoint", value_name = "PLACE", help_heading = "Mesh plane")]
+    endpoints: Vec<Place>,
     /// The UDP port of WireGuard [default: one that is free]
     #[arg(long, value_name = "PORT", help_heading = "Mesh plane")]
     wireguard_port: Option<u16>,

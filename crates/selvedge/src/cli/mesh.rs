@@ -139,14 +139,17 @@ struct About {
     /// A word on this node
     #[arg(long)]
     description: Option<String>,
+    /// UDP port of WireGuard [default: what is configured, or one that is free]
+    #[arg(long)]
+    port: Option<u16>,
 }
 
 pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
     let client = args.client.client()?;
     let json = args.client.json;
     match args.command {
-        MeshCommand::Create { name, about: About { alias, description } } => {
-            let request = CreateRequest { name, alias, description };
+        MeshCommand::Create { name, about: About { alias, description, port } } => {
+            let request = CreateRequest { name, alias, description, port };
             print(json, &client.create_mesh(&request).await?, created)
         }
         MeshCommand::Invite { mesh, uses, expires, role, allow, may_invite, guests } => {
@@ -155,8 +158,8 @@ pub(super) async fn run(args: MeshArgs) -> anyhow::Result<()> {
             let request = InviteRequest { uses, expires_s, role, allow, may_invite, guests };
             print(json, &client.invite(&mesh, &request).await?, invited)
         }
-        MeshCommand::Join { token, role, about: About { alias, description } } => {
-            join(&client, json, JoinRequest { token, alias, description, role }).await
+        MeshCommand::Join { token, role, about: About { alias, description, port } } => {
+            join(&client, json, JoinRequest { token, alias, description, role, port }).await
         }
         MeshCommand::Leave { mesh } => {
             let left = client.leave_mesh(&mesh).await?;

@@ -58,15 +58,16 @@ impl TryFrom<File> for Config {
 
 fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConfig> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 7654));
-    let interface = file.interface.unwrap_or_else(|| "sv-{name}".to_owned());
-    pattern("mesh.interface", &interface, "{name}", "x")?;
     let mtu = file.mtu.map(|bytes| options::mtu("mesh.mtu", bytes)).transpose()?;
     let base = file.options.unwrap_or_default();
-    let base = OptionsFile { mtu: base.mtu.or(mtu), ..base };
-    let endpoints = file.endpoints.unwrap_or_default();
-    if let Some(bad) = endpoints.iter().find(|ip| ip.is_unspecified() || ip.is_multicast()) {
-        return Err(value("mesh.endpoints", bad, "nobody can reach a node there"));
-    }
+    let base = OptionsFile {
+        mtu: base.mtu.or(mtu),
+        port: base.port.or(file.port),
+        interface: base.interface.clone().or(file.interface),
+        endpoints: base.endpoints.clone().or(file.endpoints),
+        hooks: base.hooks.clone().or(file.hooks),
+        ..base
+    };
     let bootstrap = file.bootstrap.unwrap_or_default();
     if let Some(bad) = bootstrap.iter().find(|place| !is_place(place)) {
         let expected = "expected an address or a name, with a port, such as 192.0.2.1:7654";
@@ -80,15 +81,11 @@ fn mesh_config(file: MeshFile, name: &NodeName, state: &Path) -> Result<MeshConf
         name: name.clone(),
         state: state.to_owned(),
         listen: file.listen.unwrap_or(any),
-        endpoints,
         bootstrap,
         record: file.record,
         wireguard: file.wireguard.unwrap_or_default(),
-        port: file.port.unwrap_or(0),
-        interface,
         options: options::options(&base, &file.named.unwrap_or_default())?,
         dns: file.dns.as_ref().map(dns::dns).transpose()?,
-        hooks: hooks::mesh_hooks(&file.hooks.unwrap_or_default())?,
     })
 }
 
@@ -229,7 +226,7 @@ pub(super) fn interfaces(
 
 /// A name of interfaces must hold its placeholder once, and be short enough even with the
 /// longest text in its place.
-fn pattern(key: &str, text: &str, placeholder: &str, longest: &str) -> Result<()> {
+pub(super) fn pattern(key: &str, text: &str, placeholder: &str, longest: &str) -> Result<()> {
     let wrong = |reason: String| Err(value(key, format!("{text:?}"), reason));
     if text.matches(placeholder).count() != 1 {
         return wrong(format!("expected a name with {placeholder} in it, once"));
@@ -505,7 +502,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(SOCKET));
         let mesh = config.mesh.expect("enabled");
         assert_eq!(mesh.listen.to_string(), "[::]:7654");
-        assert_eq!((mesh.port, mesh.wireguard), (0, WireGuard::Auto));
+        assert_eq!(mesh.wireguard, WireGuard::Auto);
         assert_eq!(mesh.options, OptionsByMesh::default());
         let gateway = config.gateway.expect("enabled");
         assert_eq!(gateway.ids, Ids::Derived(100));

@@ -8,8 +8,8 @@ use selvedge_model::{NodeName, Prefix, Vni, VniRanges};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, OptionsFile, ProbeFile,
-    RaFile, VxlanFile,
+    ConfigError, DnsFile, HealthFile, HooksFile, Isolation, MeshHooksFile, OptionsFile, Place,
+    ProbeFile, RaFile, VxlanFile,
 };
 
 /// What may be written in a configuration file. Everything is optional here.
@@ -35,7 +35,7 @@ pub struct File {
 #[allow(missing_docs, reason = "described in `MeshConfig`")]
 pub struct MeshFile {
     pub listen: Option<SocketAddr>,
-    pub endpoints: Option<Vec<IpAddr>>,
+    pub endpoints: Option<Vec<Place>>,
     pub bootstrap: Option<Vec<String>>,
     pub record: Option<PathBuf>,
     pub wireguard: Option<WireGuard>,

@@ -19,7 +19,7 @@ pub struct HooksFile {
 }
 
 /// The section `[mesh.hooks]`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "described in `MeshHooks`")]
 pub struct MeshHooksFile {
@@ -49,13 +49,27 @@ pub(super) fn hooks(file: &HooksFile) -> Result<HooksConfig> {
     })
 }
 
-pub(super) fn mesh_hooks(file: &MeshHooksFile) -> Result<MeshHooks> {
-    let seconds = within("mesh.hooks.timeout_s", file.timeout_s, 5, (1, 3600))?;
+impl MeshHooksFile {
+    /// What is said here, and where nothing is, what `base` says.
+    pub(super) fn over(self, base: Self) -> Self {
+        Self {
+            pre_up: self.pre_up.or(base.pre_up),
+            post_up: self.post_up.or(base.post_up),
+            pre_down: self.pre_down.or(base.pre_down),
+            post_down: self.post_down.or(base.post_down),
+            timeout_s: self.timeout_s.or(base.timeout_s),
+        }
+    }
+}
+
+pub(super) fn mesh_hooks(section: &str, file: &MeshHooksFile) -> Result<MeshHooks> {
+    let key = |key: &str| format!("{section}.hooks.{key}");
+    let seconds = within(&key("timeout_s"), file.timeout_s, 5, (1, 3600))?;
     Ok(MeshHooks {
-        pre_up: command("mesh.hooks.pre_up", file.pre_up.as_ref())?,
-        post_up: command("mesh.hooks.post_up", file.post_up.as_ref())?,
-        pre_down: command("mesh.hooks.pre_down", file.pre_down.as_ref())?,
-        post_down: command("mesh.hooks.post_down", file.post_down.as_ref())?,
+        pre_up: command(&key("pre_up"), file.pre_up.as_ref())?,
+        post_up: command(&key("post_up"), file.post_up.as_ref())?,
+        pre_down: command(&key("pre_down"), file.pre_down.as_ref())?,
+        post_down: command(&key("post_down"), file.post_down.as_ref())?,
         timeout: Duration::from_secs(seconds),
     })
 }
@@ -99,13 +113,13 @@ mod tests {
     #[test]
     fn meshes_have_hooks_of_their_own() {
         let file = toml::from_str("pre_up = '/a'\npost_down = ['/b', 'c']\ntimeout_s = 7");
-        let config = mesh_hooks(&file.expect("a section")).expect("complete");
+        let config = mesh_hooks("mesh", &file.expect("a section")).expect("complete");
         let words = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
         assert_eq!((config.pre_up, config.post_up), (words(&["/a"]), None));
         assert_eq!((config.pre_down, config.post_down), (None, words(&["/b", "c"])));
         assert_eq!(config.timeout, Duration::from_secs(7));
         let bad = toml::from_str("post_up = 'wg'").expect("a section");
-        let error = mesh_hooks(&bad).expect_err("refused").to_string();
+        let error = mesh_hooks("mesh", &bad).expect_err("refused").to_string();
         assert!(error.starts_with("mesh.hooks.post_up = [\"wg\"]: expected"), "{error}");
     }
 

@@ -2,15 +2,19 @@
 //! what it wants of them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use selvedge_api::mesh::Role;
 use selvedge_mesh::Profile;
 use selvedge_model::{MeshId, Prefix};
-use selvedge_topology::everywhere;
+use selvedge_topology::{everywhere, overlap};
 use serde::{Deserialize, Serialize};
 
-use super::check::{Result, value};
+use super::check::{Result, pattern, value};
+use super::hooks::mesh_hooks;
+use super::{MeshHooksFile, Place};
+use crate::mesh_plane::MeshHooks;
 
 /// The smallest MTU of an interface on which a relayed packet of IPv6 fits (RFC 8200, section 5).
 const MTU_MIN: u16 = 1280;
@@ -31,6 +35,10 @@ pub struct OptionsFile {
     pub mtu: Option<u16>,
     pub keepalive_s: Option<u16>,
     pub direct: Option<bool>,
+    pub port: Option<u16>,
+    pub interface: Option<String>,
+    pub endpoints: Option<Vec<Place>>,
+    pub hooks: Option<MeshHooksFile>,
 }
 
 /// What this node is in a mesh, and what it wants of it.
@@ -59,6 +67,15 @@ pub struct MeshOptions {
     pub keepalive: Option<Duration>,
     /// Whether a client tries to reach other clients past the peers.
     pub direct: bool,
+    /// The UDP port of WireGuard; of the base it is for the first mesh that needs one. `None`: one
+    /// that is free, then kept.
+    pub port: Option<u16>,
+    /// The name of the interface: `{name}` stands for the name of the mesh.
+    pub interface: String,
+    /// Where other nodes reach this one; empty: at the addresses that the host has.
+    pub endpoints: Vec<Place>,
+    /// The operator's commands.
+    pub hooks: MeshHooks,
 }
 
 /// The exit that a node uses for what has no better route.
@@ -86,8 +103,36 @@ impl OptionsByMesh {
     /// Those of one mesh. Its id counts more than its name.
     #[must_use]
     pub fn of(&self, id: MeshId, name: &str) -> &MeshOptions {
-        let named = self.named.get(&id.to_string()).or_else(|| self.named.get(name));
-        named.unwrap_or(&self.base)
+        self.named(id, name).unwrap_or(&self.base)
+    }
+
+    /// The port that was set aside for one mesh.
+    #[must_use]
+    pub fn port(&self, id: MeshId, name: &str) -> Option<u16> {
+        self.named(id, name)?.port
+    }
+
+    /// Those of a mesh that is to be founded: its id is not known yet.
+    #[must_use]
+    pub fn of_new(&self, name: &str) -> &MeshOptions {
+        self.named.get(name).unwrap_or(&self.base)
+    }
+
+    /// The sections that are for none of these meshes.
+    pub fn idle<'a>(&'a self, meshes: &'a [(MeshId, &str)]) -> impl Iterator<Item = &'a str> + 'a {
+        let meant =
+            |key: &str| meshes.iter().any(|(id, name)| *name == key || id.to_string() == key);
+        self.named.keys().map(String::as_str).filter(move |key| !meant(key))
+    }
+
+    /// How long hooks may hold up the end of the agent; those of all meshes run at once.
+    pub(crate) fn at_the_end(&self) -> Duration {
+        let all = std::iter::once(&self.base).chain(self.named.values());
+        all.map(|options| options.hooks.at_the_end()).max().unwrap_or_default()
+    }
+
+    fn named(&self, id: MeshId, name: &str) -> Option<&MeshOptions> {
+        self.named.get(&id.to_string()).or_else(|| self.named.get(name))
     }
 }
 
@@ -105,6 +150,10 @@ impl Default for MeshOptions {
             mtu: None,
             keepalive: Some(Duration::from_secs(25)),
             direct: true,
+            port: None,
+            interface: "sv-{name}".to_owned(),
+            endpoints: Vec::new(),
+            hooks: MeshHooks::default(),
         }
     }
 }
@@ -126,12 +175,23 @@ impl OptionsFile {
             mtu: mtu.or(base.mtu),
             keepalive_s: self.keepalive_s.or(base.keepalive_s),
             direct: self.direct.or(base.direct),
+            // Two meshes cannot have the same.
+            port: self.port,
+            interface: self.interface.clone().or_else(|| base.interface.clone()),
+            endpoints: self.endpoints.clone().or_else(|| base.endpoints.clone()),
+            hooks: match (self.hooks.clone(), base.hooks.clone()) {
+                (Some(own), Some(base)) => Some(own.over(base)),
+                (own, base) => own.or(base),
+            },
         }
     }
 
     fn check(&self, section: &str) -> Result<MeshOptions> {
         let default = MeshOptions::default();
         let seconds = |it: u16| (it > 0).then(|| Duration::from_secs(it.into()));
+        // What may stand in `[mesh]` is named so.
+        let node = section.strip_suffix(".options").unwrap_or(section);
+        let hooks = self.hooks.clone().unwrap_or_default();
         Ok(MeshOptions {
             role: self.role,
             bridge: self.bridge.unwrap_or(default.bridge),
@@ -144,6 +204,13 @@ impl OptionsFile {
             mtu: self.mtu.map(|bytes| mtu(&format!("{section}.mtu"), bytes)).transpose()?,
             keepalive: self.keepalive_s.map_or(default.keepalive, seconds),
             direct: self.direct.unwrap_or(default.direct),
+            port: self.port.filter(|port| *port != 0),
+            interface: self
+                .interface
+                .clone()
+                .map_or(Ok(default.interface), |it| interface(node, it))?,
+            endpoints: endpoints(node, self.endpoints.as_deref().unwrap_or_default())?,
+            hooks: mesh_hooks(node, &hooks)?,
         })
     }
 }
@@ -156,8 +223,62 @@ pub(super) fn options(
         let section = format!("mesh.named.{name}");
         Ok((name.clone(), file.over(base).check(&section)?))
     };
+    apart(named)?;
     let base = base.check("mesh.options")?;
     Ok(OptionsByMesh { base, named: named.iter().map(of).collect::<Result<_>>()? })
+}
+
+/// Whether no two sections say what only one mesh can have. One that is named by its id may be the
+/// same mesh as one that is named by its name.
+fn apart(named: &BTreeMap<String, OptionsFile>) -> Result<()> {
+    let is_id = |name: &str| name.parse::<MeshId>().is_ok();
+    for (index, (name, file)) in named.iter().enumerate() {
+        for (other, its) in named.iter().take(index).filter(|(it, _)| is_id(it) == is_id(name)) {
+            let key = |key: &str| format!("mesh.named.{name}.{key}");
+            let same = |what: &str| format!("mesh.named.{other} has {what} that is the same");
+            if let (Some(port), Some(its)) = (file.port, its.port)
+                && port == its
+                && port != 0
+            {
+                return Err(value(&key("port"), port, same("a port")));
+            }
+            if let (Some(ipv4), Some(its)) = (file.ipv4, its.ipv4)
+                && overlap(ipv4, its)
+            {
+                let reason = format!("it overlaps mesh.named.{other}.ipv4 = {its}");
+                return Err(value(&key("ipv4"), ipv4, reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The interface of one mesh may have a name without a pattern in it.
+fn interface(section: &str, text: String) -> Result<String> {
+    let key = format!("{section}.interface");
+    match section != "mesh" && !text.contains("{name}") {
+        true => pattern(&key, &format!("{text}{{name}}"), "{name}", "")?,
+        false => pattern(&key, &text, "{name}", "x")?,
+    }
+    Ok(text)
+}
+
+fn endpoints(section: &str, places: &[Place]) -> Result<Vec<Place>> {
+    let key = format!("{section}.endpoints");
+    let nobodys = |ip: IpAddr| ip.is_unspecified() || ip.is_multicast();
+    if let Some(bad) = places.iter().find(|place| place.address().is_some_and(nobodys)) {
+        return Err(value(&key, bad, "nobody can reach a node there"));
+    }
+    let names = places.iter().filter(|place| place.address().is_none()).count();
+    for (found, most, what) in [
+        (names, Profile::MAX_NAMES, "names"),
+        (places.len() - names, Profile::MAX_ENDPOINTS, "addresses"),
+    ] {
+        if found > most {
+            return Err(value(&key, format!("{found} {what}"), format!("at most {most} fit")));
+        }
+    }
+    Ok(places.to_vec())
 }
 
 fn exit(text: &str) -> Exit {
@@ -232,6 +353,40 @@ mod tests {
     }
 
     #[test]
+    fn one_mesh_has_a_port_an_interface_endpoints_and_hooks_of_its_own() {
+        let text = "[options]\nport = 51820\nendpoints = ['192.0.2.1']\n\
+                    hooks = { pre_up = '/a', post_up = '/b', timeout_s = 9 }\n\
+                    [named.lab]\nport = 51821\ninterface = 'lab0'\n\
+                    endpoints = ['host.example:4500']\nhooks = { post_up = '/c' }\n[named.other]";
+        let options = load(text).expect("good");
+        let (id, base) = (MeshId([1; 20]), &options.base);
+        assert_eq!((base.port, base.interface.as_str()), (Some(51820), "sv-{name}"));
+        let lab = options.of(id, "lab");
+        assert_eq!((lab.port, lab.interface.as_str()), (Some(51821), "lab0"));
+        assert_eq!(lab.endpoints, ["host.example:4500".parse().expect("a place")]);
+        let words = |word: &str| Some(vec![word.to_owned()]);
+        assert_eq!((&lab.hooks.pre_up, &lab.hooks.post_up), (&words("/a"), &words("/c")));
+        assert_eq!(lab.hooks.timeout, Duration::from_secs(9));
+        let other = options.of(id, "other");
+        assert_eq!((other.port, &other.endpoints), (None, &base.endpoints));
+        assert_eq!([options.port(id, "lab"), options.port(id, "campus")], [Some(51821), None]);
+        assert_eq!(options.idle(&[(id, "lab")]).collect::<Vec<_>>(), ["other"]);
+    }
+
+    #[test]
+    fn two_meshes_do_not_get_what_one_can_have() {
+        let refused = |text| load(text).expect_err("refused").to_string();
+        assert_eq!(
+            refused("[named.a]\nipv4 = '10.9.0.0/16'\n[named.b]\nipv4 = '10.9.8.0/24'"),
+            "mesh.named.b.ipv4 = 10.9.8.0/24: it overlaps mesh.named.a.ipv4 = 10.9.0.0/16"
+        );
+        assert!(refused("[named.a]\nport = 7\n[named.b]\nport = 7").contains("named.b.port = 7"));
+        let id = MeshId([1; 20]);
+        let maybe_one = format!("[named.a]\nport = 7\n[named.{id}]\nport = 7");
+        assert!(load(&maybe_one).is_ok(), "both may be the same mesh");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_by_key_and_value() {
         let refused = |text| load(text).expect_err("refused").to_string();
         assert_eq!(
@@ -244,5 +399,12 @@ mod tests {
             refused("[options]\nmtu = 576"),
             "mesh.options.mtu = 576: IPv6 needs at least 1280"
         );
+        assert!(refused("[named.a]\ninterface = 'a b'").starts_with("mesh.named.a.interface = "));
+        assert!(
+            refused("[options]\ninterface = 'all'").contains("{name}"),
+            "all would be the same"
+        );
+        let many = "[named.a]\nendpoints = ['a.b', 'b.b', 'c.b', 'd.b', 'e.b']";
+        assert_eq!(refused(many), "mesh.named.a.endpoints = 5 names: at most 4 fit");
     }
 }

@@ -246,7 +246,7 @@ impl Stage {
             name: Some(campus_gateway.host.name().parse()?),
             state: Some(self.path(index, "state")),
             socket: Some(self.path(index, "sock")),
-            mesh: Some(MeshFile { endpoints: Some(vec![uplink]), ..MeshFile::default() }),
+            mesh: Some(MeshFile { endpoints: Some(vec![uplink.into()]), ..MeshFile::default() }),
             gateway: gateway.then(|| self.gateway_file(campus_gateway)).transpose()?,
             ..File::default()
         };

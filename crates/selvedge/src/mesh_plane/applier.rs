@@ -10,11 +10,12 @@ use selvedge_host::netlink::Netlink;
 use selvedge_host::wireguard::{
     self, Backend, Changes, DETOUR, Destinations, Device, PeerSpec, PeerStatus,
 };
+use selvedge_mesh::Role;
 use selvedge_model::{Prefix, WgKey};
 use selvedge_topology::Relays;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::hooks::{Hooks, Kind};
@@ -50,10 +51,15 @@ pub(super) struct Desired {
     pub(super) addresses: Vec<Prefix>,
     /// Its MTU in bytes; `None`: the one that it was made with.
     pub(super) mtu: Option<u16>,
+    /// What this node is in the mesh, for hooks; `None`: it is not known yet.
+    pub(super) role: Option<Role>,
 }
 
 /// How often a device is looked after, and how long to wait before it is made anew.
 const CARE: Duration = Duration::from_secs(5);
+
+/// How long a hook waits for the first plan at most.
+const PLANNED: Duration = Duration::from_secs(2);
 
 /// The state of a mesh's WireGuard on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,6 +250,7 @@ impl Worker {
                     let (port, backend) = (config.listen_port, device.backend());
                     info!(interface = config.name, port, by = %backend, "WireGuard is up");
                     self.report.send_replace(Status::Ready { port, backend: Some(backend) });
+                    self.until_planned().await;
                     // A hook finds the peers that are known by now.
                     let applied = self.apply(&mut device).await;
                     self.hook(Kind::PostUp, &config).await;
@@ -280,7 +287,18 @@ impl Worker {
 
     async fn hook(&self, kind: Kind, config: &wireguard::Config) {
         if let Some(hooks) = &self.hooks {
-            hooks.run(kind, config).await;
+            let desired = self.desired.borrow().clone().unwrap_or_default();
+            hooks.run(kind, config, &desired).await;
+        }
+    }
+
+    /// Waits a while for what the interface is to be, if somebody is to be told of it.
+    async fn until_planned(&mut self) {
+        if self.hooks.as_ref().is_some_and(|hooks| hooks.has(Kind::PostUp)) {
+            let planned =
+                self.desired.wait_for(|it| it.as_ref().is_some_and(|it| it.relays.is_some()));
+            // If it takes longer, the hook is told what is known.
+            timeout(PLANNED, planned).await.map(drop).unwrap_or_default();
         }
     }
 

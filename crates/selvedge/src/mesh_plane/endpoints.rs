@@ -1,12 +1,13 @@
 //! The addresses at which this node tells others to reach it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use selvedge_host::events::{self, Change, Events};
 use selvedge_host::netlink::{Address, Link, LinkKind, Netlink};
 use selvedge_host::wireguard::DETOUR;
+use selvedge_model::Prefix;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -16,37 +17,89 @@ const MAX: usize = 8;
 /// The scope of addresses that are valid everywhere (rtnetlink(7)).
 const SCOPE_GLOBAL: u8 = 0;
 
-/// The host's own addresses, the most useful first: those from which packets to the outside
-/// world leave, then those of its interfaces.
-pub(super) async fn discover(netlink: Option<&Netlink>) -> Vec<IpAddr> {
-    // Documentation addresses (RFC 5737, RFC 3849) stand for the outside world.
-    let outside = [
-        SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
-        SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9)),
-    ];
-    let mut found: Vec<_> = outside.into_iter().filter_map(source_towards).collect();
-    if let Some(netlink) = netlink {
-        match (netlink.links().await, netlink.addresses().await) {
-            (Ok(links), Ok(addresses)) => found.extend(of_interfaces(&links, &addresses)),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(%error, "cannot list the host's addresses");
-            }
+/// Places that stand for the outside world: documentation addresses (RFC 5737, RFC 3849).
+const OUTSIDE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
+];
+
+/// The host's own addresses, the most useful first: those from which packets to `partners` leave,
+/// then packets to the outside world, then those of its interfaces. None within `overlays`, where
+/// the meshes' own packets would come round again.
+pub(super) async fn discover(
+    netlink: Option<&Netlink>,
+    partners: &[SocketAddr],
+    overlays: &[Prefix],
+) -> Vec<IpAddr> {
+    let (links, addresses) = match netlink {
+        Some(netlink) => look(netlink).await,
+        None => Default::default(),
+    };
+    chosen(&sources(partners), &sources(&OUTSIDE), &links, &addresses, overlays)
+}
+
+async fn look(netlink: &Netlink) -> (Vec<Link>, Vec<Address>) {
+    match (netlink.links().await, netlink.addresses().await) {
+        (Ok(links), Ok(addresses)) => (links, addresses),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "cannot list the host's addresses");
+            Default::default()
         }
     }
-    ordered(found)
+}
+
+fn sources(towards: &[SocketAddr]) -> Vec<IpAddr> {
+    towards.iter().copied().filter_map(source_towards).collect()
+}
+
+fn chosen(
+    partners: &[IpAddr],
+    outside: &[IpAddr],
+    links: &[Link],
+    addresses: &[Address],
+    overlays: &[Prefix],
+) -> Vec<IpAddr> {
+    let is_fleeting =
+        |ip: &IpAddr| addresses.iter().any(|it| it.prefix.addr() == *ip && it.is_fleeting());
+    // Somebody's way out of here by a tunnel ends where nobody finds this host.
+    let tunnels =
+        |link: &&Link| matches!(link.kind, LinkKind::Tun | LinkKind::WireGuard | LinkKind::Virtual);
+    let tunnels: BTreeSet<u32> = links.iter().filter(tunnels).map(|link| link.index).collect();
+    let of_tunnel = |ip: &&IpAddr| {
+        addresses.iter().any(|it| it.prefix.addr() == **ip && tunnels.contains(&it.index))
+    };
+    let outside = outside.iter().filter(|ip| !of_tunnel(ip));
+    let found = partners.iter().chain(outside).copied().chain(of_interfaces(links, addresses));
+    let within = |ip: &IpAddr| overlays.iter().any(|overlay| overlay.contains(*ip));
+    ordered(found.filter(|ip| !is_fleeting(ip) && !within(ip)))
 }
 
 /// How long addresses come and go together, and how long to wait until they are looked at again.
 const TOGETHER: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Says each time that addresses of this host have changed, until nobody listens.
+/// What of the host's links was seen: their MTU in bytes, by index.
+#[derive(Debug, Default)]
+struct Links(BTreeMap<u32, u32>);
+
+impl Links {
+    /// Whether addresses, or the MTU of a link, may be others than before.
+    fn note(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Addresses { .. } | Change::Missed => true,
+            Change::Link(link) => self.0.insert(link.index, link.mtu) != Some(link.mtu),
+            Change::LinkGone { index, .. } => self.0.remove(index).is_some(),
+        }
+    }
+}
+
+/// Says each time that addresses of this host or MTUs of its links have changed, until nobody
+/// listens.
 pub(super) async fn follow(changed: mpsc::Sender<()>) {
     let followed: Result<(), events::Error> = async {
-        let mut events = Events::open()?;
+        let (mut events, mut links) = (Events::open()?, Links::default());
         loop {
-            let change = events.next().await?;
-            if !matches!(change, Change::Addresses { .. } | Change::Missed) {
+            if !links.note(&events.next().await?) {
                 continue;
             }
             sleep(TOGETHER).await;
@@ -73,21 +126,14 @@ pub(super) fn source_towards(remote: SocketAddr) -> Option<IpAddr> {
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
-/// `preferred`, then the others, each once and not too many.
-pub(super) fn preferring(
-    preferred: impl IntoIterator<Item = IpAddr>,
-    others: &[IpAddr],
-) -> Vec<IpAddr> {
-    ordered(preferred.into_iter().chain(others.iter().copied()).collect())
-}
-
 fn of_interfaces(links: &[Link], addresses: &[Address]) -> Vec<IpAddr> {
     outward(links, addresses).map(|address| address.prefix.addr()).collect()
 }
 
-/// Addresses of interfaces that are up and lead outside. Those of bridges and tunnels do not:
-/// the one may carry the gateway address of an overlay network, which other hosts have too, the
-/// other is an overlay itself. Nor does a single address, as a gateway's are while it serves.
+/// Addresses of interfaces that are up and lead outside. Those of bridges, tunnels and containers
+/// do not: the first may carry the gateway address of an overlay network, which other hosts have
+/// too, the second are overlays themselves. Nor does a single address, as a gateway's are while it
+/// serves, or one that will soon be another's.
 pub(crate) fn outward<'a>(
     links: &[Link],
     addresses: &'a [Address],
@@ -101,15 +147,16 @@ pub(crate) fn outward<'a>(
         outward.contains(&address.index)
             && address.scope == SCOPE_GLOBAL
             && !address.is_tentative()
+            && !address.is_fleeting()
             && !address.prefix.is_host()
             && !ip.is_loopback()
     };
     addresses.iter().filter(global)
 }
 
-fn ordered(found: Vec<IpAddr>) -> Vec<IpAddr> {
+fn ordered(found: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
     let mut seen = BTreeSet::new();
-    found.into_iter().filter(|ip| seen.insert(*ip)).take(MAX).collect()
+    found.filter(|ip| seen.insert(*ip)).take(MAX).collect()
 }
 
 #[cfg(test)]
@@ -155,12 +202,57 @@ mod tests {
     }
 
     #[test]
+    fn interfaces_of_containers_and_tunnels_are_left_out_and_so_are_fleeting_addresses() {
+        let links = [link(1, LinkKind::Other), link(2, LinkKind::Virtual)];
+        // linux/if_addr.h: IFA_F_TEMPORARY is IFA_F_SECONDARY in IPv6.
+        let (temporary, secondary, deprecated) = (0x01, 0x01, 0x20);
+        let flagged = |prefix, flags| Address { flags, ..address(1, prefix, 0) };
+        let addresses = [
+            address(1, "2001:db8::5/64", 0),
+            flagged("2001:db8::7e/64", temporary),
+            flagged("2001:db8::dead/64", deprecated),
+            flagged("192.0.2.11/24", secondary),
+            address(2, "10.8.0.2/24", 0),
+        ];
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let found = |partners: &[IpAddr], outside: &[IpAddr]| {
+            let found = chosen(partners, outside, &links, &addresses, &[]);
+            found.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&[], &[]), ["2001:db8::5", "192.0.2.11"]);
+        // The kernel prefers a temporary address, and somebody's tunnel may lead everywhere.
+        let kernels = [ip("2001:db8::7e"), ip("10.8.0.2")];
+        assert_eq!(found(&[], &kernels), ["2001:db8::5", "192.0.2.11"]);
+        assert_eq!(found(&kernels, &[])[0], "10.8.0.2", "partners may be behind that tunnel");
+    }
+
+    #[test]
+    fn addresses_within_an_overlay_are_not_found() {
+        let links = [link(1, LinkKind::Other)];
+        let addresses = [address(1, "fd77::5/64", 0), address(1, "10.9.0.5/24", 0)];
+        let overlays = ["fd77::/64", "10.9.0.0/16"].map(|it| it.parse().expect("a prefix"));
+        let partner = ["fd77::6".parse().expect("an address")];
+        assert_eq!(chosen(&partner, &[], &links, &addresses, &overlays), [] as [IpAddr; 0]);
+    }
+
+    #[test]
     fn preferred_addresses_come_first_and_once() {
         let ip = |last| IpAddr::from([192, 0, 2, last]);
         let others: Vec<_> = (1..20).map(ip).collect();
-        let list = preferring([ip(3)], &others);
+        let list = chosen(&[ip(3)], &others, &[], &[], &[]);
         assert_eq!(list[..3], [ip(3), ip(1), ip(2)]);
         assert_eq!(list.len(), MAX);
+    }
+
+    #[test]
+    fn another_mtu_is_news_and_another_carrier_is_not() {
+        let mut links = Links::default();
+        let one = link(1, LinkKind::Other);
+        assert!(links.note(&Change::Link(one.clone())));
+        assert!(!links.note(&Change::Link(Link { carrier: false, ..one.clone() })));
+        assert!(links.note(&Change::Link(Link { mtu: 1400, ..one })));
+        assert!(links.note(&Change::LinkGone { index: 1, name: "if1".to_owned() }));
+        assert!(links.note(&Change::Addresses { index: 1 }) && links.note(&Change::Missed));
     }
 
     #[test]

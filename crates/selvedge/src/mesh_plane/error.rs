@@ -14,6 +14,10 @@ pub(super) enum PlaneError {
     Find(#[from] FindError),
     #[error("this node is in a mesh called {0:?} already")]
     NameTaken(String),
+    #[error("{0:?}: a client needs a peer to reach others, so it cannot found a mesh")]
+    ClientFounds(String),
+    #[error("another mesh of this node has the port {0}")]
+    PortTaken(u16),
     #[error("this node is a member of the mesh {name:?} ({mesh}) already")]
     AlreadyMember { mesh: MeshId, name: String },
     #[error("this node is joining the mesh {0} already")]
@@ -60,6 +64,8 @@ fn code(error: &PlaneError) -> Code {
     match error {
         PlaneError::Find(FindError::Unknown(_) | FindError::NoMember(_)) => Code::NotFound,
         PlaneError::NameTaken(_)
+        | PlaneError::ClientFounds(_)
+        | PlaneError::PortTaken(_)
         | PlaneError::AlreadyMember { .. }
         | PlaneError::AlreadyJoining(_)
         | PlaneError::StillLeaving(_)
@@ -101,7 +107,11 @@ fn hint(error: &PlaneError) -> Option<&'static str> {
              touches no interface",
         ),
         PlaneError::Mesh(MeshError::Unreachable) => Some("configure mesh.endpoints"),
+        PlaneError::ClientFounds(_) => {
+            Some("set role = \"peer\" in [mesh.named.NAME], or found it on another node and join")
+        }
         PlaneError::NameTaken(_)
+        | PlaneError::PortTaken(_)
         | PlaneError::AlreadyMember { .. }
         | PlaneError::AlreadyJoining(_)
         | PlaneError::StillLeaving(_)

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use selvedge_api::mesh::What;
 use selvedge_host::wireguard;
-use selvedge_model::MeshId;
+use selvedge_mesh::Role;
+use selvedge_model::{MeshId, NodeId};
 use tracing::{debug, warn};
 
+use super::applier::Desired;
 use super::events::{Stream, event};
 use crate::hooks::{command, perform, printable};
 
@@ -73,6 +75,8 @@ impl Kind {
 pub(super) struct Hooks {
     pub(super) config: MeshHooks,
     pub(super) mesh: MeshId,
+    /// This node.
+    pub(super) node: NodeId,
     /// What people call the mesh.
     pub(super) name: String,
     pub(super) stream: Stream,
@@ -82,9 +86,9 @@ pub(super) struct Hooks {
 
 impl Hooks {
     /// Runs a hook to its end, if there is one.
-    pub(super) async fn run(&self, kind: Kind, device: &wireguard::Config) {
+    pub(super) async fn run(&self, kind: Kind, device: &wireguard::Config, desired: &Desired) {
         let Some(words) = self.command(kind) else { return };
-        let Some(command) = command(words, self.facts(kind, device)) else { return };
+        let Some(command) = command(words, self.facts(kind, device, desired)) else { return };
         let (hook, mesh) = (kind.name(), &self.name);
         debug!(mesh, hook, ?words, "hook started");
         if let Err(problem) = perform(command, self.config.timeout).await {
@@ -93,6 +97,11 @@ impl Hooks {
             let what = What::HookFailed { hook: hook.to_owned(), problem };
             self.stream.publish(event(self.mesh, mesh, what));
         }
+    }
+
+    /// Whether there is such a hook.
+    pub(super) fn has(&self, kind: Kind) -> bool {
+        self.command(kind).is_some()
     }
 
     fn command(&self, kind: Kind) -> Option<&[String]> {
@@ -104,18 +113,32 @@ impl Hooks {
         }
     }
 
-    fn facts(&self, kind: Kind, device: &wireguard::Config) -> Vec<(&'static str, String)> {
+    /// What has been applied is told; before that, what the interface is made with.
+    fn facts(
+        &self,
+        kind: Kind,
+        device: &wireguard::Config,
+        desired: &Desired,
+    ) -> Vec<(&'static str, String)> {
         let own = device.addresses.first();
         let text = |text: Option<String>| text.unwrap_or_default();
+        let ipv4 = desired.addresses.iter().find(|it| it.addr().is_ipv4());
+        let role = desired.role.map(|role| match role {
+            Role::Peer => "peer".to_owned(),
+            Role::Client => "client".to_owned(),
+        });
         vec![
             ("SELVEDGE_EVENT", kind.name().to_owned()),
             ("SELVEDGE_MESH", printable(&self.name)),
             ("SELVEDGE_MESH_ID", self.mesh.to_string()),
+            ("SELVEDGE_NODE", self.node.to_string()),
+            ("SELVEDGE_ROLE", text(role)),
             ("SELVEDGE_INTERFACE", device.name.clone()),
             ("SELVEDGE_ADDRESS", text(own.map(|own| own.addr().to_string()))),
             ("SELVEDGE_PREFIX", text(own.map(|own| own.network().to_string()))),
+            ("SELVEDGE_IPV4", text(ipv4.map(|own| own.addr().to_string()))),
             ("SELVEDGE_PORT", device.listen_port.to_string()),
-            ("SELVEDGE_MTU", device.mtu.to_string()),
+            ("SELVEDGE_MTU", desired.mtu.unwrap_or(device.mtu).to_string()),
         ]
     }
 }
@@ -148,8 +171,9 @@ mod tests {
         let sh = ["/bin/sh", "-c", script].map(ToOwned::to_owned).to_vec();
         let config = MeshHooks { post_up: Some(sh), timeout, ..MeshHooks::default() };
         let name = "cam\npus".to_owned();
+        let (mesh, node) = (MeshId([1; 20]), NodeId([2; 32]));
         let (stream, failures) = (Stream::new(), Arc::default());
-        Hooks { config, mesh: MeshId([1; 20]), name, stream, failures }
+        Hooks { config, mesh, node, name, stream, failures }
     }
 
     #[tokio::test]
@@ -158,16 +182,30 @@ mod tests {
         let log = folder.path().join("log");
         let script = format!("env | grep ^SELVEDGE_ | sort > {}", log.display());
         let hooks = hooks(&script, LIMIT);
-        hooks.run(Kind::PreUp, &device()).await;
+        let desired = Desired::default();
+        hooks.run(Kind::PreUp, &device(), &desired).await;
         assert!(!log.exists(), "there is no such hook");
-        hooks.run(Kind::PostUp, &device()).await;
-        let expected = format!(
-            "SELVEDGE_ADDRESS=fd00::7\nSELVEDGE_EVENT=post_up\nSELVEDGE_INTERFACE=sv-campus\n\
-             SELVEDGE_MESH=cam pus\nSELVEDGE_MESH_ID={}\nSELVEDGE_MTU=1420\nSELVEDGE_PORT=51820\n\
-             SELVEDGE_PREFIX=fd00::/64\n",
-            MeshId([1; 20])
-        );
-        assert_eq!(fs::read_to_string(&log).expect("written"), expected);
+        hooks.run(Kind::PostUp, &device(), &desired).await;
+        let expected = |ipv4: &str, mtu: u16, role: &str| {
+            format!(
+                "SELVEDGE_ADDRESS=fd00::7\nSELVEDGE_EVENT=post_up\nSELVEDGE_INTERFACE=sv-campus\n\
+                 SELVEDGE_IPV4={ipv4}\nSELVEDGE_MESH=cam pus\nSELVEDGE_MESH_ID={}\n\
+                 SELVEDGE_MTU={mtu}\nSELVEDGE_NODE={}\nSELVEDGE_PORT=51820\n\
+                 SELVEDGE_PREFIX=fd00::/64\nSELVEDGE_ROLE={role}\n",
+                MeshId([1; 20]),
+                NodeId([2; 32]),
+            )
+        };
+        assert_eq!(fs::read_to_string(&log).expect("written"), expected("", 1420, ""));
+        let desired = Desired {
+            mtu: Some(1320),
+            role: Some(Role::Client),
+            addresses: ["fd00::7/64", "10.9.0.7/16"].map(|it| it.parse().expect("valid")).into(),
+            ..Desired::default()
+        };
+        hooks.run(Kind::PostUp, &device(), &desired).await;
+        let found = fs::read_to_string(&log).expect("written");
+        assert_eq!(found, expected("10.9.0.7", 1320, "client"));
     }
 
     #[test]
@@ -189,8 +227,8 @@ mod tests {
         ] {
             let hooks = hooks(script, limit);
             let mut watcher = hooks.stream.subscribe();
-            let device = device();
-            let run = hooks.run(Kind::PostUp, &device);
+            let (device, desired) = (device(), Desired::default());
+            let run = hooks.run(Kind::PostUp, &device, &desired);
             timeout(LIMIT, run).await.expect("it holds nothing up");
             let told = timeout(LIMIT, watcher.next()).await.expect("it is told");
             assert_eq!(told.mesh, Some(MeshId([1; 20])));

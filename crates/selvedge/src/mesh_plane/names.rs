@@ -71,7 +71,8 @@ pub(super) fn find_member<'a>(
     }
 }
 
-/// What has the id or the name; if nothing has, whose id begins so.
+/// What has the id or the name; if nothing has, what has the name in other cases; else whose id
+/// begins so.
 fn meant<'a, T: Copy + ToString>(
     selector: &str,
     all: impl Iterator<Item = (T, &'a str)> + Clone,
@@ -81,8 +82,9 @@ fn meant<'a, T: Copy + ToString>(
     };
     let exact = by(&|(id, _)| id.to_string() == selector);
     let named = by(&|(_, name)| *name == selector);
+    let folded = by(&|(_, name)| name.eq_ignore_ascii_case(selector));
     let begun = by(&|(id, _)| !selector.is_empty() && id.to_string().starts_with(selector));
-    [exact, named, begun].into_iter().find(|found| !found.is_empty()).unwrap_or_default()
+    [exact, named, folded, begun].into_iter().find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 fn join(ids: &[impl ToString]) -> String {
@@ -119,6 +121,7 @@ mod tests {
         assert_eq!(find(&a.to_string()[..6]), Ok(a));
         let ambiguous = FindError::Ambiguous { selector: "two".to_owned(), candidates: vec![b, c] };
         assert_eq!(find("two"), Err(ambiguous));
+        assert_eq!(find("ONE"), Ok(a));
         for unknown in ["", "three"] {
             assert_eq!(find(unknown), Err(FindError::Unknown(unknown.to_owned())));
         }

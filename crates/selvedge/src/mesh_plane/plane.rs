@@ -1,8 +1,10 @@
 //! The loop of the mesh plane.
 
 mod paths;
+mod places;
 mod planning;
 mod requests;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -29,14 +31,16 @@ use super::error::PlaneError;
 use super::events::{self, Stream};
 use super::files::{Files, FilesError, MeshFile};
 use super::ground::Landlord;
+use super::hosts::Hosts;
 use super::recorder::Recorder;
 use super::seat::{Message, Seated, Wanted};
-use super::setup::{self, Answer, Seat, Setup, Wire, wall};
+use super::setup::{self, Answer, Seat, Setup, Socket, Wire, wall};
 use super::topology::Planned;
-use super::{Reply, Request, view};
-use crate::config::{MeshConfig, WireGuard};
+use super::{Reply, Request, observed, view};
+use crate::config::{MeshConfig, Place, WireGuard};
 use crate::identity;
 use planning::Planning;
+use sockets::Sockets;
 
 /// How often the host's addresses are looked at, and forgotten nodes forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(30);
@@ -47,15 +51,16 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// How many partners' addresses tell which own address is of use.
 const PARTNERS_ASKED: usize = 4;
 
-/// The kind of message that asks to join.
+/// The kind of message that asks to join, and that tells where this node is seen.
 const JOIN: u64 = 16;
+const SEEN: u64 = 30;
 
 // What the core takes for a datagram, the transport takes as one.
 const _: () = assert!(wire::MAX_DATAGRAM <= selvedge_transport::MAX_DATAGRAM);
 
 /// What the plane's own tasks report.
 enum Report {
-    /// A mesh was founded or joined, or not; the interface's name was reserved for it.
+    /// A mesh was founded or joined, or not; the interface's name and the port were reserved for it.
     SetUp {
         mesh: Option<MeshId>,
         interface: String,
@@ -74,8 +79,10 @@ enum Report {
     Planned(Option<Arc<Planned>>),
     /// What WireGuard knows of its peers.
     Looked(MeshId, Vec<PeerStatus>),
-    /// The addresses to announce in each mesh.
-    Addresses(BTreeMap<MeshId, Vec<IpAddr>>),
+    /// What to announce in each mesh.
+    Places(BTreeMap<MeshId, Vec<Place>>),
+    /// The addresses of a host that a member names.
+    Resolved { name: String, answer: Option<BTreeSet<IpAddr>> },
 }
 
 /// The mesh plane.
@@ -90,9 +97,10 @@ pub(super) struct Plane {
     joins: BTreeMap<MeshId, mpsc::Sender<Answer>>,
     /// Meshes that are being left.
     leaving: BTreeSet<MeshId>,
-    /// Interfaces that are being made or removed.
-    reserved: BTreeSet<String>,
+    /// Interfaces that are being made or removed, with their ports if these are known.
+    reserved: BTreeMap<String, u16>,
     heard: view::Heard,
+    hosts: Hosts,
     planning: Planning,
     /// `None`: dry, the host is not touched.
     landlord: Option<Landlord>,
@@ -130,12 +138,10 @@ impl Plane {
             transport,
             files,
             netlink,
-            announce: config.endpoints.clone(),
+            overlays: Vec::new(),
             default_alias: config.name.to_string(),
-            wireguard_port: config.port,
             backend: backend(config.wireguard),
             options: config.options.clone(),
-            hooks: config.hooks.clone(),
             stream,
             hook_failures: Arc::default(),
         };
@@ -149,8 +155,9 @@ impl Plane {
             meshes: BTreeMap::new(),
             joins: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            reserved: BTreeSet::new(),
+            reserved: BTreeMap::new(),
             heard: view::Heard::new(),
+            hosts: Hosts::default(),
             planning: Planning::default(),
             landlord,
             reports,
@@ -182,7 +189,10 @@ impl Plane {
                 Some(received) = self.received.recv() => self.handle_message(received),
                 Some(report) = self.reports.recv() => self.handle_report(report),
                 () = sleep_until(due.into()) => self.handle_timeout(),
-                Some(()) = moved.recv() => self.keep_house(),
+                Some(()) = moved.recv() => {
+                    self.keep_house();
+                    self.planning.note();
+                }
                 _ = housekeeping.tick() => self.keep_house(),
             }
         }
@@ -199,6 +209,8 @@ impl Plane {
         if let Some(join) = self.joins.get(&mesh) {
             // If answers pile up, the next attempt will bring another.
             join.try_send((from, bytes)).unwrap_or_default();
+        } else if wire::kind_of(&bytes) == Ok(SEEN) {
+            self.note_seen(mesh, from, &bytes);
         } else if let Some(seat) = self.meshes.get_mut(&mesh) {
             seat.core.handle_message(from, &bytes, now(self.began), wall());
             if seat.core.is_member(from) {
@@ -217,6 +229,7 @@ impl Plane {
         if self.meshes.values().any(|seat| seat.wire.applier.has_news()) {
             self.planning.note();
         }
+        self.look_up(Instant::now());
         if self.planning.begin(Instant::now()) {
             self.plan();
         }
@@ -257,7 +270,12 @@ impl Plane {
             Report::Forgotten => self.update_access(),
             Report::Planned(planned) => self.follow(planned),
             Report::Looked(mesh, peers) => self.look_at_paths(mesh, &peers),
-            Report::Addresses(addresses) => self.announce(addresses),
+            Report::Places(places) => self.announce(places),
+            Report::Resolved { name, answer } => {
+                if self.hosts.note(&name, answer, Instant::now()) {
+                    self.planning.note();
+                }
+            }
         }
     }
 
@@ -265,15 +283,19 @@ impl Plane {
         self.planning.doubt_links();
         let meshes = &self.meshes;
         self.heard.retain(|node, _| meshes.values().any(|seat| seat.core.is_member(*node)));
-        let partners = self.meshes.values().map(|seat| (seat.id(), partner_addresses(seat)));
+        self.tell_seen();
+        let partners = self.meshes.values().map(|seat| {
+            let overlays: Vec<_> = seat.overlays().collect();
+            (seat.id(), seat.options.clone(), partner_addresses(seat), overlays)
+        });
         let partners: Vec<_> = partners.collect();
-        let (setup, reporter) = (self.setup.clone(), self.reporter.clone());
+        let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
-            let mut addresses = BTreeMap::new();
-            for (mesh, towards) in partners {
-                addresses.insert(mesh, setup.addresses(&towards).await);
+            let mut places = BTreeMap::new();
+            for (mesh, options, towards, own) in partners {
+                places.insert(mesh, setup.places(&options, &towards, &own).await);
             }
-            report(&reporter, Report::Addresses(addresses)).await;
+            report(&reporter, Report::Places(places)).await;
         });
     }
 
@@ -281,6 +303,7 @@ impl Plane {
 
     /// Takes up all meshes that are on disk.
     async fn restore(&mut self, stored: Vec<(MeshId, MeshFile)>) {
+        let mut sockets = Sockets::of(&stored);
         for (mesh, file) in stored {
             let state = match State::decode(&file.core) {
                 Ok(state) if state.mesh() == mesh => state,
@@ -293,12 +316,19 @@ impl Plane {
                     continue;
                 }
             };
-            let MeshFile { key, port, interface, .. } = file;
-            let applier = self.setup.device(mesh, &state.genesis().name, &key, &interface, port);
+            let name = &state.genesis().name;
+            let Socket { interface, port } = sockets.choose(&self.setup.options, mesh, name);
+            let socket = Socket { interface: interface.clone(), port };
+            let key = file.key;
+            let applier = self.setup.device(mesh, name, &key, socket);
             let wire = Wire { key, port, interface, applier };
             if let Err(error) = self.seat(Seat { state, wire }) {
                 self.setup.files.put_aside(mesh, &error);
             }
+        }
+        let meshes: Vec<_> = self.meshes.values().map(|seat| (seat.id(), seat.name())).collect();
+        for name in self.setup.options.idle(&meshes) {
+            warn!(section = format!("mesh.named.{name}"), "this node is in no such mesh (yet)");
         }
     }
 
@@ -377,7 +407,7 @@ impl Plane {
         let Some(seat) = self.meshes.get(&mesh) else { return };
         wanted.knocks.into_iter().for_each(|knock| self.knock(knock));
         for message in wanted.send {
-            let mut addrs = seat.core.control_endpoints(message.to);
+            let mut addrs = self.control_places(seat, message.to);
             // Datagrams go there anyway; a connection has to be told.
             if let (false, Some(contact)) = (message.datagram, self.heard.get(&message.to)) {
                 addrs.insert(0, contact.from);
@@ -400,18 +430,23 @@ impl Plane {
     }
 
     /// Tells the members where this node is reached now.
-    fn announce(&mut self, addresses: BTreeMap<MeshId, Vec<IpAddr>>) {
-        let overlays: Vec<_> = self.meshes.values().map(|seat| seat.core.prefix()).collect();
-        for (mesh, mut addresses) in addresses {
+    fn announce(&mut self, places: BTreeMap<MeshId, Vec<Place>>) {
+        for (mesh, places) in places {
+            let Some(seat) = self.meshes.get(&mesh) else { continue };
+            let observed = self.observed(seat, Instant::now());
             let Some(seat) = self.meshes.get_mut(&mesh) else { continue };
-            addresses.retain(|ip| !overlays.iter().any(|overlay| overlay.contains(*ip)));
             // A host that has no address for a moment is reached where it was before, if at all.
-            if addresses.is_empty() {
+            if places.is_empty() {
                 continue;
             }
-            let profile = self.setup.reached_at(seat.core.profile(), &addresses, seat.wire.port);
+            let (control, port) = (self.setup.listen_port, seat.wire.port);
+            let mut profile = self.setup.reached_at(seat.core.profile(), &places, port);
+            observed::announce(&mut profile, &observed, control, port);
             match seat.core.set_profile(profile) {
-                Ok(true) => info!(mesh = seat.name(), ?addresses, "announcing new addresses"),
+                Ok(true) => {
+                    let places: Vec<_> = places.iter().map(ToString::to_string).collect();
+                    info!(mesh = seat.name(), ?places, ?observed, "announcing new addresses");
+                }
                 Ok(false) => {}
                 Err(error) => warn!(mesh = seat.name(), %error, "cannot announce addresses"),
             }
@@ -478,7 +513,7 @@ impl Plane {
         let timers = timers.flatten();
         let wait = timers.min().map_or(HOUSEKEEPING, |due| due.since(now(self.began)));
         let due = Instant::now() + wait;
-        self.planning.due().map_or(due, |planning| due.min(planning))
+        [self.planning.due(), self.hosts.due()].into_iter().flatten().fold(due, Instant::min)
     }
 
     async fn close(mut self) {

@@ -1,18 +1,20 @@
 //! One mesh of this node: its core, its WireGuard, and its file.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::{Exit, NoExit, What};
 use selvedge_mesh::wire::Call;
 use selvedge_mesh::{Event, Knock, Mesh, Profile, Transmit, wire};
-use selvedge_model::{MeshId, NodeId, Time};
+use selvedge_model::{MeshId, NodeId, Prefix, Time};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use super::direct::Paths;
 use super::events;
 use super::files::MeshFile;
+use super::observed::Observed;
 use super::recorder::Recorder;
 use super::setup::Wire;
 use super::topology::{Layout, Site};
@@ -98,6 +100,8 @@ pub(super) struct Seated {
     pub(super) options: MeshOptions,
     /// What was planned last.
     pub(super) layout: Layout,
+    /// Where partners see this node.
+    pub(super) observed: Observed,
     /// How often this node may still say something new about its routes.
     pub(super) patience: Patience,
     /// When this node was drained, if it was since it started.
@@ -151,6 +155,7 @@ impl Seated {
             wire,
             options,
             layout: Layout::default(),
+            observed: Observed::default(),
             patience: Patience::default(),
             drained: None,
             told: Vec::new(),
@@ -171,6 +176,19 @@ impl Seated {
 
     pub(super) fn name(&self) -> &str {
         &self.core.genesis().name
+    }
+
+    /// Where enough partners see this node.
+    pub(super) fn seen_at(&self, now: Instant) -> Vec<IpAddr> {
+        let own = self.core.node();
+        let members = self.core.members().map(|member| member.node);
+        let partners = members.filter(|node| *node != own && !self.core.is_down(*node)).count();
+        self.observed.places(partners, now)
+    }
+
+    /// The prefixes of the mesh's overlay.
+    pub(super) fn overlays(&self) -> impl Iterator<Item = Prefix> {
+        [Some(self.core.prefix()), self.options.ipv4].into_iter().flatten()
     }
 
     /// What a plan is made of.
@@ -249,10 +267,22 @@ impl Seated {
             info!(mesh, routes = new.used.len(), "the routes by other members have changed");
             debug!(mesh, routes = ?new.used, "routes");
         }
-        if let Some(exit) = new.lost_exit.as_ref().filter(|_| old.lost_exit != new.lost_exit) {
+        if let Some(problem) = new.lost_exit.as_ref().filter(|_| old.lost_exit != new.lost_exit) {
+            warn!(mesh, problem, "no such exit: packets to elsewhere are dropped; correct `exit`");
+        }
+        if !new.own_exits.is_empty() && old.own_exits != new.own_exits {
             warn!(
                 mesh,
-                exit, "the exit is no member: packets to elsewhere are dropped; correct `exit`"
+                families = ?new.own_exits,
+                "this node is an exit itself, so its packets leave by it: `exit` is ignored here"
+            );
+        }
+        if let Some(other) = new.crowded_by.filter(|_| old.crowded_by != new.crowded_by) {
+            warn!(
+                mesh,
+                %other,
+                "the IPv4 prefix overlaps that of another mesh of this node: no IPv4 in this \
+                 one; give each its own by `ipv4` in [mesh.named.NAME]"
             );
         }
         if !new.unpermitted.is_empty() && old.unpermitted != new.unpermitted {

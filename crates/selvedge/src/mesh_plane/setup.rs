@@ -10,8 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use selvedge_api::mesh::{CreateRequest, JoinRequest, Role};
 use selvedge_host::netlink::Netlink;
 use selvedge_host::wireguard::{self, Backend, PrivateKey};
+use selvedge_mesh::address::mesh_prefix;
 use selvedge_mesh::{
-    Bootstrap, Endpoint, Identity, Invite, JoinError, Joining, Profile, Signed, State, UnixTime,
+    Bootstrap, Identity, Invite, JoinError, Joining, NamedEndpoint, Profile, Signed, State,
+    UnixTime,
 };
 use selvedge_model::{MeshId, NodeId, Prefix};
 use selvedge_transport::Transport;
@@ -23,8 +25,8 @@ use super::endpoints;
 use super::error::PlaneError;
 use super::events::Stream;
 use super::files::{Files, MeshFile};
-use super::hooks::{Hooks, MeshHooks};
-use crate::config::OptionsByMesh;
+use super::hooks::Hooks;
+use crate::config::{Host, MeshOptions, OptionsByMesh, Place};
 
 /// How often a bootstrap node is asked, and how long it may take to answer each time.
 const ATTEMPTS: usize = 3;
@@ -42,17 +44,14 @@ pub(super) struct Setup {
     pub(super) files: Files,
     /// `None`: dry, the host is not touched.
     pub(super) netlink: Option<Netlink>,
-    /// Configured addresses; empty: those of the host.
-    pub(super) announce: Vec<IpAddr>,
+    /// The overlay prefixes of all meshes of this node.
+    pub(super) overlays: Vec<Prefix>,
     pub(super) default_alias: String,
     /// The port of the transport.
     pub(super) listen_port: u16,
-    /// The port of WireGuard; 0 for a free one.
-    pub(super) wireguard_port: u16,
     /// Who is to do the work of WireGuard; `None`: whoever can.
     pub(super) backend: Option<Backend>,
     pub(super) options: OptionsByMesh,
-    pub(super) hooks: MeshHooks,
     pub(super) stream: Stream,
     /// How many hooks have failed.
     pub(super) hook_failures: Arc<AtomicU64>,
@@ -62,6 +61,14 @@ pub(super) struct Setup {
 pub(super) struct Seat {
     pub(super) state: State,
     pub(super) wire: Wire,
+}
+
+/// What WireGuard of one mesh needs and no other mesh may have.
+#[derive(Clone, Debug)]
+pub(super) struct Socket {
+    pub(super) interface: String,
+    /// The UDP port; 0 for a free one.
+    pub(super) port: u16,
 }
 
 /// WireGuard of one mesh.
@@ -97,19 +104,19 @@ impl Setup {
     pub(super) async fn found(
         self,
         request: CreateRequest,
-        interface: String,
+        socket: Socket,
     ) -> Result<Seat, PlaneError> {
         let salt = random()?;
         let key = PrivateKey::from_bytes(random()?);
-        let addresses = self.addresses(&[]).await;
+        let places = self.places(self.options.of_new(&request.name), &[], &[]).await;
         let found = |wg, port| {
             let (alias, description) = (request.alias.clone(), request.description.clone());
-            let profile = self.profile(port, &addresses, alias, description);
+            let profile = self.profile(port, &places, alias, description);
             State::found(&self.identity, &request.name, salt, wg, profile)
         };
         // What is wrong with the request shows before anything is made.
         let draft = found(key.public(), 0)?;
-        let wire = self.wire(draft.mesh(), &request.name, key, interface).await?;
+        let wire = self.wire(draft.mesh(), &request.name, key, socket).await?;
         let state = found(wire.key.public(), wire.port).map_err(PlaneError::from);
         self.seat(state, wire).await
     }
@@ -119,21 +126,23 @@ impl Setup {
         self,
         invite: Signed<Invite>,
         request: JoinRequest,
-        interface: String,
+        socket: Socket,
         answers: mpsc::Receiver<Answer>,
     ) -> Result<Seat, PlaneError> {
         let key = PrivateKey::from_bytes(random()?);
         let towards: Vec<_> = invite.value().bootstrap.iter().map(|place| place.addr).collect();
-        let addresses = self.addresses(&towards).await;
+        let (mesh, name) = (invite.value().mesh(), &invite.value().genesis.name);
+        let options = self.options.of(mesh, name);
+        let own: Vec<_> = [Some(mesh_prefix(mesh)), options.ipv4].into_iter().flatten().collect();
+        let places = self.places(options, &towards, &own).await;
         let prepare = |wg, port| {
             let (alias, description) = (request.alias.clone(), request.description.clone());
-            let profile = self.profile(port, &addresses, alias, description);
+            let profile = self.profile(port, &places, alias, description);
             let profile = Profile { client: request.role == Some(Role::Client), ..profile };
             Joining::new(self.identity.clone(), invite.clone(), wg, profile, wall())
         };
-        let draft = prepare(key.public(), 0)?;
-        let name = &invite.value().genesis.name;
-        let wire = self.wire(draft.mesh(), name, key, interface).await?;
+        prepare(key.public(), 0)?;
+        let wire = self.wire(mesh, name, key, socket).await?;
         let state = match prepare(wire.key.public(), wire.port) {
             Ok(joining) => self.ask(&joining, answers).await,
             Err(error) => Err(error.into()),
@@ -141,26 +150,48 @@ impl Setup {
         self.seat(state, wire).await
     }
 
-    /// The addresses to announce: those configured, or else those of the host, the ones from
-    /// which packets to `towards` leave first.
-    pub(super) async fn addresses(&self, towards: &[SocketAddr]) -> Vec<IpAddr> {
-        if !self.announce.is_empty() {
-            return self.announce.clone();
+    /// What to announce in a mesh: the addresses configured, or else those of the host, the ones
+    /// from which packets to `towards` leave first; and the names configured. A mesh may run over another one of the
+    /// node's if that is what is configured, but never over itself: `own` are its overlay prefixes.
+    pub(super) async fn places(
+        &self,
+        options: &MeshOptions,
+        towards: &[SocketAddr],
+        own: &[Prefix],
+    ) -> Vec<Place> {
+        let inside = |ip: IpAddr| own.iter().any(|overlay| overlay.contains(ip));
+        let outside = |place: &&Place| !place.address().is_some_and(inside);
+        let configured = options.endpoints.iter().filter(outside).cloned();
+        if options.endpoints.iter().any(|place| place.address().is_some()) {
+            return configured.collect();
         }
-        let found = endpoints::discover(self.netlink.as_ref()).await;
-        let sources = towards.iter().copied().filter_map(endpoints::source_towards);
-        endpoints::preferring(sources, &found)
+        let netlink = self.netlink.as_ref();
+        let found = endpoints::discover(netlink, towards, &self.overlays).await;
+        found.into_iter().map(Place::from).chain(configured).collect()
     }
 
-    /// `profile` with the places where this node is reached.
-    pub(super) fn reached_at(&self, profile: Profile, addresses: &[IpAddr], port: u16) -> Profile {
-        let places = |port| {
-            let place = |ip: &IpAddr| Endpoint::from(SocketAddr::new(*ip, port));
-            addresses.iter().map(place).collect()
-        };
+    /// `profile` with the places where this node is reached, where WireGuard has `port` if nothing
+    /// else is said.
+    pub(super) fn reached_at(&self, profile: Profile, places: &[Place], port: u16) -> Profile {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let control = places(self.listen_port);
-        Profile { endpoints: places(port), control, version, ..profile }
+        let mut profile = Profile { version, ..profile };
+        profile.endpoints.clear();
+        profile.control.clear();
+        profile.names.clear();
+        for place in places {
+            let port = place.port.unwrap_or(port);
+            match &place.host {
+                Host::Address(ip) => {
+                    profile.endpoints.push(SocketAddr::new(*ip, port).into());
+                    profile.control.push(SocketAddr::new(*ip, self.listen_port).into());
+                }
+                Host::Name(host) => {
+                    let (host, control) = (host.clone(), self.listen_port);
+                    profile.names.push(NamedEndpoint { host, port, control });
+                }
+            }
+        }
+        profile
     }
 
     /// The device of a mesh.
@@ -169,21 +200,22 @@ impl Setup {
         mesh: MeshId,
         name: &str,
         key: &PrivateKey,
-        interface: &str,
-        listen_port: u16,
+        Socket { interface, port }: Socket,
     ) -> Applier {
+        let options = self.options.of(mesh, name);
         let config = wireguard::Config {
-            name: interface.to_owned(),
+            name: interface,
             private_key: key.clone(),
-            listen_port,
-            mtu: self.options.of(mesh, name).mtu.unwrap_or(MTU),
+            listen_port: port,
+            mtu: options.mtu.unwrap_or(MTU),
             addresses: vec![interface_address(mesh, self.identity.node_id())],
             backend: self.backend,
             control: None,
         };
-        let (hooks, stream) = (self.hooks.clone(), self.stream.clone());
-        let failures = self.hook_failures.clone();
-        let hooks = Hooks { config: hooks, mesh, name: name.to_owned(), stream, failures };
+        let (hooks, stream) = (options.hooks.clone(), self.stream.clone());
+        let (node, failures) = (self.identity.node_id(), self.hook_failures.clone());
+        let name = name.to_owned();
+        let hooks = Hooks { config: hooks, mesh, node, name, stream, failures };
         Applier::start(self.netlink.clone(), config, Some(hooks))
     }
 
@@ -191,7 +223,7 @@ impl Setup {
     fn profile(
         &self,
         port: u16,
-        addresses: &[IpAddr],
+        places: &[Place],
         alias: Option<String>,
         description: Option<String>,
     ) -> Profile {
@@ -200,7 +232,7 @@ impl Setup {
             description: description.unwrap_or_default(),
             ..Profile::default()
         };
-        self.reached_at(profile, addresses, port)
+        self.reached_at(profile, places, port)
     }
 
     async fn wire(
@@ -208,9 +240,10 @@ impl Setup {
         mesh: MeshId,
         name: &str,
         key: PrivateKey,
-        interface: String,
+        socket: Socket,
     ) -> Result<Wire, PlaneError> {
-        let applier = self.device(mesh, name, &key, &interface, self.wireguard_port);
+        let interface = socket.interface.clone();
+        let applier = self.device(mesh, name, &key, socket);
         match applier::settled(applier.status()).await {
             Ok(port) => Ok(Wire { key, port, interface, applier }),
             Err(reason) => {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use selvedge_api::mesh::Exit as ExitState;
+use selvedge_dns::names::{label, names};
 use selvedge_host::masquerade::Masquerade;
 use selvedge_host::netlink::{Address, Link, Netlink};
 use selvedge_host::wireguard::PeerSpec;
@@ -13,13 +14,14 @@ use selvedge_mesh::Bridged;
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
 use selvedge_topology::direct::Wish;
 use selvedge_topology::{
-    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere,
+    Claim, ExitUse, Member, MeshPlan, Options, PathMtu, Underlay, View, claim, everywhere, overlap,
     overlay_mtu, owners, plan,
 };
 
 use super::applier::{Desired, Peers};
 use super::endpoints::source_towards;
 use super::exits;
+use super::names::FindError;
 use super::view;
 use crate::config::{Exit, MeshOptions};
 
@@ -116,8 +118,12 @@ pub(super) struct Layout {
     pub(super) ipv4s: BTreeMap<NodeId, Ipv4Addr>,
     /// Packets of others are to pass this host.
     pub(super) forwards: bool,
-    /// The exit that is wanted is no member.
+    /// The exit that is wanted is no member: why not.
     pub(super) lost_exit: Option<String>,
+    /// The families in which an exit is wanted though this node is one itself.
+    pub(super) own_exits: BTreeSet<Prefix>,
+    /// The IPv4 prefix overlaps that of this other mesh of the node, and is not used.
+    pub(super) crowded_by: Option<MeshId>,
 }
 
 /// What this host is to do for all meshes.
@@ -135,50 +141,76 @@ pub(super) struct Ground {
     pub(super) masquerade: Masquerade,
 }
 
+/// What a plan is made of.
+#[derive(Debug, PartialEq)]
+struct Facts {
+    views: Vec<View>,
+    /// For each of them: why the exit that is wanted is no member, if it is none.
+    lost_exits: Vec<Option<String>>,
+    /// The meshes that go without an IPv4 prefix, and for which others.
+    crowded: BTreeMap<MeshId, MeshId>,
+    links: Arc<Links>,
+}
+
+impl Facts {
+    fn of(sites: &mut [Site], links: Arc<Links>) -> Self {
+        let crowded = give_way(sites);
+        let (views, lost_exits) = sites.iter().map(view_of).unzip();
+        Self { views, lost_exits, crowded, links }
+    }
+}
+
 /// A plan, and what it was made of.
 #[derive(Debug)]
 pub(super) struct Planned {
-    views: Vec<View>,
-    links: Arc<Links>,
+    facts: Facts,
     pub(super) outcome: Outcome,
 }
 
 impl Planned {
     pub(super) fn links(&self) -> Arc<Links> {
-        self.links.clone()
+        self.facts.links.clone()
     }
 }
 
 /// Plans for all meshes of the node. If nothing is different from what `last` was made of, that is
 /// the plan: most of what members say anew, and that they are still there, changes no route.
 pub(super) fn decide(
-    sites: &[Site],
+    sites: &mut [Site],
     links: Arc<Links>,
     last: Option<Arc<Planned>>,
 ) -> Arc<Planned> {
-    let views: Vec<View> = sites.iter().map(view_of).collect();
-    match last.filter(|last| last.links == links && last.views == views) {
+    let facts = Facts::of(sites, links);
+    match last.filter(|last| last.facts == facts) {
         Some(last) => last,
         None => {
-            let outcome = outcome(sites, &views, &links);
-            Arc::new(Planned { views, links, outcome })
+            let outcome = outcome(sites, &facts);
+            Arc::new(Planned { facts, outcome })
         }
     }
 }
 
-fn outcome(sites: &[Site], views: &[View], links: &Links) -> Outcome {
+fn outcome(sites: &[Site], facts: &Facts) -> Outcome {
+    let Facts { views, lost_exits, crowded, links } = facts;
+    let own_exits: BTreeSet<Prefix> =
+        views.iter().filter_map(View::me).flat_map(Member::exits).collect();
     let mut planned = plan(views).meshes;
     let speaks_ipv4 = views.iter().any(|view| view.me().is_some_and(|me| me.ipv4.is_some()));
     let mut outcome = Outcome::default();
-    for (site, view) in sites.iter().zip(views) {
+    for ((site, view), lost_exit) in sites.iter().zip(views).zip(lost_exits) {
         let mut layout = match planned.remove(&site.mesh) {
             Some(plan) => {
                 outcome.ground.add(site, &plan);
-                Layout::of(site, view, plan, speaks_ipv4)
+                let lost_exit = lost_exit.clone();
+                Layout { lost_exit, ..Layout::of(site, view, plan, speaks_ipv4) }
             }
             None => Layout::of_nobody(site),
         };
         exits::note_own(&mut layout.exits, views);
+        layout.crowded_by = crowded.get(&site.mesh).copied();
+        if site.options.exit != Exit::None {
+            layout.own_exits.clone_from(&own_exits);
+        }
         layout.desired.mtu = site.options.mtu.or_else(|| links.mtu(&layout.desired.peers));
         outcome.ground.closed |= matches!(site.options.exit, Exit::Member(_));
         outcome.ground.detour |= outcome.ground.closed || !layout.desired.routes.is_empty();
@@ -190,6 +222,31 @@ fn outcome(sites: &[Site], views: &[View], links: &Links) -> Outcome {
         false => sites.iter().map(|site| site.interface.clone()).collect(),
     };
     outcome
+}
+
+/// Takes the IPv4 prefix from meshes in which it overlaps that of another, which they are told
+/// apart by: one of the two would get the packets of both. Who has an address already keeps it.
+fn give_way(sites: &mut [Site]) -> BTreeMap<MeshId, MeshId> {
+    let has_one = |site: &Site| {
+        let mut members = site.members.iter().map(|(member, _)| member);
+        let own = members.find(|member| member.node == site.own);
+        own.is_some_and(|own| own.profile.overlay_ipv4.is_some())
+    };
+    let mut order: Vec<&mut Site> = sites.iter_mut().collect();
+    order.sort_by_key(|site| (!has_one(site), site.mesh));
+    let mut taken: Vec<(Prefix, MeshId)> = Vec::new();
+    let mut crowded = BTreeMap::new();
+    for site in order {
+        let Some(prefix) = site.options.ipv4 else { continue };
+        match taken.iter().find(|(other, _)| overlap(*other, prefix)) {
+            Some((_, by)) => {
+                site.options.ipv4 = None;
+                crowded.insert(site.mesh, *by);
+            }
+            None => taken.push((prefix, site.mesh)),
+        }
+    }
+    crowded
 }
 
 impl Ground {
@@ -238,25 +295,28 @@ impl Layout {
             left_out: plan.left_out,
             unpermitted: plan.unpermitted,
             ipv4,
-            lost_exit: lost_exit(site, view),
+            lost_exit: None,
+            own_exits: BTreeSet::new(),
+            crowded_by: None,
             desired: Desired {
                 peers: peers(plan.peers),
                 relays: Some(plan.relays),
                 routes,
                 addresses: addresses.into_iter().flatten().collect(),
                 mtu: None,
+                role: me.map(|me| me.role),
             },
         }
     }
 }
 
-fn view_of(site: &Site) -> View {
+/// A mesh as plans see it, and why the exit that is wanted there is no member, if it is none.
+fn view_of(site: &Site) -> (View, Option<String>) {
     let MeshOptions { bridge, accept, ipv4, keepalive, .. } = site.options.clone();
-    let exit = match &site.options.exit {
-        Exit::None => ExitUse::None,
-        Exit::Any => ExitUse::Any,
+    let (exit, lost_exit) = match exit_of(site) {
+        Ok(exit) => (exit, None),
         // Nobody has this id: packets to elsewhere are dropped rather than sent past the exit.
-        Exit::Member(name) => ExitUse::Only(member_called(site, name).unwrap_or(NOBODY)),
+        Err(error) => (ExitUse::Only(NOBODY), Some(error.to_string())),
     };
     let options = Options {
         bridge,
@@ -275,7 +335,15 @@ fn view_of(site: &Site) -> View {
         ..Member::new(member, *live || member.node == site.own)
     };
     let members = site.members.iter().map(member).collect();
-    View { mesh: site.mesh, own: site.own, members, options }
+    (View { mesh: site.mesh, own: site.own, members, options }, lost_exit)
+}
+
+fn exit_of(site: &Site) -> Result<ExitUse, FindError> {
+    Ok(match &site.options.exit {
+        Exit::None => ExitUse::None,
+        Exit::Any => ExitUse::Any,
+        Exit::Member(name) => ExitUse::Only(member_called(site, name)?),
+    })
 }
 
 const NOBODY: NodeId = NodeId([0; 32]);
@@ -283,12 +351,7 @@ const NOBODY: NodeId = NodeId([0; 32]);
 /// Who has which IPv4 address in the mesh, the own node as it is to claim.
 fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
     let Some(prefix) = site.options.ipv4 else { return BTreeMap::new() };
-    let of = |(member, _): &(selvedge_mesh::Member, bool)| Claim {
-        node: member.node,
-        rank: member.serial,
-        address: member.profile.overlay_ipv4,
-    };
-    let mut claims: Vec<Claim> = site.members.iter().map(of).collect();
+    let mut claims: Vec<Claim> = site.members.iter().map(|(member, _)| claim_of(member)).collect();
     let own = claim(site.mesh, prefix, site.own, &claims);
     for claim in claims.iter_mut().filter(|claim| claim.node == site.own) {
         claim.address = own;
@@ -296,22 +359,22 @@ fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
     owners(site.mesh, prefix, &claims).into_iter().map(|(address, node)| (node, address)).collect()
 }
 
-/// The member that an operator means: by its id, or by its name in the mesh.
-fn member_called(site: &Site, name: &str) -> Option<NodeId> {
-    let members = || site.members.iter().map(|(member, _)| member);
-    if let Ok(node) = name.parse::<NodeId>() {
-        return members().map(|member| member.node).find(|it| *it == node);
-    }
-    let claims: Vec<_> = members().map(view::claim).collect();
-    let named = selvedge_dns::names::names(&claims);
-    named.into_iter().find(|(_, named)| named.name == name).map(|(node, _)| node)
+/// What a member claims of the mesh's IPv4 prefix.
+pub(super) const fn claim_of(member: &selvedge_mesh::Member) -> Claim {
+    Claim { node: member.node, rank: member.serial, address: member.profile.overlay_ipv4 }
 }
 
-fn lost_exit(site: &Site, view: &View) -> Option<String> {
-    match &site.options.exit {
-        Exit::Member(name) if view.options.exit == ExitUse::Only(NOBODY) => Some(name.clone()),
-        Exit::None | Exit::Any | Exit::Member(_) => None,
-    }
+/// The member that an operator means. A name means the one that it belongs to, so that nobody who
+/// claims it too takes it away.
+fn member_called(site: &Site, selector: &str) -> Result<NodeId, FindError> {
+    let claims: Vec<_> = site.members.iter().map(|(member, _)| view::claim(member)).collect();
+    let named = names(&claims);
+    let owner = label(selector)
+        .and_then(|label| named.into_iter().find(|(_, named)| named.name == label))
+        .map(|(node, _)| node);
+    let found = owner.map_or_else(|| view::find_among(&claims, selector), Ok)?;
+    let is_member = claims.iter().any(|claim| claim.node == found);
+    is_member.then_some(found).ok_or_else(|| FindError::NoMember(selector.to_owned()))
 }
 
 fn used(view: &View, plan: &MeshPlan) -> BTreeMap<Prefix, NodeId> {
@@ -333,77 +396,143 @@ fn peers(planned: BTreeMap<WgKey, selvedge_topology::PeerSpec>) -> Peers {
 
 #[cfg(test)]
 mod tests {
-    use selvedge_mesh::{Profile, Role, UnixTime, address};
+    use selvedge_mesh::{Profile, Role, UnixTime};
 
     use super::*;
 
-    const MESH: MeshId = MeshId([7; 20]);
-
-    /// Who was admitted as number `serial`.
-    fn member(serial: u8, overlay_ipv4: Option<Ipv4Addr>) -> (selvedge_mesh::Member, bool) {
-        let node = NodeId([serial; 32]);
+    fn member(number: u8, alias: &str) -> (selvedge_mesh::Member, bool) {
+        let (mesh, node) = (MeshId([1; 20]), NodeId([number; 32]));
+        let profile = Profile { alias: alias.to_owned(), ..Profile::default() };
         let member = selvedge_mesh::Member {
             node,
-            address: address::node_address(MESH, node),
-            wg: WgKey([serial; 32]),
+            address: selvedge_mesh::address::node_address(mesh, node),
+            wg: WgKey([number; 32]),
             role: Role::Peer,
-            profile: Profile { overlay_ipv4, ..Profile::default() },
+            profile,
             seq: 1,
             not_after: UnixTime(1),
-            founder: false,
-            issuer: NodeId([9; 32]),
+            founder: number == 1,
+            issuer: NodeId([1; 32]),
             may_invite: false,
-            allowed: Vec::new(),
+            allowed: everywhere().into(),
             issued: UnixTime(1),
-            serial: serial.into(),
+            serial: number.into(),
         };
         (member, true)
+    }
+
+    /// A mesh of node 1 with two others.
+    fn site(mesh: u8, options: MeshOptions) -> Site {
+        Site {
+            mesh: MeshId([mesh; 20]),
+            own: NodeId([1; 32]),
+            interface: format!("sv-{mesh}"),
+            members: vec![member(1, "own"), member(2, "GW1"), member(3, "gw1")],
+            options,
+            direct: BTreeMap::new(),
+            attempts: Vec::new(),
+            still_serving: false,
+        }
+    }
+
+    fn decided(sites: &mut [Site]) -> Outcome {
+        decide(sites, Arc::default(), None).outcome.clone()
     }
 
     #[test]
     fn of_two_that_claim_an_address_one_has_it() {
         // With two addresses for all, everybody may claim each of them.
-        let prefix: Prefix = "100.64.0.0/30".parse().expect("a prefix");
+        let ipv4 = "100.64.0.0/30".parse().ok();
         let [first, second] = [1, 2].map(|last| Ipv4Addr::new(100, 64, 0, last));
-        let members =
-            vec![member(1, Some(first)), member(2, Some(second)), member(3, Some(second))];
-        let site = Site {
-            mesh: MESH,
-            own: NodeId([1; 32]),
-            interface: "sv-campus".to_owned(),
-            members,
-            options: MeshOptions { ipv4: Some(prefix), ..MeshOptions::default() },
-            direct: BTreeMap::new(),
-            attempts: Vec::new(),
-            still_serving: false,
-        };
-        let planned = decide(&[site], Arc::default(), None);
-        let layout = planned.outcome.layouts.get(&MESH).expect("planned");
+        let mut site = site(1, MeshOptions { ipv4, ..MeshOptions::default() });
+        for ((member, _), address) in site.members.iter_mut().zip([first, second, second]) {
+            member.profile.overlay_ipv4 = Some(address);
+        }
+        let outcome = decided(&mut [site]);
+        let layout = &outcome.layouts[&MeshId([1; 20])];
         let owned = [(NodeId([1; 32]), first), (NodeId([2; 32]), second)];
         assert_eq!(layout.ipv4s, BTreeMap::from(owned));
         assert!(layout.exits.is_empty() && !layout.forwards);
     }
 
     #[test]
-    fn a_plan_is_made_anew_if_a_fact_is_another() {
-        let site = |accept: Vec<Prefix>| Site {
-            mesh: MeshId([1; 20]),
-            own: NodeId([2; 32]),
-            interface: "sv-a".to_owned(),
-            members: Vec::new(),
-            options: MeshOptions { accept, ..MeshOptions::default() },
-            direct: BTreeMap::new(),
-            attempts: Vec::new(),
-            still_serving: false,
+    fn an_exit_is_found_by_whatever_a_member_is_called() {
+        let site = site(1, MeshOptions::default());
+        let (second, third) = (NodeId([2; 32]), NodeId([3; 32]));
+        let begin = second.to_string()[..8].to_owned();
+        for name in ["GW1", "gw1", "Gw1", &begin, &second.to_string()] {
+            assert_eq!(member_called(&site, name), Ok(second), "{name}");
+        }
+        let longer = format!("gw1-{}", &third.to_string()[..4]);
+        assert_eq!(member_called(&site, &longer), Ok(third));
+        for name in ["gw2", &NodeId([9; 32]).to_string()] {
+            let error = FindError::NoMember(name.to_owned());
+            assert_eq!(member_called(&site, name), Err(error), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_exit_that_is_no_member_is_said_and_nothing_leaves() {
+        let exit = Exit::Member("nobody".to_owned());
+        let mut sites = [site(1, MeshOptions { exit, ..MeshOptions::default() })];
+        let outcome = decided(&mut sites);
+        let layout = &outcome.layouts[&MeshId([1; 20])];
+        let said = layout.lost_exit.as_deref().expect("said");
+        assert!(said.contains("no member called \"nobody\""), "{said}");
+        assert!(everywhere().iter().all(|it| layout.desired.routes.contains(it)));
+    }
+
+    #[test]
+    fn an_exit_that_wants_an_exit_is_told() {
+        let mut site = site(1, MeshOptions { exit: Exit::Any, ..MeshOptions::default() });
+        site.members[0].0.profile.routes = vec![everywhere()[1]];
+        site.members[1].0.profile.routes = everywhere().into();
+        let outcome = decided(&mut [site]);
+        let layout = &outcome.layouts[&MeshId([1; 20])];
+        assert_eq!(layout.own_exits, BTreeSet::from([everywhere()[1]]));
+        assert!(!layout.desired.routes.contains(&everywhere()[1]));
+    }
+
+    #[test]
+    fn of_two_meshes_with_one_ipv4_prefix_who_has_an_address_keeps_it() {
+        let wide = MeshOptions { ipv4: "10.9.0.0/16".parse().ok(), ..MeshOptions::default() };
+        let narrow = MeshOptions { ipv4: "10.9.8.0/24".parse().ok(), ..MeshOptions::default() };
+        let mut sites = [site(1, wide), site(2, narrow)];
+        let crowded = |sites: &[Site; 2]| {
+            let outcome = decided(&mut sites.clone());
+            let of = |mesh| outcome.layouts[&MeshId([mesh; 20])].clone();
+            [of(1), of(2)].map(|layout| (layout.ipv4.is_some(), layout.crowded_by))
         };
-        let all = || vec![site(everywhere().into())];
+        assert_eq!(crowded(&sites), [(true, None), (false, Some(MeshId([1; 20])))]);
+        sites[1].members[0].0.profile.overlay_ipv4 = Some([10, 9, 8, 7].into());
+        assert_eq!(crowded(&sites), [(false, Some(MeshId([2; 20]))), (true, None)]);
+        sites[0].options.ipv4 = "10.8.0.0/16".parse().ok();
+        assert_eq!(crowded(&sites), [(true, None), (true, None)]);
+    }
+
+    #[test]
+    fn a_plan_is_made_anew_if_a_fact_is_another() {
         let links =
             |mtu| Arc::new(Links { mtus: BTreeMap::from([(IpAddr::from([192, 0, 2, 1]), mtu)]) });
-        let first = decide(&all(), links(1500), None);
-        let last = || Some(first.clone());
-        assert!(Arc::ptr_eq(&first, &decide(&all(), links(1500), last())));
-        assert!(!Arc::ptr_eq(&first, &decide(&all(), links(1400), last())));
-        assert!(!Arc::ptr_eq(&first, &decide(&[site(Vec::new())], links(1500), last())));
+        let all = || [site(1, MeshOptions::default())];
+        let first = decide(&mut all(), links(1500), None);
+        let same = |sites: &mut [Site], mtu| {
+            Arc::ptr_eq(&first, &decide(sites, links(mtu), Some(first.clone())))
+        };
+        assert!(same(&mut all(), 1500) && !same(&mut all(), 1400));
+        let accept = Vec::new();
+        assert!(!same(&mut [site(1, MeshOptions { accept, ..MeshOptions::default() })], 1500));
+    }
+
+    #[test]
+    fn why_an_exit_is_no_member_is_said_anew_if_it_is_for_another_reason() {
+        let exit = Exit::Member(NodeId([2; 32]).to_string()[..2].to_owned());
+        let mut sites = [site(1, MeshOptions { exit, ..MeshOptions::default() })];
+        let first = decide(&mut sites, Arc::default(), None);
+        let said = |planned: &Planned| planned.outcome.layouts[&MeshId([1; 20])].lost_exit.clone();
+        sites[0].members.truncate(1);
+        let second = decide(&mut sites, Arc::default(), Some(first.clone()));
+        assert!(said(&first) != said(&second), "{:?}", said(&first));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Meshes as the API shows them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use selvedge_api::mesh::{
@@ -11,11 +11,12 @@ use selvedge_dns::names::{Claim, Named, names};
 use selvedge_dns::{Host, Site};
 use selvedge_host::wireguard::{PeerSpec, PeerStatus};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
-use selvedge_topology::Table;
+use selvedge_topology::{Table, owners};
 
 use super::applier::Peers;
 use super::names::{FindError, find_member};
 use super::seat::Seated;
+use super::topology::claim_of;
 
 /// Who was heard within this time is there.
 const FRESH: Duration = Duration::from_secs(60);
@@ -59,21 +60,36 @@ pub(super) struct Seen {
 }
 
 pub(super) fn site(seat: &Seated) -> Seen {
+    let ipv4 = owned_ipv4(seat);
     let host = |member: selvedge_mesh::Member| Host {
         claim: claim(&member),
-        // What a member says of its IPv4 address is nobody's to check yet, so it gets no name.
-        addresses: vec![member.address.into()],
+        addresses: std::iter::once(IpAddr::from(member.address))
+            .chain(ipv4.get(&member.node).copied().map(IpAddr::from))
+            .collect(),
         live: !seat.core.is_down(member.node),
         services: member.profile.services,
     };
     let site = Site {
         mesh: seat.id(),
         name: seat.name().to_owned(),
-        prefixes: vec![seat.core.prefix()],
+        prefixes: std::iter::once(seat.core.prefix()).chain(overlay_ipv4(seat)).collect(),
         hosts: seat.core.members().map(host).collect(),
     };
     let interface = seat.wire.interface.clone();
     Seen { site, address: seat.core.address().into(), interface }
+}
+
+/// The IPv4 prefix of the mesh, as far as this node uses it.
+fn overlay_ipv4(seat: &Seated) -> Option<Prefix> {
+    seat.layout.desired.relays.as_ref()?.overlay_ipv4
+}
+
+/// The members' IPv4 addresses in the mesh, each by its one owner.
+fn owned_ipv4(seat: &Seated) -> BTreeMap<NodeId, Ipv4Addr> {
+    let Some(prefix) = overlay_ipv4(seat) else { return BTreeMap::new() };
+    let claims: Vec<_> = seat.core.members().map(|member| claim_of(&member)).collect();
+    let owners = owners(seat.id(), prefix, &claims);
+    owners.into_iter().map(|(address, node)| (node, address)).collect()
 }
 
 pub(super) fn claim(member: &selvedge_mesh::Member) -> Claim {
@@ -123,7 +139,12 @@ const fn eviction(eviction: &selvedge_mesh::Eviction) -> Eviction {
 /// The member that `selector` means.
 pub(super) fn find(seat: &Seated, selector: &str) -> Result<NodeId, FindError> {
     let claims: Vec<_> = seat.core.members().map(|member| claim(&member)).collect();
-    let named = names(&claims);
+    find_among(&claims, selector)
+}
+
+/// The one of these members that `selector` means.
+pub(super) fn find_among(claims: &[Claim], selector: &str) -> Result<NodeId, FindError> {
+    let named = names(claims);
     let called = |claim: &'_ Claim| {
         let name = named.get(&claim.node).map(|named| named.name.as_str());
         (claim.node, name.unwrap_or_default())

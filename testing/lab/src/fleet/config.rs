@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::Context;
 use selvedge::config::{
     EtcdFile, FabricName, File, FloodFile, FrrFile, GatewayFile, HealthFile, MeshFile, NetworkFile,
-    ProbeFile, VxlanFile,
+    Place, ProbeFile, VxlanFile,
 };
 use selvedge_gateway::NodeRole;
 use selvedge_model::{Vni, VniRanges};
@@ -96,8 +96,8 @@ fn flood(over_mesh: bool) -> FloodFile {
 
 /// The file of a host that is reached by the others of the mesh at these addresses.
 fn in_mesh(file: File, underlay: Vec<IpAddr>) -> File {
-    let mesh =
-        MeshFile { endpoints: Some(underlay), port: Some(WIREGUARD_PORT), ..MeshFile::default() };
+    let endpoints = Some(underlay.into_iter().map(Place::from).collect());
+    let mesh = MeshFile { endpoints, port: Some(WIREGUARD_PORT), ..MeshFile::default() };
     File { mesh: Some(mesh), ..file }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use selvedge::config::{MeshConfig, WireGuard};
+use selvedge::config::{MeshConfig, MeshOptions, OptionsByMesh, WireGuard};
 use selvedge::mesh_plane::{self, MeshHandle};
 use selvedge_api::mesh::{CreateRequest, EditRequest, InviteRequest, JoinRequest, What};
 use selvedge_model::NodeId;
@@ -256,19 +256,16 @@ async fn start(folder: &Path, number: u32) -> anyhow::Result<(MeshHandle, JoinHa
     std::fs::DirBuilder::new().mode(0o700).create(&state)?;
     // One address each: 127.1.0.0 and what follows.
     let address = IpAddr::from(Ipv4Addr::from(0x7f01_0000 + number));
+    let base = MeshOptions { endpoints: vec![address.into()], ..MeshOptions::default() };
     let config = MeshConfig {
         name: format!("agent{number}").parse()?,
         state,
         listen: SocketAddr::new(address, PORT),
-        endpoints: vec![address],
         bootstrap: Vec::new(),
         record: None,
         wireguard: WireGuard::Dry,
-        port: 0,
-        interface: "sv-{name}".to_owned(),
-        options: Default::default(),
+        options: OptionsByMesh { base, ..OptionsByMesh::default() },
         dns: None,
-        hooks: Default::default(),
     };
     mesh_plane::spawn(config, CancellationToken::new()).await
 }

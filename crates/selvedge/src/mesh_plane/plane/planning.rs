@@ -72,7 +72,10 @@ impl Plane {
     pub(super) fn plan(&mut self) {
         let now = Instant::now();
         let time = super::now(self.began);
-        let sites: Vec<_> = self.meshes.values_mut().map(|seat| seat.site(now, time)).collect();
+        let sites = self.meshes.values_mut().map(|seat| seat.site(now, time));
+        let mut sites: Vec<_> = sites.collect();
+        self.resolve(&mut sites, now);
+        self.look_up(now);
         if sites.iter().any(|site| site.still_serving) {
             self.planning.note_by(now + DRAIN);
         }
@@ -87,7 +90,7 @@ impl Plane {
                 Some(last) => last.links(),
                 None => Arc::new(Links::look(netlink.as_ref()).await),
             };
-            let planned = spawn_blocking(move || decide(&sites, links, last)).await;
+            let planned = spawn_blocking(move || decide(&mut sites, links, last)).await;
             let planned = planned.inspect_err(|error| {
                 error!(%error, "no plan for the meshes; what was planned before stays");
             });

@@ -1,6 +1,6 @@
 //! What users ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,9 +20,10 @@ use super::super::ground::Landlord;
 use super::super::measure::{Measured, Measures};
 use super::super::names::{self, FindError};
 use super::super::seat::{Message, Seated};
-use super::super::setup::{self, Setup, wall};
+use super::super::setup::{self, Setup, Socket, wall};
 use super::super::{Reply, Request, doctor, view};
 use super::{Plane, Report, answer, report};
+use crate::config::MeshOptions;
 
 /// How long the members of a mesh that was left may take to hear of it before their connections
 /// are closed.
@@ -71,10 +72,18 @@ impl Plane {
         if self.meshes.values().any(|seat| seat.name() == request.name) {
             return answer(reply, Err(PlaneError::NameTaken(request.name)));
         }
-        let interface = self.reserve(&request.name).await;
+        let options = self.setup.options.of_new(&request.name).clone();
+        if options.role == Some(Role::Client) {
+            return answer(reply, Err(PlaneError::ClientFounds(request.name)));
+        }
+        let socket = match self.reserve(&request.name, &options, request.port).await {
+            Ok(socket) => socket,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let interface = socket.interface.clone();
         let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
-            let seat = Box::new(setup.found(request, interface.clone()).await);
+            let seat = Box::new(setup.found(request, socket).await);
             report(&reporter, Report::SetUp { mesh: None, interface, seat, reply }).await;
         });
     }
@@ -85,12 +94,18 @@ impl Plane {
             Err(error) => return answer(reply, Err(error)),
         };
         let mesh = invite.value().mesh();
-        let interface = self.reserve(&invite.value().genesis.name).await;
+        let name = &invite.value().genesis.name;
+        let options = self.setup.options.of(mesh, name).clone();
+        let socket = match self.reserve(name, &options, request.port).await {
+            Ok(socket) => socket,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        let interface = socket.interface.clone();
         let (forward, answers) = mpsc::channel(16);
         self.joins.insert(mesh, forward);
         let (setup, reporter) = (self.setup(), self.reporter.clone());
         tokio::spawn(async move {
-            let seat = setup.join(invite, request, interface.clone(), answers).await;
+            let seat = setup.join(invite, request, socket, answers).await;
             let seat = Box::new(seat);
             report(&reporter, Report::SetUp { mesh: Some(mesh), interface, seat, reply }).await;
         });
@@ -217,7 +232,7 @@ impl Plane {
         self.setup.stream.publish(events::event(mesh, &left.name, What::Left));
         let interface = seat.wire.interface.clone();
         self.leaving.insert(mesh);
-        self.reserved.insert(interface.clone());
+        self.reserved.insert(interface.clone(), seat.wire.port);
         let (files, reporter) = (self.setup.files.clone(), self.reporter.clone());
         tokio::spawn(async move {
             // A write that is under way must not bring the file back.
@@ -236,16 +251,21 @@ impl Plane {
         Ok(names::find(selector, meshes)?)
     }
 
-    /// What a new mesh is set up with: the configured WireGuard port is for the first one.
-    fn setup(&self) -> Setup {
-        let used = self.meshes.values().any(|seat| seat.wire.port == self.config.port);
-        let wireguard_port = if used { 0 } else { self.config.port };
-        Setup { wireguard_port, ..self.setup.clone() }
+    /// What a mesh is set up with.
+    pub(super) fn setup(&self) -> Setup {
+        let overlays = self.meshes.values().flat_map(Seated::overlays).collect();
+        Setup { overlays, ..self.setup.clone() }
     }
 
-    /// Chooses the name of a new interface and keeps it from others.
-    async fn reserve(&mut self, mesh: &str) -> String {
-        let mut taken = self.reserved.clone();
+    /// Chooses interface and port of a new mesh, and keeps them from others.
+    async fn reserve(
+        &mut self,
+        mesh: &str,
+        options: &MeshOptions,
+        asked: Option<u16>,
+    ) -> Result<Socket, PlaneError> {
+        let port = self.port(options.port, asked)?;
+        let mut taken: BTreeSet<_> = self.reserved.keys().cloned().collect();
         taken.extend(self.meshes.values().map(|seat| seat.wire.interface.clone()));
         if let Some(netlink) = &self.setup.netlink {
             match netlink.links().await {
@@ -253,8 +273,23 @@ impl Plane {
                 Err(error) => warn!(%error, "cannot list the host's interfaces"),
             }
         }
-        let interface = names::interface(&self.config.interface, mesh, &taken);
-        self.reserved.insert(interface.clone());
-        interface
+        let interface = names::interface(&options.interface, mesh, &taken);
+        self.reserved.insert(interface.clone(), port);
+        Ok(Socket { interface, port })
+    }
+
+    /// The port of a new mesh: the one that is asked for, or else the configured one if no other
+    /// mesh has it.
+    fn port(&self, configured: Option<u16>, asked: Option<u16>) -> Result<u16, PlaneError> {
+        let is_taken = |port: u16| {
+            port != 0
+                && (self.meshes.values().any(|seat| seat.wire.port == port)
+                    || self.reserved.values().any(|reserved| *reserved == port))
+        };
+        match (asked, configured) {
+            (Some(port), _) if is_taken(port) => Err(PlaneError::PortTaken(port)),
+            (Some(port), _) => Ok(port),
+            (None, configured) => Ok(configured.filter(|port| !is_taken(*port)).unwrap_or(0)),
+        }
     }
 }
