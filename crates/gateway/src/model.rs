@@ -29,6 +29,9 @@ pub const OP_OVERHEAD: usize = 64;
 /// The shortest life of a lease; a shorter one is raised to this (etcd's, with its defaults).
 pub const MIN_TTL: Duration = Duration::from_secs(2);
 
+/// By how much [`Model::bump_beyond`] goes beyond.
+const BUMP: i64 = 1_000_000;
+
 /// How many events a model remembers for watches unless told otherwise.
 pub const DEFAULT_HISTORY: usize = 1 << 16;
 
@@ -203,6 +206,15 @@ impl Model {
             return Err(refused(format!("revision {revision} is ahead of the store, at {now}")));
         }
         self.history.compact(revision)
+    }
+
+    /// Goes to a revision well beyond `last`, if it is not there, and forgets the history: what
+    /// `etcdutl snapshot restore` makes of a backup with `--bump-revision` and `--mark-compacted`,
+    /// so that whoever watches reads everything anew.
+    pub fn bump_beyond(&mut self, last: Revision) {
+        self.revision = Revision(self.revision.max(last).0 + BUMP);
+        self.history.forget();
+        self.history.compacted = self.revision;
     }
 
     /// Grants a lease with an id that no lease had before. `ttl` is raised to whole seconds and
@@ -434,6 +446,11 @@ impl History {
         }
         self.compacted = revision;
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.changes.clear();
+        self.events = 0;
     }
 
     fn forget_oldest(&mut self) {

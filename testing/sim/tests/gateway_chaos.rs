@@ -62,7 +62,10 @@ fn strike(world: &mut World, blow: Blow, host: usize) {
             world.with_agent(host, |agent, now| drop(agent.set_drained(&name, false, now)));
         }
         Blow::Leave => world.with_agent(host, |agent, now| agent.leave(now)),
-        Blow::Resign => world.with_agent(host, |agent, now| agent.resign(now)),
+        Blow::Resign => {
+            world.hosts[host].excused = runs;
+            world.with_agent(host, |agent, now| agent.resign(now));
+        }
         Blow::Convict => {
             let live = world.checker.cache.live.get(&name).map(|live| live.incarnation);
             if let Some(incarnation) = live {

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, rest, sound, world};
+use common::{PATIENCE, rest, sound, until_state, world};
 use selvedge_gateway::machine::State;
 use selvedge_model::{NodeName, Vni};
 use selvedge_sim::gateway::world::World;
@@ -29,17 +29,6 @@ enum Fate {
     BackSoon,
     /// Its agent comes back after its lease has ended; its kernel went on meanwhile.
     BackLate,
-}
-
-/// Runs until any network is in `state`; returns it.
-fn until_state(world: &mut World, state: State) -> Option<Vni> {
-    let mut found = None;
-    let patience = world.now + PATIENCE;
-    world.run_until(patience, |world| {
-        found = world.vnis().find(|vni| world.network(*vni).state() == state);
-        found.is_some()
-    });
-    found
 }
 
 fn crash(world: &mut World, vni: Vni, victim: Victim, fate: Fate, lag: Duration) {
@@ -211,6 +200,7 @@ fn who_resigns_in_the_middle_of_moves_is_followed_at_once() {
         world.start(2);
         until_state(&mut world, State::MigrationArpEnabled).expect("moves to the third");
         world.with_agent(0, |agent, now| agent.leave(now));
+        world.hosts[0].excused = true;
         world.with_agent(0, |agent, now| agent.resign(now));
         let patience = world.now + Duration::from_secs(1);
         let left = world.run_until(patience, |world| world.hosts[0].left);

@@ -110,6 +110,10 @@ impl Gateway {
         }
         self.convicted_at = (standing == Standing::Convicted).then_some(now);
         if let Standing::Registered(incarnation) = standing {
+            if self.last_incarnation > Some(incarnation) {
+                // By a store that was restored: what others said of this one, the former store did.
+                self.title.forget_words();
+            }
             // The store has just said so.
             self.last_incarnation = Some(incarnation);
             self.recalled = None;

@@ -79,6 +79,11 @@ impl Title {
         }
     }
 
+    /// Forgets what others have said of incarnations of this node.
+    pub(super) const fn forget_words(&mut self) {
+        (self.told, self.ended) = (None, None);
+    }
+
     /// Takes note that the store has confirmed the registration, when asked at `asked`.
     pub(super) fn note_confirmation(&mut self, asked: Time) {
         self.confirmed = self.confirmed.max(Some(asked));

@@ -439,3 +439,21 @@ fn modified(event: &Event) -> Revision {
         Event::Delete { modified, .. } => *modified,
     }
 }
+
+#[test]
+fn a_bumped_store_is_read_anew_and_goes_on_from_there() {
+    let mut model = Model::new();
+    let put = |key: &str| Txn {
+        compare: vec![],
+        then: vec![Op::Put { key: key.to_owned(), value: vec![], lease: None }],
+    };
+    let before = model.txn(&put("a")).expect("valid").revision;
+    model.bump_beyond(Revision(77));
+    let prefixes = [String::new()];
+    assert!(matches!(model.events_after(&prefixes, before), Err(StoreError::Compacted(_))));
+    let snapshot = model.read(&prefixes);
+    assert_eq!((snapshot.revision, snapshot.keys[0].modified), (Revision(77 + BUMP), before));
+    let after = model.txn(&put("b")).expect("valid").revision;
+    let batch = model.events_after(&prefixes, snapshot.revision).expect("it is remembered");
+    assert_eq!((batch.revision, batch.events.len()), (after, 1));
+}

@@ -1,11 +1,21 @@
 //! The invariants of the gateway plane, checked after every event, and whether it is at rest.
+//!
+//! - G1: the overlap of two that answer for a network, and epochs that only grow.
+//! - G2: who has no right to serve is silent, and who has it, or owns a network and is sound, is
+//!   not.
+//! - G3: in planned moves, by the kernels of both ends: see [`planned`](super::planned).
+//! - G4: nobody is convicted whom a majority hears, and nothing is taken from a sound owner; how
+//!   many networks a loss moves is for whoever causes it to count.
+//! - G5: the budget of planned moves. G7: the history of each change of owner.
+//! - G6: keys that make sense, here; rest in the end is for whoever puts everything right to wait
+//!   for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use selvedge_gateway::cache::{Cache, Concern, Network};
+use selvedge_gateway::cache::{Cache, Concern, History, Network};
 use selvedge_gateway::desired::Duty;
-use selvedge_gateway::kv::{Event, Revision};
+use selvedge_gateway::kv::{Event, Revision, Snapshot};
 use selvedge_gateway::machine::State;
 use selvedge_gateway::placement::Ring;
 use selvedge_model::{NodeName, Time, Vni};
@@ -13,6 +23,7 @@ use selvedge_model::{NodeName, Time, Vni};
 use super::footing::Footing;
 use super::host::Host;
 use super::loss::Loss;
+use super::planned::Moves;
 use super::world::Setup;
 
 /// How long two running agents may both answer for a network outside a planned move, and how long
@@ -58,6 +69,8 @@ pub struct Checker {
     pub loss: Option<Loss>,
     /// How long networks were answered for twice, outside planned moves, in ms.
     pub overlaps: Vec<f64>,
+    /// The planned moves under way, by which G3 is judged.
+    pub moves: Moves,
     budget: usize,
     /// Whether the nodes probe each other.
     probing: bool,
@@ -95,6 +108,7 @@ impl Checker {
             store_whole_since: None,
             loss: None,
             overlaps: Vec::new(),
+            moves: Moves::default(),
             budget: setup.budget,
             probing: setup.probing,
             vnis,
@@ -146,6 +160,18 @@ impl Checker {
         self.check_keys(now);
     }
 
+    /// Takes in everything anew, from a store that has taken the place of another.
+    pub fn store_replaced(&mut self, snapshot: Snapshot) {
+        self.cache.replace(snapshot);
+        let owner = |(vni, network): (&Vni, &Network)| Some((*vni, network.current()?.clone()));
+        self.owners = self.cache.networks.iter().filter_map(owner).collect();
+        let last = |(vni, history): (&Vni, &History)| Some((*vni, history.changes.last()?.epoch));
+        self.epochs = self.cache.history.iter().filter_map(last).collect();
+        self.moves.forget();
+        self.nodes_changed();
+        self.touch_all();
+    }
+
     /// Takes note that the kernel of some host does something else for a network.
     pub fn touch(&mut self, vni: Vni) {
         self.touched.insert(vni);
@@ -163,6 +189,9 @@ impl Checker {
         }
         while let Some(vni) = self.touched.pop_first() {
             self.check_answering(vni, hosts, now);
+            if let Some(wrong) = self.moves.look(vni, &self.cache, hosts, now) {
+                self.violation(now, "G3", Some(vni), wrong.to_owned());
+            }
             if let Some(loss) = &mut self.loss {
                 loss.note(vni, hosts, now);
             }

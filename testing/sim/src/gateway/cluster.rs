@@ -12,6 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use selvedge_gateway::kv::Health;
 use selvedge_model::Time;
 
+/// How long a member takes at most to write to its disk, in microseconds, if nothing is wrong.
+pub const FAST_DISK: u64 = 2000;
+/// A leader whose disk takes this long, in microseconds, does not send its heartbeats in time.
+const STUCK_DISK: u64 = 1_000_000;
+
 /// One member.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -21,10 +26,14 @@ pub struct Member {
     pub up: bool,
     /// Whether its process is stopped.
     pub frozen: bool,
+    /// How long it takes at most to write to its disk, in microseconds.
+    pub disk: u64,
     /// Whom it takes for the leader.
     view: Option<usize>,
     /// Whether it heard a leader with a majority when this was last looked at.
     hears: bool,
+    /// Whether that one heard it, too.
+    joined: bool,
     /// When it stops doing so, if it does not hear that one before.
     doubts_at: Option<Time>,
     /// Whether it has stood for election in vain, so that its term is higher than the others'.
@@ -59,8 +68,10 @@ impl Cluster {
             site,
             up: true,
             frozen: false,
+            disk: FAST_DISK,
             view: Some(0),
             hears: true,
+            joined: true,
             doubts_at: None,
             campaigned: false,
         };
@@ -78,9 +89,9 @@ impl Cluster {
     /// Whether a member answers requests that need the majority.
     #[must_use]
     pub fn serves(&self, member: usize) -> bool {
-        let Member { hears, view, .. } = self.members[member];
+        let Member { joined, view, .. } = self.members[member];
         let leader = self.acting_leader();
-        self.members[member].answers() && hears && leader.is_some() && view == leader
+        self.members[member].answers() && joined && leader.is_some() && view == leader
     }
 
     /// Whether a member takes itself for the leader but has no majority.
@@ -89,6 +100,28 @@ impl Cluster {
         self.members[member].answers()
             && self.members[member].view == Some(member)
             && self.acting_leader() != Some(member)
+    }
+
+    /// How long it takes at most until something is committed, in microseconds: until the leader
+    /// and, with it, a majority have written it.
+    #[must_use]
+    pub fn commit_time(&self) -> u64 {
+        let leader = self.acting_leader().map(|leader| self.members[leader].disk);
+        leader.unwrap_or_default().max(self.majority_disk(|member| member.joined))
+    }
+
+    /// Whether no member that is there takes long to write.
+    #[must_use]
+    pub fn is_fast(&self) -> bool {
+        self.members.iter().filter(|member| member.up).all(|member| member.disk <= FAST_DISK)
+    }
+
+    /// How long the fastest majority takes to write; if there are too few, those there are.
+    fn majority_disk(&self, counts: impl Fn(&Member) -> bool) -> u64 {
+        let there = self.members.iter().filter(|member| member.answers() && counts(member));
+        let mut disks: Vec<u64> = there.map(|member| member.disk).collect();
+        disks.sort_unstable();
+        disks.into_iter().take(self.members.len() / 2 + 1).max().unwrap_or_default()
     }
 
     /// What somebody learns who asks all members that it reaches.
@@ -111,35 +144,40 @@ impl Cluster {
         doubts.chain(self.election_at).min()
     }
 
-    /// Takes in who reaches whom now. Returns whether there is a new leader.
+    /// Takes in from which sites messages get to which others now. Returns whether there is a new leader.
     pub fn look(
         &mut self,
-        joined: impl Fn(usize, usize) -> bool,
+        carries: impl Fn(usize, usize) -> bool,
         now: Time,
         rng: &mut ChaCha8Rng,
     ) -> bool {
         if self.members.is_empty() {
             return false;
         }
-        let reach = |this: &Self, a: usize, b: usize| {
+        let tells = |this: &Self, a: usize, b: usize| {
             let (from, to) = (&this.members[a], &this.members[b]);
-            from.answers() && to.answers() && (a == b || joined(from.site, to.site))
+            from.answers() && to.answers() && (a == b || carries(from.site, to.site))
         };
-        self.able = self.leader.is_some_and(|leader| self.has_majority(leader, &reach));
+        let reach = |this: &Self, a: usize, b: usize| tells(this, a, b) && tells(this, b, a);
+        self.able = self.leader.is_some_and(|leader| self.can_lead(leader, &reach));
         let elected = self.hold_election(&reach, now, rng);
         if elected {
             self.members.iter_mut().for_each(|member| member.campaigned = false);
         }
         for member in 0..self.members.len() {
-            let hears = self.able && self.leader.is_some_and(|leader| reach(self, member, leader));
+            let leader = self.leader.filter(|_| self.able);
+            let hears = leader.is_some_and(|leader| tells(self, leader, member));
+            self.members[member].joined = leader.is_some_and(|leader| reach(self, member, leader));
             self.update_view(member, hears, now, rng);
         }
         elected
     }
 
-    fn has_majority(&self, member: usize, reach: &impl Fn(&Self, usize, usize) -> bool) -> bool {
+    /// Whether a member has a majority and a disk that lets it send its heartbeats.
+    fn can_lead(&self, member: usize, reach: &impl Fn(&Self, usize, usize) -> bool) -> bool {
         let all = 0..self.members.len();
-        all.filter(|other| reach(self, member, *other)).count() > self.members.len() / 2
+        let followers = all.filter(|other| reach(self, member, *other)).count();
+        followers > self.members.len() / 2 && self.members[member].disk < STUCK_DISK
     }
 
     fn hold_election(
@@ -152,12 +190,14 @@ impl Cluster {
             self.election_at = None;
             return false;
         }
-        let at = *self.election_at.get_or_insert_with(|| now + millis(rng, 1000, 2500));
+        // Votes are written before they are given.
+        let votes = Duration::from_micros(self.majority_disk(|_| true));
+        let at = *self.election_at.get_or_insert_with(|| now + millis(rng, 1000, 2500) + votes);
         if now < at {
             return false;
         }
         let able: Vec<usize> =
-            (0..self.members.len()).filter(|member| self.has_majority(*member, reach)).collect();
+            (0..self.members.len()).filter(|member| self.can_lead(*member, reach)).collect();
         if able.is_empty() {
             self.election_at = Some(now + millis(rng, 500, 1500));
             return false;
@@ -265,6 +305,37 @@ mod tests {
         run(&mut cluster, parted, at(0), at(9000), &mut rng).expect("the others elect");
         assert_ne!(cluster.acting_leader(), Some(0));
         assert!(!cluster.serves(0) && cluster.serves(1) && cluster.serves(2));
+    }
+
+    #[test]
+    fn who_is_not_heard_by_the_leader_names_it_and_serves_nobody() {
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let mut cluster = Cluster::new([0, 1, 2]);
+        cluster.look(|from, to| (from, to) != (1, 0), at(0), &mut rng);
+        assert_eq!(cluster.acting_leader(), Some(0), "the third one follows");
+        assert!(!cluster.serves(1) && cluster.serves(2));
+        assert!(cluster.health(|_| true).is_whole(), "nobody can tell by asking");
+        let elected = run(&mut cluster, |from, to| (from, to) != (1, 0), at(0), at(9000), &mut rng);
+        assert_eq!(elected, None);
+    }
+
+    #[test]
+    fn the_leader_and_a_majority_write_before_anything_is_committed() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut cluster = Cluster::new([0, 1, 2]);
+        cluster.look(|_, _| true, at(0), &mut rng);
+        let mut after = |member: usize, disk| {
+            cluster.members[member].disk = disk;
+            cluster.look(|_, _| true, at(0), &mut rng);
+            cluster.commit_time()
+        };
+        assert_eq!(after(2, 500_000), FAST_DISK);
+        assert_eq!(after(1, 300_000), 300_000);
+        assert_eq!(after(0, 800_000), 800_000);
+        after(0, STUCK_DISK);
+        assert_eq!(cluster.acting_leader(), None, "its heartbeats are late");
+        run(&mut cluster, |_, _| true, at(0), at(9000), &mut rng).expect("another one leads");
+        assert_ne!(cluster.acting_leader(), Some(0));
     }
 
     #[test]

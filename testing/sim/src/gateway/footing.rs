@@ -16,8 +16,6 @@ use super::world::{Place, World};
 const STEADY: Duration = Duration::from_secs(1);
 /// How long the store must have been whole, so that what began before is decided.
 const DECIDED: Duration = Duration::from_secs(4);
-/// A store that takes longer for a transaction than this, in microseconds, decides nothing soon.
-const FAST_DISK: u64 = 10_000;
 
 /// How a host stands at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +104,7 @@ fn is_store_whole(world: &World) -> bool {
         Place::Anywhere => true,
         Place::OnHosts | Place::Elsewhere(_) => world.cluster.acting_leader().is_some(),
     };
-    world.store_up && there && world.disk <= FAST_DISK
+    world.store_up && there && world.cluster.is_fast()
 }
 
 /// Whether nobody whose word counts can have answered: neither enough voters, by what the host
@@ -132,6 +130,7 @@ fn is_well(world: &World, host: usize, voters: &[NodeName]) -> bool {
     let registered = live.lease.is_some() && live.lease == this.lease;
     let able = this.part.role == NodeRole::Witness || !this.excused;
     registered
+        && !world.is_refused(host)
         && able
         && is_steady(world, this)
         && !this.leaving

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use selvedge_gateway::desired::{Desired, Duty};
+use selvedge_gateway::desired::{Desired, Duty, Upstream};
 use selvedge_gateway::kv::{Health, LeaseId, Revision, StoreError, TxnReply};
 use selvedge_gateway::probe::Message;
 use selvedge_gateway::{Gateway, Isolated, Memory, NodeRole, Token};
@@ -62,6 +62,8 @@ pub enum Input {
     Health(Health),
     /// The watch has something.
     Deliver,
+    /// A lease is granted, or is not.
+    Granted(Option<LeaseId>),
     /// The lease is to be kept alive.
     KeepAlive,
     /// The supervisor looks whether the store answers.
@@ -96,6 +98,25 @@ impl Default for Part {
     }
 }
 
+/// Since when a kernel has routes for a network without a break.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Those that attract what comes from upstream.
+    pub upstream: Option<Time>,
+    /// Those in the fabric.
+    pub fabric: Option<Time>,
+}
+
+impl Routes {
+    /// What they are when the kernel does this from now on.
+    #[must_use]
+    pub fn and(self, duty: Duty, now: Time) -> Self {
+        let since = |known: Option<Time>, holds: bool| holds.then(|| known.unwrap_or(now));
+        let upstream = since(self.upstream, duty.upstream != Upstream::Off);
+        Self { upstream, fabric: since(self.fabric, duty.fabric) }
+    }
+}
+
 /// A gateway host: its kernel, and the agent if it runs.
 #[derive(Debug)]
 pub struct Host {
@@ -107,6 +128,8 @@ pub struct Host {
     pub powered: bool,
     /// What the kernel does; it goes on when the agent has crashed.
     pub kernel: BTreeMap<Vni, Duty>,
+    /// Since when it has routes for networks, upstream and in the fabric.
+    pub(super) routes: BTreeMap<Vni, Routes>,
     /// Whether the kernel answers nothing, whatever it would do.
     pub silenced: bool,
     /// The agent.
@@ -134,7 +157,8 @@ pub struct Host {
     /// Whether an operator has had networks taken over by force: what that brings about is the
     /// operator's doing.
     pub forced: bool,
-    /// Whether its agent was told that it cannot do its job, or not for all networks.
+    /// Whether its agent was told that it cannot do its job, or not for all networks, or to
+    /// give everything up at once.
     pub excused: bool,
     /// Whether its agent was told to leave.
     pub leaving: bool,
@@ -147,7 +171,14 @@ pub struct Host {
     pub log: VecDeque<(Time, String)>,
     pub(super) run: u64,
     pub(super) seen: Option<Revision>,
+    /// The latest revision that an agent on this host has read: an older store is refused. The
+    /// driver keeps it for the next run.
+    pub(super) floor: Option<Revision>,
+    /// Whether the store is another one since, so that everything is to be read anew.
+    pub(super) reset: bool,
     pub(super) lease: Option<LeaseId>,
+    /// Whether the store has been asked for one.
+    pub(super) granting: bool,
     pub(super) wanted: BTreeMap<Vni, Desired>,
     pub(super) applying: bool,
     pub(super) delivering: bool,
@@ -173,6 +204,7 @@ impl Host {
             part: Part::default(),
             powered: true,
             kernel: BTreeMap::new(),
+            routes: BTreeMap::new(),
             silenced: false,
             agent: None,
             identity: name.to_owned(),
@@ -194,7 +226,10 @@ impl Host {
             log: VecDeque::new(),
             run: 0,
             seen: None,
+            floor: None,
+            reset: false,
             lease: None,
+            granting: false,
             wanted: BTreeMap::new(),
             applying: false,
             delivering: false,
@@ -217,6 +252,8 @@ impl Host {
             name: old.name,
             part: old.part,
             kernel: old.kernel,
+            routes: old.routes,
+            floor: old.floor,
             silenced: old.silenced,
             wants_silence: old.silenced,
             identity: old.identity,
@@ -234,6 +271,11 @@ impl Host {
             ..Self::new("new")
         };
         self.run
+    }
+
+    /// The host forgets what its agents have read, as if its folder of state were lost.
+    pub const fn forget_store(&mut self) {
+        self.floor = None;
     }
 
     pub(super) fn is_behind(&self, revision: Revision) -> bool {
@@ -259,6 +301,17 @@ impl Host {
         self.frozen || self.paused || now < self.stalled_until
     }
 
+    /// Has the kernel do something for a network; returns whether that is new.
+    pub(super) fn set_kernel(&mut self, vni: Vni, duty: Duty, now: Time) -> bool {
+        let routes = self.routes.entry(vni).or_default().and(duty, now);
+        if routes == Routes::default() {
+            self.routes.remove(&vni);
+        } else {
+            self.routes.insert(vni, routes);
+        }
+        self.kernel.insert(vni, duty) != Some(duty)
+    }
+
     /// What the host really does for a network.
     #[must_use]
     pub fn duty(&self, vni: Vni) -> Duty {
@@ -270,6 +323,14 @@ impl Host {
     #[must_use]
     pub fn answers(&self, vni: Vni) -> bool {
         self.powered && !self.paused && self.duty(vni).answering
+    }
+
+    /// Whether it can do its part of a planned move: its kernel is there, speaks, and is not about
+    /// to fall silent.
+    #[must_use]
+    pub const fn does_its_part(&self) -> bool {
+        let speaks = !self.silenced && !self.wants_silence;
+        self.powered && !self.paused && speaks && !self.excused
     }
 
     /// Whether it answers for any network.

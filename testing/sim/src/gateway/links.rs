@@ -28,6 +28,15 @@ pub struct Way {
     pub slow: u32,
 }
 
+/// What is blocked of the store's traffic, though the paths are sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Block {
+    /// What the member at one site has to say to the one at another.
+    Peers(usize, usize),
+    /// What a host asks of the member at a site.
+    Client(usize, usize),
+}
+
 /// The datagrams that come of one: none, it, or it and a copy, each after its delay.
 pub type Arrivals = [Option<Duration>; 2];
 
@@ -37,8 +46,7 @@ pub struct Links {
     sites: usize,
     ways: Vec<Way>,
     carriers: Vec<[bool; PATHS]>,
-    /// Pairs of sites, the lower one first, between which the store's traffic is blocked.
-    blocked: BTreeSet<(usize, usize)>,
+    blocked: BTreeSet<Block>,
 }
 
 impl Links {
@@ -95,14 +103,9 @@ impl Links {
         self.carriers[site].iter().all(|carrier| *carrier)
     }
 
-    /// Blocks the store's traffic between two sites, or lets it pass.
-    pub fn set_blocked(&mut self, a: usize, b: usize, blocked: bool) {
-        let pair = (a.min(b), a.max(b));
-        if blocked {
-            self.blocked.insert(pair);
-        } else {
-            self.blocked.remove(&pair);
-        }
+    /// Blocks some of the store's traffic, until everything is mended.
+    pub fn block(&mut self, block: Block) {
+        self.blocked.insert(block);
     }
 
     /// Changes every direction of every path between two different sites.
@@ -139,14 +142,23 @@ impl Links {
         (0..PATHS).any(|path| good(a, b, path) && good(b, a, path))
     }
 
-    /// Whether connections of the store work between two sites.
+    /// Whether a host's requests get to the store's member at a site, and the answers back.
     #[must_use]
-    pub fn carries_store(&self, a: usize, b: usize) -> bool {
+    pub fn carries_store(&self, host: usize, site: usize) -> bool {
+        self.carries_connections(host, site) && !self.blocked.contains(&Block::Client(host, site))
+    }
+
+    /// Whether the messages of the store's member at one site get to the one at another.
+    #[must_use]
+    pub fn carries_peers(&self, from: usize, to: usize) -> bool {
+        self.carries_connections(from, to) && !self.blocked.contains(&Block::Peers(from, to))
+    }
+
+    fn carries_connections(&self, a: usize, b: usize) -> bool {
         let good = |from, to, path| {
             self.is_open(from, to, path) && self.way(from, to, path).loss <= TCP_LIMIT
         };
-        let joined = (0..PATHS).any(|path| good(a, b, path) && good(b, a, path));
-        a == b || (joined && !self.blocked.contains(&(a.min(b), a.max(b))))
+        a == b || (0..PATHS).any(|path| good(a, b, path) && good(b, a, path))
     }
 
     /// What becomes of a datagram.
@@ -209,8 +221,11 @@ mod tests {
         links.way_mut(1, 0, 1).cut = true;
         assert!(!links.may_answer(0, 1) && !links.carries_store(0, 1));
         links.mend();
-        links.set_blocked(1, 0, true);
+        links.block(Block::Client(0, 1));
         assert!(links.may_answer(0, 1) && !links.carries_store(0, 1));
+        assert!(links.carries_store(1, 0) && links.carries_peers(0, 1));
+        links.block(Block::Peers(1, 0));
+        assert!(links.carries_peers(0, 1) && !links.carries_peers(1, 0));
     }
 
     #[test]

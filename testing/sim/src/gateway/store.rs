@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use rand::RngExt;
 use selvedge_gateway::kv::{Health, LeaseId, StoreError, Txn, TxnReply};
+use selvedge_gateway::model::Model;
 use selvedge_gateway::{StoreInput, Token, keys};
 use selvedge_model::Time;
 
+use super::cluster::{Cluster, Member};
 use super::host::Input;
+use super::log::unavailable;
 use super::world::{Action, World};
 
 /// How often a lease is renewed.
@@ -49,6 +52,43 @@ impl World {
         Some(Duration::from_micros(micros))
     }
 
+    /// Changes the store's members, and lets them notice.
+    pub fn with_cluster(&mut self, change: impl FnOnce(&mut Cluster)) {
+        change(&mut self.cluster);
+        self.cluster_changed();
+    }
+
+    /// Lets the store's members notice what has changed between them.
+    pub(super) fn cluster_changed(&mut self) {
+        let Self { cluster, links, rng, now, .. } = self;
+        let elected = cluster.look(|from, to| links.carries_peers(from, to), *now, rng);
+        if elected {
+            self.elected();
+        }
+        if !self.log.is_empty() {
+            self.push(self.now, Action::Commit);
+        }
+        let next = self.cluster.next().map(|next| next.max(self.now));
+        if let Some(at) = next.filter(|at| self.cluster_at.is_none_or(|known| *at < known)) {
+            self.cluster_at = Some(at);
+            self.push(at, Action::Cluster);
+        }
+    }
+
+    /// The time has come at which the members do something by themselves.
+    pub(super) fn cluster_due(&mut self) {
+        if self.cluster_at == Some(self.now) {
+            self.cluster_at = None;
+            self.cluster_changed();
+        }
+    }
+
+    /// Changes the members at a site, and lets them notice.
+    pub(super) fn each_member_at(&mut self, site: usize, change: impl Fn(&mut Member)) {
+        self.cluster.members.iter_mut().filter(|member| member.site == site).for_each(change);
+        self.cluster_changed();
+    }
+
     /// Whether the host talks to a member that only believes to lead.
     fn is_deluded(&self, host: usize) -> bool {
         let mut members = 0..self.cluster.members.len();
@@ -62,18 +102,16 @@ impl World {
         if !turn.is_zero() {
             return self.push(self.now + turn, Action::TxnArrives(host, run, token, Box::new(txn)));
         }
-        let reply = self.store.txn(&txn);
-        self.store_changed();
-        let at = self.delay_micros(200, 2000 + self.disk);
-        self.push(at, Action::ToAgent(host, run, Input::Reply(token, reply)));
+        self.propose(host, run, token, txn);
     }
 
     fn txn_fails(&mut self, host: usize, run: u64, token: Token, txn: Txn) {
         // The old leader may have passed it on before it was lost; then the new one commits it.
-        if self.reaches_any(host) && self.rng.random_bool(0.2) {
-            self.late.push(txn);
+        let leaderless = self.cluster.acting_leader().is_none();
+        if leaderless && self.reaches_any(host) && self.rng.random_bool(0.2) {
+            self.propose_unheard(host, run, txn);
         }
-        let reply = Err(StoreError::Unavailable("simulated".to_owned()));
+        let reply = Err(unavailable());
         let at = self.delay(5, 1000);
         self.push(at, Action::ToAgent(host, run, Input::Reply(token, reply)));
     }
@@ -87,7 +125,7 @@ impl World {
         reply: Result<TxnReply, StoreError>,
     ) {
         if reply.is_ok() && !self.cluster.members.is_empty() && !self.reaches_any(host) {
-            let reply = Err(StoreError::Unavailable("simulated".to_owned()));
+            let reply = Err(unavailable());
             let at = self.delay(5, 1000);
             return self.push(at, Action::ToAgent(host, run, Input::Reply(token, reply)));
         }
@@ -98,13 +136,10 @@ impl World {
         (0..self.cluster.members.len()).any(|member| self.reaches_member(host, member))
     }
 
-    /// What a new leader does first: it commits what it was told before, and all leases get
-    /// their full time again.
+    /// What a new leader does first: it commits what it has of the log, and all leases get their
+    /// full time again.
     pub(super) fn elected(&mut self) {
-        for txn in std::mem::take(&mut self.late) {
-            // It may be refused like any other; nobody waits for the answer.
-            let _ = self.store.txn(&txn);
-        }
+        self.inherit_log();
         let leases: Vec<(LeaseId, Time)> = self.store.leases().collect();
         for (lease, mut ends) in leases {
             // The model renews no lease whose time is over, so it is led up to the present.
@@ -117,6 +152,28 @@ impl World {
         }
         self.expire_at = None;
         self.store_changed();
+    }
+
+    /// The store is lost, and another one stands in its place: an empty one, or what was restored
+    /// from a backup. Its leases get their full time, and no new one has an id that was used before.
+    pub fn replace_store(&mut self, store: Model) {
+        let last = self.store.grant(KEEP_ALIVE, self.now);
+        self.store = store;
+        let spent = self.store.grant_with_id(last, KEEP_ALIVE, self.now);
+        spent.and_then(|()| self.store.revoke(last)).expect("the former store has just given it");
+        self.lose_log();
+        self.checked = self.store.revision();
+        self.checker.store_replaced(self.store.read(&keys::PREFIXES.map(str::to_owned)));
+        self.elected();
+        for host in 0..self.hosts.len() {
+            self.hosts[host].reset = true;
+            self.note_hearing(host);
+        }
+    }
+
+    /// Whether what a host has read is newer than the store: it was reset, and is not read.
+    pub(super) fn is_refused(&self, host: usize) -> bool {
+        self.hosts[host].floor.is_some_and(|floor| floor > self.store.revision())
     }
 
     pub(super) fn keep_alive(&mut self, host: usize) {
@@ -132,13 +189,23 @@ impl World {
     }
 
     fn renew(&mut self, host: usize) {
-        let lease = self.hosts[host].lease;
+        // What a store that is refused says of leases means nothing.
+        let lease = self.hosts[host].lease.filter(|_| !self.is_refused(host));
         if lease.is_some_and(|id| self.store.keep_alive(id, self.now).is_err()) {
             self.hosts[host].lease = None;
             self.tell(host, StoreInput::LeaseLost);
         }
-        if self.hosts[host].lease.is_none() {
-            let lease = self.store.grant(self.setup.timing.lease, self.now);
+        let there = &mut self.hosts[host];
+        if there.lease.is_none() && !std::mem::replace(&mut there.granting, true) {
+            let run = there.run;
+            self.propose_grant(host, run);
+        }
+        self.store_changed();
+    }
+
+    pub(super) fn granted(&mut self, host: usize, lease: Option<LeaseId>) {
+        self.hosts[host].granting = false;
+        if let Some(lease) = lease {
             self.hosts[host].lease = Some(lease);
             self.tell(host, StoreInput::Lease(lease));
         }
@@ -161,6 +228,7 @@ impl World {
     /// The supervisor notices that the store answers, or no longer does.
     pub(super) fn pulse(&mut self, host: usize) {
         let answers = self.route(host).is_some() || self.is_deluded(host);
+        let answers = answers && !self.is_refused(host);
         let there = &mut self.hosts[host];
         let run = there.run;
         there.away_since = if answers { None } else { there.away_since.or(Some(self.now)) };
@@ -199,18 +267,21 @@ impl World {
             // The supervisor tries again.
             None => Some(self.delay(50, 150)),
         };
+        let pause = pause.or_else(|| self.is_refused(host).then(|| self.delay(50, 150)));
         if let Some(at) = pause {
             self.hosts[host].delivering = true;
             return self.push(at, Action::ToAgent(host, run, Input::Deliver));
         }
         let prefixes = keys::PREFIXES.map(str::to_owned);
-        let input = match self.hosts[host].seen {
+        let reset = std::mem::take(&mut self.hosts[host].reset);
+        let input = match self.hosts[host].seen.filter(|_| !reset) {
             None => StoreInput::Snapshot(self.store.read(&prefixes)),
             Some(seen) => match self.store.events_after(&prefixes, seen) {
                 Ok(batch) => StoreInput::Batch(batch),
                 Err(_) => StoreInput::Snapshot(self.store.read(&prefixes)),
             },
         };
+        self.hosts[host].floor = Some(self.store.revision());
         if self.hosts[host].seen.replace(self.store.revision()).is_none() {
             self.checker.touch_all();
         }
@@ -227,7 +298,7 @@ impl World {
             }
             self.hosts[host].delivering = true;
             let run = self.hosts[host].run;
-            let lag = self.hosts[host].part.watch_lag * 1000;
+            let lag = self.hosts[host].part.watch_lag * 1000 + self.disk_of(host);
             let at = self.delay_micros(200, 3000 + lag);
             self.push(at, Action::ToAgent(host, run, Input::Deliver));
         }
@@ -238,12 +309,15 @@ impl World {
         }
     }
 
-    /// When the end of a lease is noticed. The store that is nowhere notices at once.
+    /// When the end of a lease is noticed and written. The store that is nowhere notices at once.
     fn scanned_at(&self, at: Time) -> Time {
         let at = at.max(self.now);
         match self.cluster.members.is_empty() {
             true => at,
-            false => Time::from_micros(at.as_micros().next_multiple_of(EXPIRY_SCAN)),
+            false => {
+                let scan = at.as_micros().next_multiple_of(EXPIRY_SCAN);
+                Time::from_micros(scan + self.cluster.commit_time())
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! What passes between an agent and the store is in `store.rs`, next to this file.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -19,10 +19,12 @@ use selvedge_gateway::{Config, Event, Gateway, NodeRole, Timing, Token};
 use selvedge_model::{NodeName, Time, Vni};
 
 use super::check::{Checker, Violation};
-use super::cluster::{Cluster, Member};
+use super::cluster::Cluster;
 use super::footing;
 use super::host::{Host, Input};
 use super::links::{self, Links, PATHS};
+use super::log::Proposal;
+use super::planned::SETTLE;
 
 /// How many changes of a network a violation is reported with.
 const LAST_CHANGES: usize = 12;
@@ -44,6 +46,8 @@ pub struct Setup {
     pub hold_down: Duration,
     /// Whether the nodes probe each other.
     pub probing: bool,
+    /// For how long an agent waits until routing has followed a step of a planned move.
+    pub settle: Duration,
     /// The times of failure detection.
     pub timing: Timing,
     /// Where the store is.
@@ -74,6 +78,7 @@ impl Setup {
             budget: 3,
             hold_down: Duration::from_secs(1),
             probing: false,
+            settle: SETTLE,
             timing: Timing::default(),
             store: Place::Anywhere,
             seed,
@@ -95,6 +100,10 @@ pub(super) enum Action {
     Timer(usize, u64, Time),
     Wake(usize),
     TxnArrives(usize, u64, Token, Box<Txn>),
+    /// Some of the log may be committed.
+    Commit,
+    /// Who waits for the answer to a transaction does not wait longer.
+    GiveUp(usize, u64, Token),
     Renew(usize, LeaseId),
     Expire,
     Cluster,
@@ -113,9 +122,6 @@ pub struct World {
     pub store_up: bool,
     /// The members of the store, if it is anywhere.
     pub cluster: Cluster,
-    /// How long the store takes for a transaction, besides the way there and back, at most, in
-    /// microseconds.
-    pub disk: u64,
     /// Whether a member that was cut off as the leader seems to renew leases, as etcd 3.4 does.
     pub deluded_leaders_renew: bool,
     /// The paths between the hosts.
@@ -131,10 +137,10 @@ pub struct World {
     /// What was done to the cluster, for reports.
     pub story: Vec<String>,
     pub(super) rng: ChaCha8Rng,
-    pub(super) late: Vec<Txn>,
+    pub(super) log: VecDeque<Proposal>,
     pub(super) expire_at: Option<Time>,
-    cluster_at: Option<Time>,
-    checked: Revision,
+    pub(super) cluster_at: Option<Time>,
+    pub(super) checked: Revision,
     /// When each revision was first seen.
     times: BTreeMap<Revision, Time>,
     queue: BinaryHeap<Entry>,
@@ -166,14 +172,13 @@ impl World {
             store_up: true,
             links: Links::new(hosts.len().max(sites.end)),
             cluster: Cluster::new(sites),
-            disk: 2000,
             deluded_leaders_renew: true,
             hosts,
             checker: Checker::new(vnis, &setup),
             violations: Vec::new(),
             ends_at_violation: false,
             story: Vec::new(),
-            late: Vec::new(),
+            log: VecDeque::new(),
             expire_at: None,
             cluster_at: None,
             times: BTreeMap::new(),
@@ -231,7 +236,7 @@ impl World {
             name: name.clone(),
             version: "sim".to_owned(),
             networks: vnis(self.setup.networks).filter(|_| gateway).collect(),
-            settle: Duration::from_millis(400),
+            settle: self.setup.settle,
             announce: Duration::from_secs(10),
             budget: self.setup.budget,
             hold_down: self.setup.hold_down,
@@ -258,6 +263,7 @@ impl World {
         self.crash(host);
         let there = &mut self.hosts[host];
         there.kernel.clear();
+        there.routes.clear();
         there.silenced = false;
         there.powered = false;
         there.paused = false;
@@ -308,14 +314,8 @@ impl World {
         self.cluster_changed();
     }
 
-    /// Changes the store's members, and lets them notice.
-    pub fn with_cluster(&mut self, change: impl FnOnce(&mut Cluster)) {
-        change(&mut self.cluster);
-        self.cluster_changed();
-    }
-
     /// Who was cut off or frozen hears when it is told what it missed.
-    fn note_hearing(&mut self, host: usize) {
+    pub(super) fn note_hearing(&mut self, host: usize) {
         let revision = self.store.revision();
         let host = &mut self.hosts[host];
         host.hears = host.linked && !host.frozen && host.seen == Some(revision);
@@ -415,13 +415,11 @@ impl World {
             Action::Timer(host, run, due) => self.timer(host, run, due),
             Action::Wake(host) => self.wake(host),
             Action::TxnArrives(host, run, token, txn) => self.txn_arrives(host, run, token, *txn),
+            Action::Commit => self.commit(),
+            Action::GiveUp(host, run, token) => self.give_up(host, run, token),
             Action::Renew(host, lease) => self.renew_for_other(host, lease),
             Action::Expire => self.expire(),
-            Action::Cluster if self.cluster_at == Some(self.now) => {
-                self.cluster_at = None;
-                self.cluster_changed();
-            }
-            Action::Cluster => {}
+            Action::Cluster => self.cluster_due(),
             Action::Look => {
                 footing::look(self);
                 self.push(self.now + LOOK, Action::Look);
@@ -454,6 +452,7 @@ impl World {
             }
             Input::Deliver => self.deliver(host),
             Input::KeepAlive => self.keep_alive(host),
+            Input::Granted(lease) => self.granted(host, lease),
             Input::Pulse => self.pulse(host),
             Input::Apply => self.apply(host),
             Input::Silence => self.silence(host),
@@ -624,7 +623,7 @@ impl World {
         there.applying = false;
         let wanted = std::mem::take(&mut there.wanted);
         for (vni, desired) in &wanted {
-            if there.kernel.insert(*vni, desired.duty) != Some(desired.duty) {
+            if there.set_kernel(*vni, desired.duty, self.now) {
                 self.checker.touch(*vni);
             }
         }
@@ -650,25 +649,6 @@ impl World {
             there.note(self.now, line.to_owned());
             self.checker.touch_all();
         }
-    }
-
-    /// Lets the store's members notice what has changed between them.
-    pub(super) fn cluster_changed(&mut self) {
-        let Self { cluster, links, rng, now, .. } = self;
-        let elected = cluster.look(|a, b| links.carries_store(a, b), *now, rng);
-        if elected {
-            self.elected();
-        }
-        let next = self.cluster.next().map(|next| next.max(self.now));
-        if let Some(at) = next.filter(|at| self.cluster_at.is_none_or(|known| *at < known)) {
-            self.cluster_at = Some(at);
-            self.push(at, Action::Cluster);
-        }
-    }
-
-    fn each_member_at(&mut self, site: usize, change: impl Fn(&mut Member)) {
-        self.cluster.members.iter_mut().filter(|member| member.site == site).for_each(change);
-        self.cluster_changed();
     }
 
     fn check(&mut self) {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use selvedge_gateway::machine::State;
+use selvedge_model::Vni;
 use selvedge_sim::gateway::world::{Place, Setup, World};
 
 /// How long a cluster is given to come to rest.
@@ -34,6 +36,17 @@ pub(crate) fn world(gateways: usize, running: usize, networks: u32, seed: u64) -
     world.run_for(Duration::from_millis(500));
     rest(&mut world, "start");
     world
+}
+
+/// Runs until any network is in `state`; returns it.
+pub(crate) fn until_state(world: &mut World, state: State) -> Option<Vni> {
+    let mut found = None;
+    let patience = world.now + PATIENCE;
+    world.run_until(patience, |world| {
+        found = world.vnis().find(|vni| world.network(*vni).state() == state);
+        found.is_some()
+    });
+    found
 }
 
 /// G6: every network is served where it belongs in the end, and nothing went wrong on the way.

@@ -8,11 +8,15 @@ use selvedge_gateway::NodeRole;
 use selvedge_model::{NodeName, Vni};
 
 use super::Run;
-use crate::gateway::links::{Links, PATHS};
+use crate::gateway::cluster::FAST_DISK;
+use crate::gateway::links::{Block, Links, PATHS};
 use crate::gateway::world::World;
 
 /// For how long an agent says that it will be away when it is restarted.
 const ABSENCE: Duration = Duration::from_secs(10);
+
+/// How long a slow disk takes at most, in microseconds; the last is one that no leader can have.
+const SLOW_DISKS: [u64; 4] = [50_000, 300_000, 800_000, 1_500_000];
 
 /// What may befall a cluster, each on one host unless it says otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -89,12 +93,22 @@ enum Storage {
     Unlink,
     /// It reaches the store again.
     Link,
+    /// The host loses some members of the store, often the leader alone.
+    Forsake,
     /// The store's members no longer reach each other.
     Quarrel,
-    /// The store gets slow.
+    /// They fall into two parts.
+    Split,
+    /// One of them no longer reaches another, or both no longer each other.
+    Grudge,
+    /// The disk of a member gets slow, or those of all.
     SlowDisk,
-    /// It is fast again.
+    /// All are fast again.
     FastDisk,
+    /// A backup of the store is made.
+    Backup,
+    /// The store is lost, and restored from the backup, beyond the last revision.
+    Restore,
 }
 
 /// What an operator says.
@@ -126,7 +140,7 @@ enum Fitness {
 }
 
 /// Each as often as it stands here.
-const BLOWS: [Blow; 44] = [
+const BLOWS: [Blow; 51] = [
     Blow::Life(Life::Crash),
     Blow::Life(Life::Start),
     Blow::Life(Life::Start),
@@ -161,9 +175,16 @@ const BLOWS: [Blow; 44] = [
     Blow::Storage(Storage::StoreBack),
     Blow::Storage(Storage::Unlink),
     Blow::Storage(Storage::Link),
+    Blow::Storage(Storage::Forsake),
+    Blow::Storage(Storage::Forsake),
     Blow::Storage(Storage::Quarrel),
+    Blow::Storage(Storage::Split),
+    Blow::Storage(Storage::Grudge),
+    Blow::Storage(Storage::SlowDisk),
     Blow::Storage(Storage::SlowDisk),
     Blow::Storage(Storage::FastDisk),
+    Blow::Storage(Storage::Backup),
+    Blow::Storage(Storage::Restore),
     Blow::Word(Word::Drain),
     Blow::Word(Word::Undrain),
     Blow::Word(Word::Leave),
@@ -291,10 +312,59 @@ impl Run {
             Storage::StoreBack => bring_store_back(world),
             Storage::Unlink => world.set_linked(host, false),
             Storage::Link => world.set_linked(host, true),
-            Storage::Quarrel => quarrel(world),
-            Storage::SlowDisk => world.disk = 500_000,
-            Storage::FastDisk => world.disk = 2000,
+            Storage::Forsake => self.forsake(host, leader),
+            Storage::Quarrel => block_peers(world, |_, _| true),
+            Storage::Split => {
+                let part = self.some_of_the_store();
+                block_peers(&mut self.world, |a, b| part.contains(&a) != part.contains(&b));
+            }
+            Storage::Grudge => {
+                let other = self.rng.random_range(0..self.world.cluster.members.len());
+                let mutual = self.rng.random_bool(0.5);
+                block_peers(&mut self.world, |a, b| {
+                    (a, b) == (member, other) || (mutual && (b, a) == (member, other))
+                });
+            }
+            Storage::SlowDisk => self.slow_down(member),
+            Storage::Backup => self.backup = Some(world.store.clone()),
+            Storage::Restore => self.restore(),
+            Storage::FastDisk => world.with_cluster(|cluster| {
+                cluster.members.iter_mut().for_each(|member| member.disk = FAST_DISK);
+            }),
         }
+    }
+
+    fn restore(&mut self) {
+        let Some(mut store) = self.backup.clone() else { return };
+        store.bump_beyond(self.world.store.revision());
+        self.world.replace_store(store);
+    }
+
+    /// Members of the store, at random.
+    fn some_of_the_store(&mut self) -> BTreeSet<usize> {
+        let all = 0..self.world.cluster.members.len();
+        all.filter(|_| self.rng.random_bool(0.5)).collect()
+    }
+
+    /// The connections of a host to some members of the store are cut; its probes get through.
+    fn forsake(&mut self, host: usize, leader: usize) {
+        let alone = self.rng.random_bool(0.5);
+        let lost = if alone { BTreeSet::from([leader]) } else { self.some_of_the_store() };
+        let members = &self.world.cluster.members;
+        let sites: Vec<usize> = lost.iter().map(|member| members[*member].site).collect();
+        self.world.with_links(|links| {
+            sites.iter().for_each(|site| links.block(Block::Client(host, *site)));
+        });
+    }
+
+    fn slow_down(&mut self, member: usize) {
+        let all = self.rng.random_bool(0.3);
+        let disk = SLOW_DISKS[self.rng.random_range(0..SLOW_DISKS.len())];
+        self.world.with_cluster(|cluster| {
+            let members = cluster.members.iter_mut().enumerate();
+            let slow = members.filter(|(number, _)| all || *number == member);
+            slow.for_each(|(_, member)| member.disk = disk);
+        });
     }
 
     fn operate(&mut self, word: Word, host: usize) {
@@ -364,11 +434,16 @@ fn bring_store_back(world: &mut World) {
     });
 }
 
-fn quarrel(world: &mut World) {
+/// Between these members of the store, by their numbers, no messages get through any more.
+fn block_peers(world: &mut World, hit: impl Fn(usize, usize) -> bool) {
     let sites: Vec<usize> = world.cluster.members.iter().map(|member| member.site).collect();
     world.with_links(|links: &mut Links| {
-        for (number, a) in sites.iter().enumerate() {
-            sites[number + 1..].iter().for_each(|b| links.set_blocked(*a, *b, true));
+        for (a, from) in sites.iter().enumerate() {
+            for (b, to) in sites.iter().enumerate().filter(|(b, _)| hit(a, *b)) {
+                if a != b {
+                    links.block(Block::Peers(*from, *to));
+                }
+            }
         }
     });
 }

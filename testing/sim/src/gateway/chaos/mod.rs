@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use selvedge_gateway::model::Model;
 use selvedge_gateway::{Isolated, NodeRole, Timing};
 use selvedge_model::Vni;
 
 pub use self::report::{Quantiles, Report};
+use super::cluster::FAST_DISK;
 use super::host::Clock;
 use super::loss::Loss;
 use super::world::{Place, Setup, World};
@@ -57,6 +59,8 @@ pub struct Outcome {
     pub moves_on_loss: usize,
     /// Those among them that the lost gateway did not have.
     pub needless_moves: usize,
+    /// Planned moves that were judged from their beginning to their end.
+    pub moves_judged: usize,
     /// Events that were simulated.
     pub events: u64,
     /// Virtual time, in s.
@@ -95,7 +99,8 @@ pub fn run(options: &Options) -> Report {
 pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let setup = setup(seed, options, &mut rng);
-    let mut run = Run { world: World::new(setup), rng, outcome: Outcome::default() };
+    let outcome = Outcome::default();
+    let mut run = Run { world: World::new(setup), rng, backup: None, outcome };
     run.world.ends_at_violation = true;
     run.begin();
     if run.is_sound() && !seed.is_multiple_of(4) {
@@ -112,10 +117,11 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     run.finish()
 }
 
-/// Two, three, five and eight gateways, with a witness and without, the store with them or apart.
+/// Two, three, five and eight gateways, without a witness, with one or two, the store with them or
+/// apart.
 fn setup(seed: u64, options: &Options, rng: &mut ChaCha8Rng) -> Setup {
     let gateways = options.gateways.unwrap_or([3, 2, 3, 2, 5, 3, 2, 5, 3, 8][seed as usize % 10]);
-    let witnesses = usize::from(rng.random_bool(0.4));
+    let witnesses = [0, 0, 0, 1, 1, 2][rng.random_range(0..6)];
     let store = match (gateways + witnesses, rng.random_range(0..10)) {
         (0..=2, 0..=2) => Place::Elsewhere(1),
         (0..=2, _) => Place::Elsewhere(3),
@@ -132,6 +138,8 @@ fn setup(seed: u64, options: &Options, rng: &mut ChaCha8Rng) -> Setup {
 struct Run {
     world: World,
     rng: ChaCha8Rng,
+    /// What the store can be restored from.
+    backup: Option<Model>,
     outcome: Outcome,
 }
 
@@ -189,11 +197,12 @@ impl Run {
 
     fn end_faults(&mut self) {
         let world = &mut self.world;
-        world.disk = 2000;
         world.store_up = true;
         world.with_links(super::links::Links::mend);
         world.with_cluster(|cluster| {
-            cluster.members.iter_mut().for_each(|m| (m.up, m.frozen) = (true, false));
+            for member in &mut cluster.members {
+                (member.up, member.frozen, member.disk) = (true, false, FAST_DISK);
+            }
         });
         for host in 0..world.hosts.len() {
             world.set_linked(host, true);
@@ -305,6 +314,7 @@ impl Run {
         self.outcome.violations.append(&mut self.world.violations);
         self.outcome.violations.truncate(TOLD);
         self.outcome.overlap_ms.append(&mut self.world.checker.overlaps);
+        self.outcome.moves_judged = self.world.checker.moves.judged;
         self.outcome.events = self.world.actions;
         self.outcome.virtual_s = self.world.now.as_millis() as f64 / 1000.0;
         self.outcome

@@ -56,6 +56,8 @@ pub struct Report {
     pub moves_on_loss: usize,
     /// Those among them that the lost gateway did not have.
     pub needless_moves: usize,
+    /// Planned moves whose kernels were judged from the beginning to the end.
+    pub moves_judged: usize,
     /// Events that were simulated.
     pub events: u64,
     /// Virtual time of all runs, in s.
@@ -100,6 +102,7 @@ impl Report {
         self.violated_seeds += usize::from(!outcome.violations.is_empty());
         self.moves_on_loss += outcome.moves_on_loss;
         self.needless_moves += outcome.needless_moves;
+        self.moves_judged += outcome.moves_judged;
         self.events += outcome.events;
         self.virtual_s += outcome.virtual_s;
         self.details.extend(outcome.violations.into_iter().take(1));
