@@ -183,14 +183,6 @@ async fn an_exit_leads_elsewhere_and_the_agents_own_packets_stay_out() {
     lab.start(2).await;
     lab.pings(2, addresses[0], "56").await;
     assert!(!passes(&lab, v4) && !passes(&lab, v6));
-    lab.client(2).leave_mesh("campus").await.expect("left");
-    gone(&lab, 2).await;
-    assert!(passes(&lab, v4));
-    // What this host forwards for others does not go by its exit.
-    lab.run(1, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
-    let forwarded = lab.ip(1, "route get 203.0.113.9 from 192.0.2.77 iif eth0");
-    assert!(forwarded.contains("dev eth0"), "{forwarded}");
-    assert!(lab.run(0, "nft", &["list", "table", "inet", "selvedge_mesh"]).status.success());
 
     // What is used, and why nothing is, is told everywhere.
     let used = lab.show(1, "campus").await;
@@ -210,6 +202,15 @@ async fn an_exit_leads_elsewhere_and_the_agents_own_packets_stay_out() {
         assert_eq!((of("exits_missing"), of("interface")), (missing, 1));
         assert!(of("sessions") > 0 && of("sent_bytes_total") > 0, "{metrics}");
     }
+
+    lab.client(2).leave_mesh("campus").await.expect("left");
+    gone(&lab, 2).await;
+    assert!(passes(&lab, v4));
+    // What this host forwards for others does not go by its exit.
+    lab.run(1, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    let forwarded = lab.ip(1, "route get 203.0.113.9 from 192.0.2.77 iif eth0");
+    assert!(forwarded.contains("dev eth0"), "{forwarded}");
+    assert!(lab.run(0, "nft", &["list", "table", "inet", "selvedge_mesh"]).status.success());
     // The rule that leads there is missed, for as long as the agent does not put it back.
     let rule = |lab: &Lab| {
         let rules = lab.ip(1, "rule");
