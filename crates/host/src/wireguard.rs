@@ -1,5 +1,5 @@
 //! WireGuard: an interface, a UDP socket, and the protocol between them. The work is done by this
-//! process on a TUN interface ([`userspace`]), or by the kernel where it can ([`kernel`]).
+//! process on a TUN interface (`userspace`), or by the kernel where it can (`kernel`).
 
 mod destinations;
 mod greet;
