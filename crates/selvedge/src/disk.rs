@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 /// No file of ours is greater, in bytes: the state of a mesh may have 256 MiB.
@@ -69,6 +71,23 @@ pub(crate) fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     bounded(bytes.len() as u64)?;
     Ok(bytes)
+}
+
+/// Writes a value as JSON that people can read; see [`write`].
+pub(crate) fn write_json(path: &Path, value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
+    let bytes = serde_json::to_vec_pretty(value).context("cannot write JSON")?;
+    write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads a value that was written as JSON, if the file is there: its contents may make no sense.
+pub(crate) fn read_json<T: DeserializeOwned>(
+    path: &Path,
+) -> anyhow::Result<Option<serde_json::Result<T>>> {
+    match read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 fn bounded(len: u64) -> io::Result<()> {

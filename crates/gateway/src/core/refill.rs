@@ -54,8 +54,9 @@ impl Gateway {
     /// Takes note if of several registrations not one is left: then it is the store that has lost
     /// them, and not each of them its lease.
     pub(super) fn note_forgotten(&mut self, before: BTreeMap<NodeName, Revision>, now: Time) {
-        let now_known = self.registrations();
-        let stands = |(name, at): (&NodeName, &Revision)| now_known.get(name) == Some(at);
+        let stands = |(name, at): (&NodeName, &Revision)| {
+            self.cache.live.get(name).is_some_and(|live| live.incarnation == *at)
+        };
         if before.len() > 1 && !before.iter().any(stands) {
             self.forgotten = Some(Forgotten { registrations: before, since: now });
         }
@@ -103,7 +104,10 @@ impl Gateway {
     /// That a network has had this owner, who is gone for the time being.
     fn owned(&self, vni: Vni, network: &Network) -> Option<[Op; 2]> {
         let known = self.cache.history.get(&vni).cloned().unwrap_or_default();
-        let history = network.current().map_or_else(|| known.clone(), |owner| known.up_to(owner));
+        let history = match network.current() {
+            Some(owner) => known.up_to(owner),
+            None => known,
+        };
         history.changes.last()?;
         let history = put_json(keys::history(vni), &history, None);
         Some([put_state(vni, State::Idle), history])
@@ -112,9 +116,9 @@ impl Gateway {
 
 impl History {
     /// With this owner as the last; the predecessor's changes are not recorded.
-    fn up_to(&self, owner: &NodeName) -> Self {
+    fn up_to(self, owner: &NodeName) -> Self {
         match self.changes.last() {
-            Some(last) if last.owner == *owner => self.clone(),
+            Some(last) if last.owner == *owner => self,
             last => {
                 let at_ms = last.map_or(0, |last| last.at_ms);
                 self.with(owner.clone(), "found in the store".to_owned(), at_ms)

@@ -86,7 +86,7 @@ impl Gateway {
     }
 
     /// Whether a node is a voter whose registration ended without a verdict, or that came back a
-    /// moment ago and about to claim what it served.
+    /// moment ago and is about to claim what it served.
     fn may_still_serve(&self, name: &NodeName, now: Time) -> bool {
         *name != self.config.name
             && self.electorate.voters.contains(name)

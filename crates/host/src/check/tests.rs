@@ -51,21 +51,6 @@ async fn faults(config: &CheckConfig) -> Vec<Finding> {
     findings
 }
 
-/// What is found as soon as it is as it is to be, or after a while.
-async fn soon(
-    find: impl AsyncFn() -> Option<Finding>,
-    is_so: impl Fn(&Option<Finding>) -> bool,
-) -> Option<Finding> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let found = find().await;
-        if is_so(&found) || Instant::now() > end {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 /// Enters the lines as an operator would.
 fn enter(scene: &Scene, place: Place, lines: &[String]) {
     let script = match place {
@@ -175,9 +160,11 @@ fn a_gateway_that_may_become_the_designated_router_is_found_and_put_right() {
             assert_eq!(named().await, None);
             enter(&scene, Place::Vtysh, &lines(&format!("interface up0\n{line}")));
             // The interface goes down and up with the change.
-            let found = soon(&named, Option::is_some).await.expect("it may become it");
+            test_frr::until("it may become it", async || named().await.is_some()).await;
+            let found = named().await.expect("it may become it");
             enter(&scene, found.place, &found.fix);
-            assert_eq!(soon(&named, Option::is_none).await, None, "{line}");
+            test_frr::until(line, async || named().await.is_none()).await;
+            assert_eq!(named().await, None, "{line}");
         }
     });
 }

@@ -1,8 +1,6 @@
 //! What the bridges were like before Selvedge changed them, on disk: it is put back when a
 //! network is given up for good, even by a later run.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -46,21 +44,18 @@ impl FoundFile {
     }
 
     fn read(&self) -> anyhow::Result<serde_json::Result<Vec<Found>>> {
-        match fs::read(&self.0) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Ok(Vec::new())),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", self.0.display())),
-        }
+        Ok(disk::read_json(&self.0)?.unwrap_or_else(|| Ok(Vec::new())))
     }
 
     pub(super) fn save(&self, found: &[Found]) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec_pretty(found).context("cannot write JSON")?;
-        disk::write(&self.0, &bytes).with_context(|| format!("cannot write {}", self.0.display()))
+        disk::write_json(&self.0, found)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

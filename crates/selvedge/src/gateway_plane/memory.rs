@@ -1,8 +1,6 @@
 //! What this run leaves to the next one, on disk: whom to ask whether it may serve, while the store
 //! is away.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -28,8 +26,7 @@ impl MemoryFile {
 
     /// What the run before has left. Without it this run waits for the store, as the first one did.
     pub(super) fn load(&self) -> Option<Memory> {
-        let read = self.read().with_context(|| format!("cannot read {}", self.0.display()));
-        read.unwrap_or_else(|error| {
+        self.read().unwrap_or_else(|error| {
             let error = format!("{error:#}");
             warn!(error, "the other gateways are not known before the store has been read");
             None
@@ -37,16 +34,12 @@ impl MemoryFile {
     }
 
     fn read(&self) -> anyhow::Result<Option<Memory>> {
-        match fs::read(&self.0) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let read = disk::read_json(&self.0)?.transpose();
+        read.with_context(|| format!("cannot read {}", self.0.display()))
     }
 
     fn save(&self, memory: &Memory) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec_pretty(memory).context("cannot write JSON")?;
-        disk::write(&self.0, &bytes).with_context(|| format!("cannot write {}", self.0.display()))
+        disk::write_json(&self.0, memory)
     }
 }
 
@@ -90,6 +83,7 @@ async fn keep(file: MemoryFile, mut changes: watch::Receiver<Option<Memory>>) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
 
     use super::*;
 

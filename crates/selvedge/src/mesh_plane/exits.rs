@@ -1,6 +1,6 @@
 //! By which exits this node leaves a mesh, and why by none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use selvedge_api::mesh::{Exit, NoExit};
 use selvedge_model::{NodeId, Prefix};
@@ -26,9 +26,9 @@ pub(super) fn exits(view: &View, used: &BTreeMap<Prefix, NodeId>, speaks_ipv4: b
 
 /// Takes note of the families in which this node is an exit itself, in whatever mesh: then it uses
 /// no other.
-pub(super) fn note_own(exits: &mut [Exit], views: &[View]) {
-    let own = |to: Prefix| views.iter().filter_map(View::me).any(|me| me.networks.contains(&to));
-    for exit in exits.iter_mut().filter(|exit| exit.via.is_none() && own(exit.destination)) {
+pub(super) fn note_own(exits: &mut [Exit], own: &BTreeSet<Prefix>) {
+    let is_own = |exit: &&mut Exit| exit.via.is_none() && own.contains(&exit.destination);
+    for exit in exits.iter_mut().filter(is_own) {
         (exit.reason, exit.dropped) = (Some(NoExit::OwnExit), false);
     }
 }
@@ -134,7 +134,7 @@ mod tests {
         let mut view = view(ExitUse::Only(NodeId([9; 32])));
         view.members[0].networks.push(prefix("::/0"));
         let mut exits = exits(&view, &BTreeMap::new(), true);
-        note_own(&mut exits, &[view]);
+        note_own(&mut exits, &view.me().expect("a member").exits().collect());
         let of = |v6| exits.iter().find(|it| it.destination.addr().is_ipv6() == v6).expect("said");
         assert_eq!((of(true).reason, of(true).dropped), (Some(NoExit::OwnExit), false));
         assert_eq!((of(false).reason, of(false).dropped), (Some(NoExit::NoMember), true));

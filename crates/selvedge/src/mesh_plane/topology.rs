@@ -206,7 +206,7 @@ fn outcome(sites: &[Site], facts: &Facts) -> Outcome {
             }
             None => Layout::of_nobody(site),
         };
-        exits::note_own(&mut layout.exits, views);
+        exits::note_own(&mut layout.exits, &own_exits);
         layout.crowded_by = crowded.get(&site.mesh).copied();
         if site.options.exit != Exit::None {
             layout.own_exits.clone_from(&own_exits);
@@ -356,7 +356,12 @@ fn addresses(site: &Site) -> BTreeMap<NodeId, Ipv4Addr> {
     for claim in claims.iter_mut().filter(|claim| claim.node == site.own) {
         claim.address = own;
     }
-    owners(site.mesh, prefix, &claims).into_iter().map(|(address, node)| (node, address)).collect()
+    owned(site.mesh, prefix, &claims)
+}
+
+/// Who has which IPv4 address of `prefix` by these claims.
+pub(super) fn owned(mesh: MeshId, prefix: Prefix, claims: &[Claim]) -> BTreeMap<NodeId, Ipv4Addr> {
+    owners(mesh, prefix, claims).into_iter().map(|(address, node)| (node, address)).collect()
 }
 
 /// What a member claims of the mesh's IPv4 prefix.

@@ -11,12 +11,12 @@ use selvedge_dns::names::{Claim, Named, names};
 use selvedge_dns::{Host, Site};
 use selvedge_host::wireguard::{PeerSpec, PeerStatus};
 use selvedge_model::{MeshId, NodeId, Prefix, WgKey};
-use selvedge_topology::{Table, owners};
+use selvedge_topology::Table;
 
 use super::applier::Peers;
 use super::names::{FindError, find_member};
 use super::seat::Seated;
-use super::topology::claim_of;
+use super::topology::{claim_of, owned};
 
 /// Who was heard within this time is there.
 const FRESH: Duration = Duration::from_secs(60);
@@ -88,8 +88,7 @@ fn overlay_ipv4(seat: &Seated) -> Option<Prefix> {
 fn owned_ipv4(seat: &Seated) -> BTreeMap<NodeId, Ipv4Addr> {
     let Some(prefix) = overlay_ipv4(seat) else { return BTreeMap::new() };
     let claims: Vec<_> = seat.core.members().map(|member| claim_of(&member)).collect();
-    let owners = owners(seat.id(), prefix, &claims);
-    owners.into_iter().map(|(address, node)| (node, address)).collect()
+    owned(seat.id(), prefix, &claims)
 }
 
 pub(super) fn claim(member: &selvedge_mesh::Member) -> Claim {

@@ -236,6 +236,18 @@ fn start_with(store: &Arc<Faulty>, set: impl FnOnce(&mut Settings)) -> (Supervis
     (supervisor, Consumer { inputs, keys, revision: None, words, snapshots: 0 })
 }
 
+/// A store with nine keys, and a consumer that has read them and taken note of everything said.
+async fn known() -> (Arc<Faulty>, Supervisor, Consumer) {
+    let store = Faulty::new();
+    for n in 0..9 {
+        store.put(&format!("/a/{n}"));
+    }
+    let (supervisor, mut consumer) = start(&store);
+    consumer.settle(SHORT).await;
+    consumer.words();
+    (store, supervisor, consumer)
+}
+
 const SHORT: Duration = Duration::from_millis(500);
 
 fn is_down(words: &[Input], part: &str) -> bool {
@@ -383,13 +395,7 @@ async fn keys_of_others_cause_ever_fewer_reads() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_reset_is_refused_until_it_is_the_old_one() {
-    let store = Faulty::new();
-    for n in 0..9 {
-        store.put(&format!("/a/{n}"));
-    }
-    let (_supervisor, mut consumer) = start(&store);
-    consumer.settle(SHORT).await;
-    consumer.words();
+    let (store, _supervisor, mut consumer) = known().await;
     let old = store.with(|model, _| std::mem::take(model));
     store.put("/a/other");
     store.cut.notify_waiters();
@@ -406,12 +412,7 @@ async fn a_store_that_was_reset_is_refused_until_it_is_the_old_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_reset_and_has_caught_up_is_read_anew() {
-    let store = Faulty::new();
-    for n in 0..9 {
-        store.put(&format!("/a/{n}"));
-    }
-    let (_supervisor, mut consumer) = start(&store);
-    consumer.settle(SHORT).await;
+    let (store, _supervisor, mut consumer) = known().await;
     store.with(|model, _| std::mem::take(model));
     store.put("/a/other");
     store.cut.notify_waiters();
@@ -460,13 +461,7 @@ async fn the_end_revokes_the_lease_or_leaves_it() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_store_that_was_reset_says_of_leases_means_nothing() {
-    let store = Faulty::new();
-    for n in 0..9 {
-        store.put(&format!("/a/{n}"));
-    }
-    let (_supervisor, mut consumer) = start(&store);
-    consumer.settle(SHORT).await;
-    consumer.words();
+    let (store, _supervisor, mut consumer) = known().await;
     store.with(|model, _| std::mem::take(model));
     store.cut.notify_waiters();
     consumer.settle(TTL * 5).await;
