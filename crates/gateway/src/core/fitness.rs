@@ -77,12 +77,25 @@ impl Gateway {
             self.alarms.insert((until, None));
         }
         if !self.unfit.is_empty() || repents {
-            return Some(!self.is_replaceable(now));
+            return self.is_last(now);
         }
         match self.fitness.starting && self.is_replaceable(now) {
             true if self.answers() => None,
             starting => Some(!starting),
         }
+    }
+
+    /// Whether nobody else is there to serve; `None` if that is not known yet.
+    fn is_last(&mut self, now: Time) -> Option<bool> {
+        if self.is_replaceable(now) {
+            return Some(false);
+        }
+        let listened = self.liveness.listened_at();
+        if now < listened && self.liveness.is_watching() {
+            self.alarms.insert((listened, None));
+            return None;
+        }
+        Some(true)
     }
 }
 

@@ -145,6 +145,11 @@ impl Liveness {
         self.partners.get(name).is_some_and(|partner| partner.paths.iter().any(sent))
     }
 
+    /// When everybody who is there has been heard, if nobody has been so far.
+    pub(super) fn listened_at(&self) -> Time {
+        self.awake_since + LOST_PROBE + self.timing.suspect
+    }
+
     /// Whether there is anybody to watch over.
     pub(super) fn is_watching(&self) -> bool {
         !self.partners.is_empty()

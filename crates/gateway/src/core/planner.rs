@@ -177,7 +177,9 @@ impl Gateway {
         let mut chosen = Vec::new();
         for (wish, vnis) in &self.plan.queue {
             let Some(lease) = self.lease_of(&wish.target) else { continue };
-            let until = self.held_down_until(wish).filter(|until| now < *until);
+            // What was wished for before it left the ring is not yet forgotten.
+            let Some(joined) = self.plan.joined.get(&wish.target) else { continue };
+            let until = self.held_down_until(wish, *joined).filter(|until| now < *until);
             if let Some(until) = until.filter(|_| !vnis.is_empty()) {
                 self.alarms.insert((until, None));
                 continue;
@@ -188,10 +190,9 @@ impl Gateway {
         chosen
     }
 
-    /// Until when a target that has only just come back is left alone.
-    fn held_down_until(&self, wish: &Wish) -> Option<Time> {
-        let joined = self.plan.joined.get(&wish.target).copied().flatten()?;
-        wish.owner_stays.then(|| joined + self.config.hold_down)
+    /// Until when a target that has `joined` only just is left alone.
+    fn held_down_until(&self, wish: &Wish, joined: Option<Time>) -> Option<Time> {
+        joined.filter(|_| wish.owner_stays).map(|joined| joined + self.config.hold_down)
     }
 
     /// The lease that a node's keys hang on.

@@ -263,7 +263,10 @@ impl Gateway {
         let drained = self.cache.roster.get(name).is_some_and(|entry| entry.value.drained);
         let able = !self.config.networks.is_empty();
         let entry = self.cache.nodes.get(name);
-        let placeable = placeable.unwrap_or(entry.is_some());
+        // What is left of an incarnation that has lost everything is nothing to keep.
+        let has_any = || self.cache.owned(name).next().is_some();
+        let kept = || entry.is_some_and(|entry| entry.lease == lease || has_any());
+        let placeable = placeable.unwrap_or_else(kept);
         let wanted = able && placeable && !self.leaving && !drained;
         let right = entry.is_some_and(|e| e.lease == lease && e.ids == self.config.ids);
         let key = keys::node(name);

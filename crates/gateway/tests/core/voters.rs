@@ -304,6 +304,39 @@ fn what_a_gateway_suffers_while_it_serves_nothing_is_no_flapping() {
     }
 }
 
+/// Its sessions are not up yet when it comes back, and it hears nobody in the first moment.
+#[test]
+fn a_gateway_that_comes_back_unfit_is_left_alone() {
+    let mut bench = three();
+    cut(&mut bench, 0);
+    bench.pass(SECOND);
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec!["ospfd has no neighbour".to_owned()], now);
+    bench.pass(SECOND);
+    let convicted = bench.cache().live[&name("gw1")].incarnation;
+    let before = bench.cache().nodes[&name("gw1")].lease;
+    mend(&mut bench, 0);
+    bench.renew(0);
+    let mut back = 0;
+    for step in 0..200 {
+        bench.agents[0].linked = step >= 10;
+        bench.pass(MS * 50);
+        let cache = bench.cache();
+        assert!(cache.moving.is_empty(), "nothing moves there");
+        if cache.live.get(&name("gw1")).is_some_and(|live| live.incarnation > convicted) {
+            back += 1;
+            let entry = cache.nodes.get(&name("gw1"));
+            assert!(entry.is_none_or(|entry| entry.lease == before), "nothing is placed there");
+            assert!(!cache.is_convicted(&name("gw1")), "there is nothing to relieve it of");
+        }
+    }
+    assert!(back > 100);
+    let now = bench.now;
+    bench.agents[0].core.handle_problems(vec![], now);
+    bench.pass(HOLD_DOWN + SECOND * 15);
+    assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
+}
+
 /// It looked fit for a moment, until its routing had come up and had to settle.
 #[test]
 fn a_gateway_that_is_starting_gets_nothing_though_it_was_fit_before() {
