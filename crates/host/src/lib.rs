@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod nudge;
+pub mod overheard;
 pub mod packet;
 pub mod ping;
 pub mod priority;

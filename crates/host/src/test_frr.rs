@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::fabric::testing;
@@ -62,6 +64,14 @@ impl Host {
     pub(crate) fn kill(&mut self, daemon: &str) {
         for (_, mut child) in self.children.extract_if(.., |(name, _)| daemon == *name) {
             child.kill().and_then(|()| child.wait()).expect("ended");
+        }
+    }
+
+    /// Sends a signal to a daemon.
+    pub(crate) fn signal(&self, daemon: &str, signal: Signal) {
+        for (_, child) in self.children.iter().filter(|(name, _)| daemon == *name) {
+            let pid = Pid::from_raw(child.id().cast_signed());
+            nix::sys::signal::kill(pid, signal).expect("it runs");
         }
     }
 

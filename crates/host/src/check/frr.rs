@@ -40,7 +40,10 @@ pub(super) async fn check(setup: &FrrSetup, ours: &[Prefix], netlink: &Netlink) 
     }
     for (daemon, vty) in &mut vtys {
         match *daemon {
-            "zebra" if configs.contains_key("zebra") => findings.push(version(vty).await),
+            "zebra" if configs.contains_key("zebra") => {
+                findings.push(version(vty).await);
+                findings.extend(buffer(vty).await);
+            }
             "bgpd" if configs.contains_key("bgpd") => {
                 findings.extend(bgpd(vty, &configs["bgpd"], setup.asn).await);
             }
@@ -107,6 +110,29 @@ fn judge_version(line: &str) -> Finding {
         None => Finding::warning("FRR", format!("its version cannot be read from {line:?}")),
     }
 }
+
+async fn buffer(zebra: &mut Vty) -> Option<Finding> {
+    judge_buffer(&zebra.run("show zebra").await.ok()?)
+}
+
+/// ` Kernel socket buffer size      4194304`, where zebra prints it.
+fn judge_buffer(text: &str) -> Option<Finding> {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("Kernel socket buffer size"));
+    let size: u64 = line?.trim().parse().ok()?;
+    if size >= BUFFER {
+        return Some(Finding::ok("zebra", format!("its netlink socket holds {size} bytes")));
+    }
+    let text = format!(
+        "its netlink socket holds {size} bytes: it misses routes if those of thousands of networks \
+         come at once"
+    );
+    let enable = "sed -i '/^zebra_options=/s/\"$/ -s 90000000\"/' /etc/frr/daemons";
+    Some(Finding::warning("zebra", text).shell([enable, "systemctl restart frr"]))
+}
+
+/// A route that is changed takes about a kilobyte there, and a takeover of 5000 networks changes
+/// 30,000.
+const BUFFER: u64 = 32 * 1024 * 1024;
 
 /// The routes that FRR takes for the kernel's and that are not of our networks.
 async fn others(netlink: &Netlink, ours: &[Prefix]) -> BTreeSet<Prefix> {
@@ -292,6 +318,18 @@ mod tests {
             assert_eq!(severity(bad), Severity::Problem, "{bad}");
         }
         assert_eq!(severity("unknown"), Severity::Warning);
+    }
+
+    #[test]
+    fn a_buffer_that_routes_do_not_fit_into_is_a_warning() {
+        let found = |size: &str| {
+            let text = format!(" EVPN                On\r\n Kernel socket buffer size      {size}\n");
+            judge_buffer(&text).map(|finding| finding.severity)
+        };
+        assert_eq!(found("4194304"), Some(Severity::Warning));
+        assert_eq!(found("90000000"), Some(Severity::Ok));
+        assert_eq!(found("much"), None);
+        assert_eq!(judge_buffer(" EVPN On"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{Error, Failures};
 use crate::inventory::{Inventory, Network, SILENT};
 use crate::netlink::{Address, AddressOptions, MAIN_TABLE, Netlink, Route, RouteFilter};
 use crate::nft::{Scope, Silencer};
+use crate::overheard::Overheard;
 use crate::packet::{Advert, Announcement, Announcer, Beacon, router_advertisement};
 use crate::sysctl::{self, Family};
 
@@ -41,6 +42,7 @@ pub(super) struct Base {
     beacon: Beacon,
     neighbours: Neighbours,
     silencer: Silencer,
+    overheard: Overheard,
     /// The interface on which next-hop addresses are held, if any are.
     uplink: Option<String>,
     told: BTreeMap<Vni, Duty>,
@@ -52,8 +54,8 @@ impl Base {
         let announcer = Arc::new(Announcer::new(silencer.mute())?);
         let beacon = Beacon::spawn(Arc::clone(&announcer))?;
         let neighbours = Neighbours::new()?;
-        let told = BTreeMap::new();
-        Ok(Self { inventory, announcer, beacon, neighbours, silencer, uplink, told })
+        let (overheard, told) = (Overheard::default(), BTreeMap::new());
+        Ok(Self { inventory, announcer, beacon, neighbours, silencer, overheard, uplink, told })
     }
 
     pub(super) const fn netlink(&self) -> &Netlink {
@@ -200,6 +202,7 @@ impl Base {
     /// Reads the interfaces anew. What is new there is silenced too, if all is.
     async fn refresh(&mut self) -> Result<(), Error> {
         self.inventory.refresh().await?;
+        self.overheard.ignore(self.inventory.adopted().flat_map(Network::fleeting)).await;
         let scope = scope(&self.inventory, self.uplink.as_deref());
         Ok(self.silencer.cover(scope).await?)
     }
@@ -281,8 +284,11 @@ impl Reading {
 pub(super) type RouteKey = (Prefix, Option<u32>, u8, u32);
 
 pub(super) fn index_routes(routes: &[Route]) -> BTreeSet<RouteKey> {
-    let key = |route: &Route| (route.dst.network(), route.oif, route.protocol, route.metric);
-    routes.iter().map(key).collect()
+    routes.iter().map(index_route).collect()
+}
+
+pub(super) fn index_route(route: &Route) -> RouteKey {
+    (route.dst.network(), route.oif, route.protocol, route.metric)
 }
 
 fn index_addresses(addresses: &[Address]) -> BTreeSet<(u32, Prefix)> {
@@ -291,8 +297,7 @@ fn index_addresses(addresses: &[Address]) -> BTreeSet<(u32, Prefix)> {
 
 /// For each route, whether it is there.
 pub(super) fn present(there: &BTreeSet<RouteKey>, routes: &[Route]) -> Vec<bool> {
-    let keys = routes.iter().map(|route| (route.dst, route.oif, route.protocol, route.metric));
-    keys.map(|key| there.contains(&key)).collect()
+    routes.iter().map(|route| there.contains(&index_route(route))).collect()
 }
 
 /// What to report of a thing that consists of `parts`, for each whether it is there. If only

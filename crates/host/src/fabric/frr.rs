@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use selvedge_gateway::desired::{Duty, Upstream};
@@ -8,8 +8,9 @@ use selvedge_model::{Prefix, Vni};
 use serde_json::{Map, Value};
 
 use super::base::{
-    Base, Reading, RouteKey, change_routes, for_all, for_each, index_routes, present, read_back,
+    Base, Reading, RouteKey, change_routes, for_all, for_each, index_route, index_routes, present, read_back,
 };
+use super::redistributed::{self, Redistributed};
 use super::{Driver, Error, Failures, Silencer};
 use crate::frr::{self, Vty};
 use crate::inventory::{Inventory, Network};
@@ -50,10 +51,14 @@ pub struct FrrConfig {
 /// A standby has none of these routes and forwards to the owner by what the routing protocol has
 /// told it. While a planned move is under way it may have lost its own route and not yet learned
 /// the other's; then the local route forwards for as long as *fabric* is on.
+///
+/// [`Driver::observe`] also looks whether zebra knows the routes, and makes those anew that it has
+/// missed.
 #[derive(Debug)]
 pub struct Frr {
     base: Base,
     bgp: Bgp,
+    redistributed: Redistributed,
 }
 
 impl Frr {
@@ -66,11 +71,17 @@ impl Frr {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn new(inventory: Inventory, config: &FrrConfig) -> Result<Self, Error> {
-        let bgpd = Vty::new(&config.vty_dir, config.pathspace.as_deref(), "bgpd");
-        let bgpd = bgpd.with_patience(PATIENCE);
+        let vty = |daemon| {
+            let vty = Vty::new(&config.vty_dir, config.pathspace.as_deref(), daemon);
+            vty.with_patience(PATIENCE)
+        };
         let router =
             config.asn.map_or_else(|| "router bgp".into(), |asn| format!("router bgp {asn}"));
-        Ok(Self { base: Base::new(inventory, None)?, bgp: Bgp { bgpd, router } })
+        Ok(Self {
+            base: Base::new(inventory, None)?,
+            bgp: Bgp { bgpd: vty("bgpd"), router },
+            redistributed: Redistributed::new(vty("zebra")),
+        })
     }
 
     /// The networks, to adopt or release some.
@@ -80,6 +91,44 @@ impl Frr {
 
     const fn netlink(&self) -> &Netlink {
         self.base.netlink()
+    }
+
+    /// Makes those routes anew that zebra has missed, so that the kernel tells it of them again,
+    /// and removes again what it has not seen go. The local route forwards meanwhile.
+    async fn tell_zebra_again(&mut self, present: &BTreeSet<RouteKey>) {
+        let all: BTreeMap<redistributed::Key, Route> = self
+            .base
+            .inventory
+            .adopted()
+            .flat_map(|network| strip(routes(network)))
+            .filter_map(|route| Some(((route.dst, route.oif?), route)))
+            .collect();
+        let ours: BTreeSet<redistributed::Key> = all.keys().copied().collect();
+        let is_there = |key: &&redistributed::Key| present.contains(&index_route(&all[key]));
+        let there = ours.iter().filter(is_there).copied().collect();
+        let missed = match self.redistributed.missed(&ours, &there, Instant::now()).await {
+            Ok(missed) if missed.is_empty() => return,
+            Ok(missed) => missed,
+            Err(error) => {
+                tracing::warn!(%error, "zebra does not tell which routes it knows");
+                return;
+            }
+        };
+        let example = missed[0].0;
+        tracing::warn!(
+            count = missed.len(),
+            %example,
+            "zebra has missed changes of routes; telling it again (see `selvedge gateway check`)"
+        );
+        let (kept, gone): (Vec<_>, Vec<_>) = missed.iter().partition(|key| there.contains(key));
+        let of = |keys: Vec<redistributed::Key>| keys.iter().map(|key| all[key]).collect();
+        let (kept, gone): (Vec<Route>, Vec<Route>) = (of(kept), of(gone));
+        let netlink = self.netlink();
+        for (routes, on) in [(&kept, false), (&kept, true), (&gone, true), (&gone, false)] {
+            if let Err(error) = change_routes(netlink, routes.clone(), on).await {
+                tracing::warn!(%error, "a route cannot be made anew");
+            }
+        }
     }
 }
 
@@ -179,7 +228,7 @@ impl Driver for Frr {
         self.base.tell(&networks, |duty| {
             *duty = Duty { fabric: true, upstream: to, answering: true };
         });
-        let Self { base, bgp } = self;
+        let Self { base, bgp, .. } = self;
         let (local, advertised, attracted, answered) = tokio::join!(
             base.local_routes(&networks, true),
             bgp.advertise(&networks, true),
@@ -201,6 +250,7 @@ impl Driver for Frr {
         let reading = self.base.read().await?;
         let filter = RouteFilter { protocol: Some(ROUTE_PROTOCOL), table: Some(MAIN_TABLE) };
         let routes = index_routes(&self.netlink().routes(filter).await?);
+        self.tell_zebra_again(&routes).await;
         let advertised = self.bgp.advertised().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "bgpd does not tell what it advertises");
             BTreeMap::new()

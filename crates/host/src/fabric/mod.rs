@@ -9,6 +9,7 @@ mod frr;
 #[cfg(test)]
 mod ipv6;
 mod neighbours;
+mod redistributed;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use selvedge_gateway::desired::Upstream;
 use selvedge_host::fabric::{Driver, Dry, Flood, FloodConfig, Frr, FrrConfig};
 use selvedge_host::inventory::{Declared, Inventory, NamePattern, Names};
 use selvedge_host::netlink::Netlink;
+use selvedge_host::overheard;
 use selvedge_model::Vni;
 use tracing::{info, warn};
 
@@ -64,6 +65,9 @@ impl Host {
         let Some((inventory, file)) = host.inventory() else { return Ok(0) };
         let mut failed = inventory.release(&vnis).await;
         file.save(&inventory.found())?;
+        if let Err(error) = overheard::hear_all().await {
+            warn!(%error, "the table bridge selvedge cannot be removed");
+        }
         if let Some((vni, error)) = failed.pop_first() {
             return Err(error).with_context(|| format!("cannot put back the bridge of {vni}"));
         }

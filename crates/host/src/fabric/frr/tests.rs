@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::*;
@@ -262,6 +263,7 @@ fn a_gateway_comes_and_goes_in_frr() {
         answering_is_heard(&scene, &mut driver).await;
         both_families_are_advertised(&scene, &mut driver).await;
         a_restarted_bgpd_is_told_again(&mut scene, &mut driver).await;
+        a_zebra_that_has_missed_routes_is_told_again(&scene, &mut driver).await;
         driver.inventory().release(&[vni(1), vni(2)]).await;
         let all = scene.here.addresses().await.expect("readable");
         let back = |text: &str| all.iter().any(|held| held.prefix == prefix(text));
@@ -398,6 +400,39 @@ async fn a_restarted_bgpd_is_told_again(scene: &mut Scene, driver: &mut Frr) {
     until("EVPN again", async || scene.learned(&mut remote).await == 1).await;
     until("observed", async || observed(driver).await.fabric).await;
     done(driver.fabric(&[vni(1)], false).await);
+}
+
+/// A zebra that is stopped while more happens than its socket holds, as one that is very busy.
+async fn a_zebra_that_has_missed_routes_is_told_again(scene: &Scene, driver: &mut Frr) {
+    driver.redistributed.lag = Duration::from_secs(1);
+    let whole = ["10.0.1.0/24", "fd00:1::/64"];
+    done(driver.upstream(&[vni(2)], Upstream::Whole).await);
+    scene.upstream_becomes(&["10.0.2.0/24", "fd00:2::/64"]).await;
+    scene.gateway.signal("zebra", Signal::SIGSTOP);
+    overflow(&scene.here).await;
+    done(driver.upstream(&[vni(1)], Upstream::Whole).await);
+    done(driver.upstream(&[vni(2)], Upstream::Off).await);
+    scene.gateway.signal("zebra", Signal::SIGCONT);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let stale = ["10.0.2.0/24".to_owned(), "fd00:2::/64".to_owned()];
+    assert_eq!(scene.upstream().await, stale.into(), "zebra has not missed what was to be missed");
+    until("zebra told again", async || {
+        driver.observe().await.expect("observed");
+        scene.upstream().await == whole.map(str::to_owned).into()
+    })
+    .await;
+    done(driver.upstream(&[vni(1)], Upstream::Off).await);
+    scene.upstream_becomes(&[]).await;
+}
+
+/// So many changes of another's route that the smallest buffer is full of them.
+async fn overflow(netlink: &Netlink) {
+    let bridge = testing::link(netlink, "br1").await.index;
+    let route = Route::on_link(prefix("10.201.0.0/24"), bridge, 99);
+    for _ in 0..10_000 {
+        netlink.add_route(&route).await.expect("added");
+        netlink.del_route(&route).await.expect("deleted");
+    }
 }
 
 const TAKEN_OVER: u32 = 667;
