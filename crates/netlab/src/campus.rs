@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  stations ── access point ══ fabric ══ gw1 ══ uplink ══ upstream router
-//!  (one host,  br1 vxlan1      segment   gw2    segment   10.255.0.1
+//!  (one host,  br1 vxlan1      segment   gw2    segment   198.18.H.L
 //!   n1 n2 …)   br2 vxlan2 …              gw3
 //!                                         │
 //!                              management segment ── switch (172.24.255.254)
@@ -250,12 +250,8 @@ impl Campus {
     }
 
     fn upstream_end(&self, network: Network, family: Family) -> End {
-        // One host serves all networks, each on a port of its own: 10000 and the VNI, wrapped
-        // around long after the last one that a laboratory can hold.
-        let port = 10_000 + network.vni().get() % 50_000;
-        let port = u16::try_from(port).expect("at most 59999");
-        let service: IpAddr = Upstream::service(family);
-        End { host: self.upstream.clone(), address: SocketAddr::new(service, port), device: None }
+        let service: IpAddr = Upstream::service(network, family);
+        End { host: self.upstream.clone(), address: SocketAddr::new(service, 7000), device: None }
     }
 }
 

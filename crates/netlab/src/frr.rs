@@ -136,7 +136,7 @@ impl Frr {
     fn recipe(&self, host: &Host, daemon: Daemon) -> Recipe {
         let (name, own) = (daemon.name(), |file: &str| self.folder.join(file));
         let inner = "mount --bind \"$0\" /etc/group && exec \"$@\"";
-        Recipe::new(name, host, "unshare")
+        let recipe = Recipe::new(name, host, "unshare")
             .args(["--mount", "sh", "-c", inner])
             .arg(own("group"))
             .arg(Path::new(PROGRAMS).join(name))
@@ -147,7 +147,11 @@ impl Frr {
             .arg("-i")
             .arg(own(&format!("{name}.pid")))
             .arg("-f")
-            .arg(own(&format!("{name}.conf")))
+            .arg(own(&format!("{name}.conf")));
+        match daemon {
+            Daemon::Zebra => recipe.args(["-s", NETLINK_BUFFER]),
+            Daemon::Bgp | Daemon::Ospf | Daemon::Ospf6 => recipe,
+        }
     }
 
     fn await_daemon(&mut self, index: usize) -> Result<(), Error> {
@@ -170,6 +174,8 @@ impl Frr {
 }
 
 const PROGRAMS: &str = "/usr/lib/frr";
+/// Bytes of zebra's netlink socket, as FRR's packages have it (`docs/frr.md`).
+const NETLINK_BUFFER: &str = "90000000";
 const START: Duration = Duration::from_secs(10);
 
 fn group_with_root() -> Result<String, Error> {

@@ -127,8 +127,9 @@ pub(crate) fn run_on(fleet: &mut Fleet, options: &Options) -> anyhow::Result<Out
     Ok(Outcome { figures, broken })
 }
 
-/// A sender that was later than that has made gaps of its own.
-const LATE: Duration = Duration::from_millis(20);
+/// A sender that was later than that has made gaps of its own. One that was a little late makes
+/// outages look longer, never shorter.
+const LATE: Duration = Duration::from_millis(50);
 
 /// The runs that count.
 #[derive(Debug, Default)]

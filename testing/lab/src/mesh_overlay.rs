@@ -101,8 +101,8 @@ const CLASSES: [Class<'static>; 6] = [
     (
         "stations",
         &[
-            "ip saddr 10.0.0.0/8",
-            "ip daddr 10.0.0.0/8",
+            "ip saddr { 10.0.0.0/8, 198.18.0.0/16 }",
+            "ip daddr { 10.0.0.0/8, 198.18.0.0/16 }",
             "ip6 saddr { fd5e:10::/48, fd5e:ff::/64 }",
             "ip6 daddr { fd5e:10::/48, fd5e:ff::/64 }",
         ],

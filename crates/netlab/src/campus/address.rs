@@ -210,12 +210,27 @@ impl Upstream {
         }
     }
 
-    /// The address with which stations talk: `10.255.0.1` or `fd5e:ff::1`.
+    /// The address with which the station of a network talks: `198.18.H.L` or `fd5e:ff::HHLL`, the
+    /// number of the network. A station that stands for thousands has one route to each then; with
+    /// as many default routes its kernel would look at every one of them for each packet.
     #[must_use]
-    pub fn service(family: Family) -> IpAddr {
+    pub fn service(network: Network, family: Family) -> IpAddr {
+        let [_, _, high, low] = network.vni().get().to_be_bytes();
         match family {
-            Family::V4 => Ipv4Addr::new(10, 255, 0, 1).into(),
-            Family::V6 => Ipv6Addr::new(0xfd5e, 0xff, 0, 0, 0, 0, 0, 1).into(),
+            Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
+            Family::V6 => {
+                let number = u16::from_be_bytes([high, low]);
+                Ipv6Addr::new(0xfd5e, 0xff, 0, 0, 0, 0, 0, number).into()
+            }
+        }
+    }
+
+    /// All of these addresses.
+    #[must_use]
+    pub const fn services(family: Family) -> &'static str {
+        match family {
+            Family::V4 => "198.18.0.0/16",
+            Family::V6 => "fd5e:ff::/112",
         }
     }
 }
@@ -243,7 +258,7 @@ mod tests {
         for family in Family::ALL {
             assert_eq!(Network::of(network.station(family)), Some(network));
             assert_eq!(Network::of(network.gateway(family).addr()), Some(network));
-            assert_eq!(Network::of(Upstream::service(family)), None);
+            assert_eq!(Network::of(Upstream::service(network, family)), None);
         }
         assert_eq!(Network::new(0), None);
         assert_eq!(Network::new(Network::MAX + 1), None);

@@ -159,7 +159,7 @@ fn build_access_point(
 }
 
 /// One host stands for a station in every network: an interface each, by which the sockets of
-/// the streams are bound, and a default route each.
+/// the streams are bound, and a route each.
 fn build_station(lab: &Lab, access_point: &Host, plan: Plan, place: Place) -> Result<Host, Error> {
     let [_, name] = place.hosts();
     let host = lab.host(name)?;
@@ -176,12 +176,8 @@ fn build_station(lab: &Lab, access_point: &Host, plan: Plan, place: Place) -> Re
             let (station, length, dad) =
                 (place.station(network, family), gateway.len(), nodad(family));
             put(&mut addresses, format_args!("address add {station}/{length} dev {name}{dad}"));
-            // Sockets bound to an interface take the route by that interface, whatever its metric.
-            let (via, metric) = (gateway.addr(), 1000 + vni.get());
-            put(
-                &mut addresses,
-                format_args!("route add default via {via} dev {name} metric {metric}"),
-            );
+            let (service, via) = (Upstream::service(network, family), gateway.addr());
+            put(&mut addresses, format_args!("route add {service} via {via} dev {name}"));
         }
     }
     access_point.ip(&cables)?;
@@ -192,13 +188,15 @@ fn build_station(lab: &Lab, access_point: &Host, plan: Plan, place: Place) -> Re
 fn build_upstream(lab: &Lab, segments: &Segments, plan: Plan) -> Result<Host, Error> {
     let host = lab.host("upstream")?;
     host.sysctl(&router())?;
+    // Its services are addresses that are routed to it, not its own one by one.
+    host.sysctl(&[("ipv6/ip_nonlocal_bind".to_owned(), "1")])?;
     segments.uplink.plug(&host, "up0")?;
     let mut lines = String::new();
     for family in Family::ALL {
-        let (uplink, service) = (Upstream::uplink(family), Upstream::service(family));
+        let (uplink, services) = (Upstream::uplink(family), Upstream::services(family));
         let (length, dad) = (on_segment(family), nodad(family));
         put(&mut lines, format_args!("address add {uplink}/{length} dev up0{dad}"));
-        put(&mut lines, format_args!("address add {service}/{} dev lo{dad}", single(family)));
+        put(&mut lines, format_args!("route add local {services} dev lo"));
         if plan.flavour != Flavour::Frr {
             for network in networks(plan) {
                 let (prefix, via) = (network.prefix(family), network.next_hop(family));
@@ -433,13 +431,6 @@ fn on_segment(family: Family) -> u8 {
     match family {
         Family::V4 => 16,
         Family::V6 => 64,
-    }
-}
-
-fn single(family: Family) -> u8 {
-    match family {
-        Family::V4 => 32,
-        Family::V6 => 128,
     }
 }
 

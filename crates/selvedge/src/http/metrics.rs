@@ -81,6 +81,7 @@ fn add_meshes(registry: &mut Registry, measures: &Measures) {
     counter("direct_attempts", "Attempts at a direct path", |it| it.summary.direct.attempts);
     let help = "Attempts at a direct path in vain, and paths that fell silent";
     counter("direct_failures", help, |it| it.summary.direct.failures);
+    add_rejections(registry, meshes);
     let failures = ConstCounter::new(*hook_failures);
     registry.register("hook_failures", "Hooks that failed, of all meshes", failures);
     add_transport(registry, *transport);
@@ -96,6 +97,18 @@ fn add_states(registry: &mut Registry, meshes: &[Measured]) {
         }
     }
     registry.register("other_members", "Members beside this node, by state", family);
+}
+
+fn add_rejections(registry: &mut Registry, meshes: &[Measured]) {
+    let family = Family::<Labels, Counter>::default();
+    for mesh in meshes {
+        for (kind, count) in &mesh.rejections {
+            let mut labels = labels(mesh);
+            labels.push(("kind", (*kind).to_owned()));
+            family.get_or_create(&labels).inc_by(*count);
+        }
+    }
+    registry.register("rejections", "Messages of agents that were not accepted", family);
 }
 
 fn add_transport(registry: &mut Registry, counters: CounterValues) {
@@ -248,6 +261,7 @@ mod tests {
             sessions: 3,
             bytes: (100, 200),
             refused: 9,
+            rejections: [("too_much", 5)].into(),
         }
     }
 
@@ -274,6 +288,7 @@ mod tests {
             format!("received_bytes_total{{{labels}}} 100"),
             format!("sent_bytes_total{{{labels}}} 200"),
             format!("packets_refused_total{{{labels}}} 9"),
+            format!("rejections_total{{{labels},kind=\"too_much\"}} 5"),
             format!("other_members{{{labels},state=\"alive\"}} 4"),
             format!("other_members{{{labels},state=\"down\"}} 2"),
             "hook_failures_total 6".to_owned(),

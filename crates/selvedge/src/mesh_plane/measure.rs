@@ -1,6 +1,7 @@
 //! What is counted in the meshes, for those who watch over many hosts.
 
 use selvedge_api::mesh::{MemberState, Summary};
+use selvedge_mesh::Rejections;
 use selvedge_transport::CounterValues;
 
 use super::applier::{Inquirer, Status};
@@ -35,6 +36,8 @@ pub(crate) struct Measured {
     pub(crate) bytes: (u64, u64),
     /// Packets that were refused because of where they came from or went to.
     pub(crate) refused: u64,
+    /// Messages of other agents, and entries in them, that were not accepted, by what was wrong.
+    pub(crate) rejections: Rejections,
 }
 
 const STATES: [MemberState; 4] =
@@ -62,6 +65,7 @@ impl Measured {
             sessions: 0,
             bytes: (0, 0),
             refused: 0,
+            rejections: seat.core.rejections().clone(),
         }
     }
 

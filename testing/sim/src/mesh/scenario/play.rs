@@ -12,8 +12,8 @@ use crate::mesh::net::Conditions;
 use crate::mesh::scale::{join_at, millis, round, seconds};
 use crate::mesh::world::{Setup, Tracked, World};
 
-/// How often the invariants are looked at, in µs.
-const LOOK: u64 = 1_000_000;
+/// How soon a violation is told, with what went before it.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often expectations are looked at while they are waited for.
 const STEP: Duration = Duration::from_millis(20);
 /// So many details are kept.
@@ -102,17 +102,12 @@ fn moment(at: f64) -> Time {
 }
 
 impl Player<'_> {
-    /// Runs, looks at the invariants every second, and at what is expected while it is.
+    /// Runs, and looks at what is expected while it is.
     fn run_to(&mut self, end: Time) {
         while self.world.now < end {
             let now = self.world.now;
-            let look = Time::from_micros((now.as_micros() / LOOK + 1) * LOOK);
             let next = if self.awaits() { now + STEP } else { self.next_expected().max(now) };
-            let next = next.min(look).min(end);
-            self.world.run(next.since(now));
-            if next == look {
-                self.world.look_around();
-            }
+            self.world.run(next.min(now + LOOK).min(end).since(now));
             self.look_at_expectations();
             if !self.world.violations.is_empty() && self.history.is_empty() {
                 self.history = self.world.history.iter().cloned().collect();

@@ -23,6 +23,9 @@ pub use people::profile;
 /// The wall clock when a run begins.
 pub(super) const WALL: u64 = 1_795_000_000;
 
+/// How often the invariants are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What a world is made of.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -152,6 +155,7 @@ pub struct World {
     /// What happened last, the newest at the end.
     pub history: VecDeque<String>,
     watch: Watch,
+    looks_at: Time,
 }
 
 impl World {
@@ -179,6 +183,7 @@ impl World {
             whole_since: Some(Time::ZERO),
             history: VecDeque::new(),
             watch: Watch::default(),
+            looks_at: Time::ZERO + LOOK,
             setup,
         };
         let state = world.people();
@@ -228,9 +233,18 @@ impl World {
         }
     }
 
-    /// Runs for a while.
+    /// Runs for a while, and looks at the invariants every second.
     pub fn run(&mut self, length: Duration) {
         let end = self.now + length;
+        while self.looks_at <= end {
+            self.run_to(self.looks_at);
+            self.look_around();
+            self.looks_at = self.looks_at + LOOK;
+        }
+        self.run_to(end);
+    }
+
+    fn run_to(&mut self, end: Time) {
         while let Some(Reverse((at, ..))) = self.queue.peek()
             && *at <= end
             && let Some(Reverse((at, _, happening))) = self.queue.pop()
