@@ -114,7 +114,9 @@ mod tests {
                 }
                 let mut overheard = Overheard::default();
                 for _ in 0..2 {
-                    overheard.ignore([gateway.into(), IpAddr::from([10, 0, 1, 1])].into_iter()).await;
+                    overheard
+                        .ignore([gateway.into(), IpAddr::from([10, 0, 1, 1])].into_iter())
+                        .await;
                     assert!(!hears(gateway).await && hears(other).await);
                 }
                 overheard.ignore([other.into()].into_iter()).await;

@@ -323,7 +323,8 @@ mod tests {
     #[test]
     fn a_buffer_that_routes_do_not_fit_into_is_a_warning() {
         let found = |size: &str| {
-            let text = format!(" EVPN                On\r\n Kernel socket buffer size      {size}\n");
+            let text =
+                format!(" EVPN                On\r\n Kernel socket buffer size      {size}\n");
             judge_buffer(&text).map(|finding| finding.severity)
         };
         assert_eq!(found("4194304"), Some(Severity::Warning));

@@ -8,7 +8,8 @@ use selvedge_model::{Prefix, Vni};
 use serde_json::{Map, Value};
 
 use super::base::{
-    Base, Reading, RouteKey, change_routes, for_all, for_each, index_route, index_routes, present, read_back,
+    Base, Reading, RouteKey, change_routes, for_all, for_each, index_route, index_routes, present,
+    read_back,
 };
 use super::redistributed::{self, Redistributed};
 use super::{Driver, Error, Failures, Silencer};

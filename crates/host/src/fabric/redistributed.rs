@@ -134,7 +134,10 @@ mod tests {
         assert!(zebra.judge(&ours, &there, &known, start + LAG / 2).is_empty());
         known.remove(&late);
         assert_eq!(zebra.judge(&ours, &there, &known, start + LAG), [gone, unheard]);
-        assert!(zebra.judge(&ours, &there, &known, start + LAG).is_empty(), "it has just been told");
+        assert!(
+            zebra.judge(&ours, &there, &known, start + LAG).is_empty(),
+            "it has just been told"
+        );
         assert_eq!(zebra.judge(&ours, &there, &known, start + 2 * LAG), [gone, unheard, late]);
     }
 }
