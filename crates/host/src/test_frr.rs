@@ -16,6 +16,9 @@ use crate::netlink::{AddressOptions, Netlink, NewLink};
 use crate::netns::{self, Ephemeral};
 use crate::test_support;
 
+/// What FRR's packages give zebra's netlink socket.
+pub(crate) const NETLINK_BUFFER: u32 = 90_000_000;
+
 const DAEMONS: &str = "/usr/lib/frr";
 
 /// How long a daemon may take to start.
@@ -28,6 +31,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Host {
     pub(crate) namespace: Ephemeral,
     pub(crate) dir: TempDir,
+    /// Bytes of zebra's netlink socket.
+    pub(crate) netlink_buffer: u32,
     children: Vec<(&'static str, Child)>,
 }
 
@@ -35,7 +40,7 @@ impl Host {
     pub(crate) fn new(namespace: Ephemeral) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         give_to_frr(dir.path());
-        Self { namespace, dir, children: Vec::new() }
+        Self { namespace, dir, netlink_buffer: NETLINK_BUFFER, children: Vec::new() }
     }
 
     /// Starts a daemon and waits until it takes commands.
@@ -50,6 +55,9 @@ impl Host {
         command.arg("-f").arg(path("conf")).arg("-i").arg(path("pid"));
         command.arg("-z").arg(self.dir.path().join("zserv.api"));
         command.arg("--vty_socket").arg(self.dir.path()).args(["-A", "127.0.0.1", "-P", "0"]);
+        if daemon == "zebra" {
+            command.arg("-s").arg(self.netlink_buffer.to_string());
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         netns::die_with_parent(&mut command);
         self.children.push((daemon, command.spawn().expect("FRR is installed")));

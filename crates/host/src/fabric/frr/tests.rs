@@ -237,10 +237,11 @@ fn done(failures: Failures) {
     assert!(failures.is_empty(), "{failures:?}");
 }
 
-fn run(test: &str, networks: u32, body: impl AsyncFnOnce(Scene) + Send) {
+fn run(test: &str, networks: u32, buffer: u32, body: impl AsyncFnOnce(Scene) + Send) {
     let Some((gateway, router)) = test_frr::pair(test) else { return };
     let inside = (*gateway).clone();
-    let (gateway, router) = (Host::new(gateway), Host::new(router));
+    let (mut gateway, router) = (Host::new(gateway), Host::new(router));
+    gateway.netlink_buffer = buffer;
     let all = || {
         test_support::runtime().block_on(async {
             body(Scene::new(gateway, router, networks).await).await;
@@ -255,7 +256,7 @@ async fn observed(driver: &mut Frr) -> Duty {
 
 #[test]
 fn a_gateway_comes_and_goes_in_frr() {
-    run("frr driver", 2, async |mut scene| {
+    run("frr driver", 2, SMALL, async |mut scene| {
         let mut driver = scene.driver(2).await;
         assert_eq!(observed(&mut driver).await, Duty::NONE);
         fabric_is_advertised(&scene, &mut driver).await;
@@ -429,19 +430,21 @@ async fn a_zebra_that_has_missed_routes_is_told_again(scene: &Scene, driver: &mu
 async fn overflow(netlink: &Netlink) {
     let bridge = testing::link(netlink, "br1").await.index;
     let route = Route::on_link(prefix("10.201.0.0/24"), bridge, 99);
-    for _ in 0..10_000 {
+    for _ in 0..3000 {
         netlink.add_route(&route).await.expect("added");
         netlink.del_route(&route).await.expect("deleted");
     }
 }
 
+/// A buffer that a test can fill.
+const SMALL: u32 = 1 << 20;
 const TAKEN_OVER: u32 = 667;
 
 /// Run it with `--ignored --nocapture` to see the figures.
 #[test]
 #[ignore = "takes half a minute; measures"]
 fn six_hundred_networks_are_quick() {
-    run("667 networks in frr", TAKEN_OVER, async |scene| {
+    run("667 networks in frr", TAKEN_OVER, test_frr::NETLINK_BUFFER, async |scene| {
         let mut driver = scene.driver(TAKEN_OVER).await;
         let all: Vec<Vni> = (1..=TAKEN_OVER).map(vni).collect();
         take_over(&scene, &mut driver, &all).await;
