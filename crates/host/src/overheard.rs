@@ -24,6 +24,8 @@ pub(crate) struct Overheard {
     nft: Nft,
     /// The gateways' addresses, as they were put into the table; `None` before the first time.
     ignored: Option<BTreeSet<Ipv6Addr>>,
+    /// Why that failed last, so that it is told once.
+    complaint: Option<String>,
 }
 
 impl Overheard {
@@ -39,9 +41,13 @@ impl Overheard {
             return;
         }
         match self.nft.apply(&ruleset(addresses.as_ref())).await {
-            Ok(()) => self.ignored = addresses,
+            Ok(()) => (self.ignored, self.complaint) = (addresses, None),
             Err(error) => {
-                tracing::warn!(%error, "announcements of the other gateways cost time here");
+                let error = error.to_string();
+                if self.complaint.as_ref() != Some(&error) {
+                    tracing::warn!(error, "announcements of the other gateways cost time here");
+                    self.complaint = Some(error);
+                }
             }
         }
     }

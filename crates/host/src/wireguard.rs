@@ -443,9 +443,11 @@ impl Device {
         answered.iter().for_each(|key| self.greetings.answered(*key));
         let silent: Vec<WgKey> = due
             .into_iter()
-            .filter(|key| !answered.contains(key) && self.applied.contains_key(key))
+            .filter(|key| !answered.contains(key) && self.has_endpoint(key))
             .collect();
-        // WireGuard repeats a handshake after 5 s at the soonest, unless the peer is a new one.
+        // WireGuard repeats a handshake after 5 s at the soonest, unless the peer is a new one. One
+        // without an endpoint stays: what it says at this moment would be forgotten with it, where
+        // it said it from, too, and it would take the handshake for done.
         let steps = silent
             .iter()
             .filter_map(|key| Some([Step::Remove(*key), Step::Add(*key, self.applied.get(key)?)]));
@@ -456,6 +458,10 @@ impl Device {
         }
         self.greet(&silent).await;
         Ok(silent.len())
+    }
+
+    fn has_endpoint(&self, key: &WgKey) -> bool {
+        self.applied.get(key).is_some_and(|spec| spec.endpoint.is_some())
     }
 
     async fn take(&self, steps: &[Step<'_>]) -> Result<(), Error> {

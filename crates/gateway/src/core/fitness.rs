@@ -79,9 +79,12 @@ impl Gateway {
         if !self.unfit.is_empty() || repents {
             return self.is_last(now);
         }
-        match self.fitness.starting && self.is_replaceable(now) {
-            true if self.answers() => None,
-            starting => Some(!starting),
+        if !self.fitness.starting {
+            return Some(true);
+        }
+        match self.is_last(now) {
+            Some(false) if self.answers() => None,
+            last => last,
         }
     }
 

@@ -265,8 +265,7 @@ impl Gateway {
         let entry = self.cache.nodes.get(name);
         // What is left of an incarnation that has lost everything is nothing to keep.
         let has_any = || self.cache.owned(name).next().is_some();
-        let kept = || entry.is_some_and(|entry| entry.lease == lease || has_any());
-        let placeable = placeable.unwrap_or_else(kept);
+        let placeable = placeable.unwrap_or_else(|| entry.is_some() && has_any());
         let wanted = able && placeable && !self.leaving && !drained;
         let right = entry.is_some_and(|e| e.lease == lease && e.ids == self.config.ids);
         let key = keys::node(name);

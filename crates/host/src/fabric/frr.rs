@@ -96,7 +96,10 @@ impl Frr {
 
     /// Makes those routes anew that zebra has missed, so that the kernel tells it of them again,
     /// and removes again what it has not seen go. The local route forwards meanwhile.
-    async fn tell_zebra_again(&mut self, present: &BTreeSet<RouteKey>) {
+    async fn tell_zebra_again(&mut self, present: &BTreeSet<RouteKey>, now: Instant) {
+        if !self.redistributed.is_due(now) {
+            return;
+        }
         let all: BTreeMap<redistributed::Key, Route> = self
             .base
             .inventory
@@ -107,7 +110,7 @@ impl Frr {
         let ours: BTreeSet<redistributed::Key> = all.keys().copied().collect();
         let is_there = |key: &&redistributed::Key| present.contains(&index_route(&all[key]));
         let there = ours.iter().filter(is_there).copied().collect();
-        let missed = match self.redistributed.missed(&ours, &there, Instant::now()).await {
+        let missed = match self.redistributed.missed(&ours, &there, now).await {
             Ok(missed) if missed.is_empty() => return,
             Ok(missed) => missed,
             Err(error) => {
@@ -124,11 +127,18 @@ impl Frr {
         let (kept, gone): (Vec<_>, Vec<_>) = missed.iter().partition(|key| there.contains(key));
         let of = |keys: Vec<redistributed::Key>| keys.iter().map(|key| all[key]).collect();
         let (kept, gone): (Vec<Route>, Vec<Route>) = (of(kept), of(gone));
+        let reversed = |routes: &[Route]| routes.iter().rev().copied().collect();
         let netlink = self.netlink();
-        for (routes, on) in [(&kept, false), (&kept, true), (&gone, true), (&gone, false)] {
-            if let Err(error) = change_routes(netlink, routes.clone(), on).await {
-                tracing::warn!(%error, "a route cannot be made anew");
-            }
+        // As in `attract`: the whole comes before its halves and goes after them. All is on its way
+        // before the first answer is waited for, so that nobody who breaks this off leaves a gap.
+        let (del, add, put, take) = tokio::join!(
+            change_routes(netlink, reversed(&kept), false),
+            change_routes(netlink, kept.clone(), true),
+            change_routes(netlink, gone.clone(), true),
+            change_routes(netlink, reversed(&gone), false),
+        );
+        for error in [del, add, put, take].into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, "a route cannot be made anew");
         }
     }
 }
@@ -251,7 +261,7 @@ impl Driver for Frr {
         let reading = self.base.read().await?;
         let filter = RouteFilter { protocol: Some(ROUTE_PROTOCOL), table: Some(MAIN_TABLE) };
         let routes = index_routes(&self.netlink().routes(filter).await?);
-        self.tell_zebra_again(&routes).await;
+        self.tell_zebra_again(&routes, Instant::now()).await;
         let advertised = self.bgp.advertised().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "bgpd does not tell what it advertises");
             BTreeMap::new()

@@ -8,11 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use selvedge_model::Prefix;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ROUTE_METRIC;
 use crate::frr::{self, Vty};
-use crate::health::ask;
+
+/// The least time between two questions: each makes zebra print all of its routes.
+const PAUSE: Duration = Duration::from_secs(20);
+
+/// So many are told again at once: all of them might not fit either.
+const AT_ONCE: usize = 500;
 
 /// A route of ours: its destination and the number of its interface.
 pub(super) type Key = (Prefix, u32);
@@ -25,35 +30,47 @@ const LAG: Duration = Duration::from_secs(45);
 #[derive(Debug)]
 pub(super) struct Redistributed {
     zebra: Vty,
-    /// Since when zebra and kernel disagree about a route.
-    differing: BTreeMap<Key, Instant>,
+    /// The routes that zebra and kernel disagree about: whether the kernel has it, and since when.
+    differing: BTreeMap<Key, (bool, Instant)>,
+    asked: Option<Instant>,
     pub(super) lag: Duration,
+    pub(super) pause: Duration,
 }
 
 impl Redistributed {
     pub(super) const fn new(zebra: Vty) -> Self {
-        Self { zebra, differing: BTreeMap::new(), lag: LAG }
+        Self { zebra, differing: BTreeMap::new(), asked: None, lag: LAG, pause: PAUSE }
+    }
+
+    /// Whether it is time to look again.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        // Not at the start, which somebody waits for.
+        now.duration_since(*self.asked.get_or_insert(now)) >= self.pause
     }
 
     /// Of the routes that are `ours` to make, those of which zebra does not know whether they are
     /// `there`, and has not known for a while. They are doubted anew from now on.
     ///
     /// # Errors
-    /// If zebra cannot be asked. Then nothing is known of any route.
+    /// If zebra cannot be asked, or answers something else. Then nothing is known of any route.
     pub(super) async fn missed(
         &mut self,
         ours: &BTreeSet<Key>,
         there: &BTreeSet<Key>,
         now: Instant,
     ) -> Result<Vec<Key>, frr::Error> {
+        self.asked = Some(now);
+        let before = std::mem::take(&mut self.differing);
         let known = self.known().await?;
+        self.differing = before;
         Ok(self.judge(ours, there, &known, now))
     }
 
     async fn known(&mut self) -> Result<BTreeSet<Key>, frr::Error> {
         let mut known = BTreeSet::new();
         for command in ["show ip route kernel json", "show ipv6 route kernel json"] {
-            known.extend(keys(&ask(&mut self.zebra, command).await?));
+            let answer: Map<String, Value> = self.zebra.query(command).await?;
+            known.extend(keys(&answer));
         }
         Ok(known)
     }
@@ -67,25 +84,34 @@ impl Redistributed {
     ) -> Vec<Key> {
         let differ = |key: &&Key| there.contains(key) != known.contains(key);
         let before = std::mem::take(&mut self.differing);
-        let since = |key: &Key| (*key, before.get(key).copied().unwrap_or(now));
-        self.differing = ours.iter().filter(differ).map(since).collect();
+        let doubt = |key: &Key| {
+            let here = there.contains(key);
+            let same = before.get(key).filter(|(was, _)| *was == here);
+            (*key, same.copied().unwrap_or((here, now)))
+        };
+        self.differing = ours.iter().filter(differ).map(doubt).collect();
+        if self.differing.len() < before.len() {
+            // It is late, and catching up: more to read would not help.
+            return Vec::new();
+        }
         let lag = self.lag;
-        let missed = |since: &Instant| now.duration_since(*since) >= lag;
-        self.differing.extract_if(.., |_, since| missed(since)).map(|(key, _)| key).collect()
+        let missed = |since: Instant| now.duration_since(since) >= lag;
+        let missed = self.differing.extract_if(.., |_, (_, since)| missed(*since));
+        missed.map(|(key, _)| key).take(AT_ONCE).collect()
     }
 }
 
 /// The routes of our metric in zebra's answer.
-fn keys(answer: &Value) -> impl Iterator<Item = Key> {
-    let all = answer.as_object().into_iter().flatten();
-    all.filter_map(|(prefix, routes)| Some((prefix.parse().ok()?, routes.as_array()?))).flat_map(
-        |(prefix, routes)| {
+fn keys(answer: &Map<String, Value>) -> impl Iterator<Item = Key> {
+    answer
+        .iter()
+        .filter_map(|(prefix, routes)| Some((prefix.parse().ok()?, routes.as_array()?)))
+        .flat_map(|(prefix, routes)| {
             let ours = routes.iter().filter(|route| route["metric"] == ROUTE_METRIC);
             let hops = ours.filter_map(|route| route["nexthops"].as_array()).flatten();
             let indices = hops.filter_map(|hop| hop["interfaceIndex"].as_u64()?.try_into().ok());
             indices.map(move |index| (prefix, index)).collect::<Vec<_>>()
-        },
-    )
+        })
 }
 
 #[cfg(test)]
@@ -114,8 +140,7 @@ mod tests {
             "10.0.2.0/24": "nonsense",
         });
         let expected = [key("10.0.1.0/24", 5), key("fd00::/64", 6)];
-        assert_eq!(keys(&answer).collect::<Vec<_>>(), expected);
-        assert_eq!(keys(&Value::Null).count(), 0);
+        assert_eq!(keys(answer.as_object().expect("an object")).collect::<Vec<_>>(), expected);
     }
 
     #[test]

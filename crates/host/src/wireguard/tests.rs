@@ -127,6 +127,23 @@ fn who_hears_of_the_other_later_is_greeted_again() {
     assert!(round_trip(&a.socket(), b.echo(), 1, 100).expect("sent"));
 }
 
+/// It could not be greeted, and a session that it begins at this moment would be lost on it.
+#[test]
+fn a_peer_without_an_endpoint_is_not_put_in_anew() {
+    let Some(pair) = Pair::new("unknown_place") else { return };
+    let Pair { runtime, a, b, .. } = &pair;
+    let mut right = b.device(runtime);
+    runtime.block_on(async {
+        let mut unknown = a.as_peer("fd00:99::1");
+        unknown.values_mut().for_each(|spec| spec.endpoint = None);
+        right.apply(&unknown).await.expect("applied");
+        while let Some(due) = right.greeting_due() {
+            tokio::time::sleep_until(due.into()).await;
+            assert_eq!(right.greet_again().await.expect("asked"), 0);
+        }
+    });
+}
+
 /// They come all at once when an agent starts, each with a greeting.
 #[test]
 fn thousands_of_peers_are_applied_at_once() {

@@ -199,11 +199,17 @@ impl Plane {
         let now = self.now();
         // What is missing may be the applier's to put right.
         self.recheck.notify_one();
-        let fitness = report.fitness();
-        self.core.handle_starting(fitness == Fitness::Starting, now);
+        let starting = report.fitness() == Fitness::Starting;
         let of_the_host = report.problems.iter().filter(|problem| problem.network.is_none());
         let problems = of_the_host.map(|problem| problem.text.clone()).collect();
+        // Whoever is no longer starting, and unfit, is never neither.
+        if starting {
+            self.core.handle_starting(true, now);
+        }
         self.core.handle_problems(problems, now);
+        if !starting {
+            self.core.handle_starting(false, now);
+        }
     }
 
     fn now(&self) -> Time {

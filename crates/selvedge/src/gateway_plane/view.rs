@@ -139,11 +139,35 @@ impl Plane {
         if status.convicted {
             warnings.push("this gateway was convicted and has withdrawn".into());
         }
+        if status.failover_impossible.is_none() {
+            let hears = |voter: &&NodeName| {
+                **voter == status.name || status.partners.get(*voter).is_some_and(|it| it.heard)
+            };
+            let heard = status.voters.iter().filter(hears).count();
+            warnings.extend(without_reserve(status.store, heard, status.voters.len()));
+        }
         warnings.extend(self.unable.iter().map(|(vni, why)| unable(*vni, why)));
         let problems = status.problems.iter();
         warnings.extend(problems.map(|(key, problem)| format!("{key} in the store: {problem}")));
         warnings
     }
+}
+
+/// What has just enough left for failover to be possible: of the store's members, and of all voters
+/// those that are heard, this one included.
+fn without_reserve(store: Option<kv::Health>, heard: usize, voters: usize) -> Vec<String> {
+    let short = |what: &str, there: usize, all: usize| {
+        let least = there < all && there == all / 2 + 1;
+        let text =
+            || format!("{there} of {all} {what}: without one more of them nobody takes over");
+        least.then(text)
+    };
+    let members = store.and_then(|kv::Health { members, answering, .. }| {
+        short("members of the store answer", answering, members)
+    });
+    // Two voters go without a majority of themselves.
+    let voters = short("voters are heard", heard, voters).filter(|_| voters > 2);
+    members.into_iter().chain(voters).collect()
 }
 
 /// The `last` of the changes by time, in their order.
@@ -277,6 +301,24 @@ mod tests {
         let shown: Vec<_> = shown.iter().map(|row| (row.vni, row.epoch, row.at_ms)).collect();
         assert_eq!(shown, [(two, 7, 20), (one, 2, 30)]);
         assert_eq!(latest(all.into_iter(), 9).len(), 3);
+    }
+
+    #[test]
+    fn who_has_no_reserve_is_warned() {
+        let store = |answering, members| Some(kv::Health { members, answering, led: true });
+        for (store, heard, voters) in
+            [(store(3, 3), 3, 3), (store(1, 1), 2, 2), (store(4, 5), 4, 5), (None, 1, 1)]
+        {
+            assert_eq!(
+                without_reserve(store, heard, voters),
+                [""; 0],
+                "{store:?} {heard} {voters}"
+            );
+        }
+        let text = |what: &str| format!("{what}: without one more of them nobody takes over");
+        let both = [text("2 of 3 members of the store answer"), text("2 of 3 voters are heard")];
+        assert_eq!(without_reserve(store(2, 3), 2, 3), both);
+        assert_eq!(without_reserve(store(5, 5), 3, 5), [text("3 of 5 voters are heard")]);
     }
 
     #[test]

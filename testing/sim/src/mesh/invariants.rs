@@ -20,8 +20,10 @@ use selvedge_model::NodeId;
 
 use super::world::{World, kind};
 
-/// So many observers are looked at at a time, others each time.
-const OBSERVERS: usize = 12;
+/// So many observers are looked at at a time, others each time; fewer in a mesh of thousands.
+const OBSERVERS: std::ops::RangeInclusive<usize> = 2..=12;
+/// What all of them together hold, at most, if they are not the fewest.
+const RECORDS: usize = 6000;
 /// The kind of messages that carry rumors.
 const NEWS: u8 = 8;
 
@@ -47,7 +49,8 @@ impl Watch {
     pub(super) fn look(&mut self, world: &mut World) {
         world.note_told();
         let running: Vec<usize> = world.running().collect();
-        let count = running.len().min(OBSERVERS);
+        let count = (RECORDS / running.len().max(1)).clamp(*OBSERVERS.start(), *OBSERVERS.end());
+        let count = count.min(running.len());
         let chosen = (0..count).map(|n| running[(self.next + n) % running.len()]);
         let chosen: Vec<usize> = chosen.collect();
         self.next += count;

@@ -406,6 +406,7 @@ async fn a_restarted_bgpd_is_told_again(scene: &mut Scene, driver: &mut Frr) {
 /// A zebra that is stopped while more happens than its socket holds, as one that is very busy.
 async fn a_zebra_that_has_missed_routes_is_told_again(scene: &Scene, driver: &mut Frr) {
     driver.redistributed.lag = Duration::from_secs(1);
+    driver.redistributed.pause = Duration::from_millis(100);
     let whole = ["10.0.1.0/24", "fd00:1::/64"];
     done(driver.upstream(&[vni(2)], Upstream::Whole).await);
     scene.upstream_becomes(&["10.0.2.0/24", "fd00:2::/64"]).await;
