@@ -60,8 +60,8 @@ pub(super) struct Report {
     pub(super) unable: BTreeMap<Vni, String>,
     /// How many operations failed in this pass.
     pub(super) failures: u64,
-    /// What the host was last seen to do.
-    pub(super) observed: BTreeMap<Vni, Duty>,
+    /// What the host was last seen to do; `None` as long as it has not been looked at.
+    pub(super) observed: Option<BTreeMap<Vni, Duty>>,
 }
 
 /// What the applier found when it opened the host.
@@ -273,7 +273,8 @@ impl Applier {
         self.reported.extend(reached.iter().copied());
         // What is no longer reached has to be reported again once it is.
         self.reported.retain(|vni, desired| wanted.get(vni) == Some(desired));
-        let (unable, observed) = (self.host.unable(), self.actual.clone());
+        let observed = self.checked_at.is_some().then(|| self.actual.clone());
+        let unable = self.host.unable();
         let report = Report { reached, unable, failures, observed };
         self.reports.send(report).await.map_err(|_| ())
     }

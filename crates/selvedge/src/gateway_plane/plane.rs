@@ -49,7 +49,7 @@ pub(super) struct Plane {
     pub(super) fabric: &'static str,
     pub(super) journal: Journal,
     pub(super) unable: BTreeMap<Vni, String>,
-    pub(super) observed: BTreeMap<Vni, Duty>,
+    pub(super) observed: Option<BTreeMap<Vni, Duty>>,
     /// When the state of a network last changed, in seconds of Unix time.
     pub(super) since: BTreeMap<Vni, u64>,
     name: NodeName,
@@ -115,7 +115,7 @@ impl Plane {
             fabric,
             journal,
             unable,
-            observed: BTreeMap::new(),
+            observed: None,
             since: BTreeMap::new(),
             name: config.name,
             began: Instant::now(),
@@ -407,10 +407,12 @@ impl Plane {
         });
     }
 
-    /// Whether this host does nothing any more, as far as the applier has reported.
+    /// Whether this host does nothing any more, as far as the applier has reported. What it has not
+    /// looked at yet may do all that an earlier run did.
     fn is_withdrawn(&self) -> bool {
-        self.wanted.borrow().values().all(|desired| desired.duty == Duty::NONE)
-            && self.observed.values().all(|duty| *duty == Duty::NONE)
+        let idle = |duty: &Duty| *duty == Duty::NONE;
+        self.wanted.borrow().values().all(|desired| idle(&desired.duty))
+            && self.observed.as_ref().is_some_and(|observed| observed.values().all(idle))
     }
 
     fn note(&mut self, event: Event) {

@@ -123,7 +123,7 @@ impl Plane {
             next: row.next,
             role,
             desired: duty(row.desired.unwrap_or_default()),
-            observed: self.observed.get(&row.vni).copied().map(duty),
+            observed: self.observed.as_ref().and_then(|all| all.get(&row.vni)).copied().map(duty),
             epoch: row.last_change.map_or(0, |change| change.epoch),
             since: self.since.get(&row.vni).copied(),
             reason,
