@@ -10,10 +10,9 @@ use std::fmt::Write as _;
 use selvedge_model::Prefix;
 
 use crate::firewall::Place;
-use crate::nft::{Error, Nft, listed, quoted};
+use crate::nft::{Error, Nft, clear, listed, quoted};
 
-/// Adding a table that exists does nothing, so that deleting it right after never fails.
-const CLEAR: &str = "add table inet selvedge_mesh\ndelete table inet selvedge_mesh\n";
+const CLEAR: &str = clear!("inet selvedge_mesh");
 
 /// What is masqueraded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -26,9 +26,16 @@ use crate::packet::Mute;
 /// to serve has to be silent.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// Adding a table that exists does nothing, so that deleting it right after never fails.
-const CLEAR: &str = "add table arp selvedge\ndelete table arp selvedge\n\
-                     add table inet selvedge\ndelete table inet selvedge\n";
+/// The lines that remove a table of ours, such as `"inet selvedge"`. Adding one that exists does
+/// nothing, so that deleting it right after never fails.
+macro_rules! clear {
+    ($table:literal) => {
+        concat!("add table ", $table, "\ndelete table ", $table, "\n")
+    };
+}
+pub(crate) use clear;
+
+const CLEAR: &str = concat!(clear!("arp selvedge"), clear!("inet selvedge"));
 
 /// Why the networks were not silenced, or are silent still. As it is one transaction, nothing
 /// was changed unless it is said.

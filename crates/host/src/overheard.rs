@@ -13,10 +13,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::nft::{Error, Nft, listed};
+use crate::nft::{Error, Nft, clear, listed};
 
-/// Adding a table that exists does nothing, so that deleting it right after never fails.
-const CLEAR: &str = "add table bridge selvedge\ndelete table bridge selvedge\n";
+const CLEAR: &str = clear!("bridge selvedge");
 
 /// What the host is made deaf to.
 #[derive(Debug, Default)]

@@ -18,7 +18,7 @@ use selvedge_model::Vni;
 
 use crate::inventory::Names;
 use crate::netlink::{self, FLOOD, FdbEntry, Link, LinkKind, Netlink, NewLink, Vxlan};
-use crate::nft::{self, Nft};
+use crate::nft::{self, Nft, clear};
 use crate::sysctl::{self, Family};
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -31,8 +31,7 @@ pub const OVERHEAD_V6: u32 = 14 + 8 + 8 + 40;
 /// The same in IPv4.
 pub const OVERHEAD_V4: u32 = OVERHEAD_V6 - 20;
 
-/// Adding a table that exists does nothing, so that deleting it right after never fails.
-const CLEAR: &str = "add table ip6 selvedge_vxlan\ndelete table ip6 selvedge_vxlan\n";
+const CLEAR: &str = clear!("ip6 selvedge_vxlan");
 
 /// The tunnels that there shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -385,11 +385,11 @@ impl Gateway {
         self.run(now);
     }
 
-    /// Takes in whether it is not known yet if this host can do its job. Meanwhile it keeps what it
-    /// has, and nothing more is placed on it while others can serve.
-    pub fn handle_starting(&mut self, starting: bool, now: Time) {
+    /// The same, and whether it is not known yet if this host can do its job. Meanwhile it keeps
+    /// what it has, and nothing more is placed on it while others can serve.
+    pub fn handle_condition(&mut self, starting: bool, problems: Vec<String>, now: Time) {
         self.fitness.starting = starting;
-        self.run(now);
+        self.handle_problems(problems, now);
     }
 
     /// Takes in which networks this host can serve from now on. Those that it no longer can are

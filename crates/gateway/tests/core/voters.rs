@@ -348,16 +348,16 @@ fn a_gateway_that_is_starting_gets_nothing_though_it_was_fit_before() {
     bench.pass(SECOND);
     assert!(bench.cache().nodes.contains_key(&name("gw1")));
     let now = bench.now;
-    bench.agents[0].core.handle_starting(true, now);
+    bench.agents[0].core.handle_condition(true, vec![], now);
     bench.pass(HOLD_DOWN + SECOND * 15);
     assert!(owners(&bench, 1..=2).iter().all(|owner| owner != "gw1"));
     let now = bench.now;
-    bench.agents[0].core.handle_starting(false, now);
+    bench.agents[0].core.handle_condition(false, vec![], now);
     bench.pass(HOLD_DOWN + SECOND * 15);
     assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
     // It keeps what it has.
     let now = bench.now;
-    bench.agents[0].core.handle_starting(true, now);
+    bench.agents[0].core.handle_condition(true, vec![], now);
     bench.pass(SECOND * 20);
     assert_eq!(owners(&bench, 1..=2), ["gw1", "gw1"]);
 }

@@ -107,10 +107,9 @@ impl Frr {
             .flat_map(|network| strip(routes(network)))
             .filter_map(|route| Some(((route.dst, route.oif?), route)))
             .collect();
-        let ours: BTreeSet<redistributed::Key> = all.keys().copied().collect();
-        let is_there = |key: &&redistributed::Key| present.contains(&index_route(&all[key]));
-        let there = ours.iter().filter(is_there).copied().collect();
-        let missed = match self.redistributed.missed(&ours, &there, now).await {
+        let is_there = |route| present.contains(&index_route(route));
+        let there = all.iter().map(|(key, route)| (*key, is_there(route))).collect();
+        let missed = match self.redistributed.missed(&there, now).await {
             Ok(missed) if missed.is_empty() => return,
             Ok(missed) => missed,
             Err(error) => {
@@ -124,7 +123,7 @@ impl Frr {
             %example,
             "zebra has missed changes of routes; telling it again (see `selvedge gateway check`)"
         );
-        let (kept, gone): (Vec<_>, Vec<_>) = missed.iter().partition(|key| there.contains(key));
+        let (kept, gone): (Vec<_>, Vec<_>) = missed.iter().partition(|key| there[key]);
         let of = |keys: Vec<redistributed::Key>| keys.iter().map(|key| all[key]).collect();
         let (kept, gone): (Vec<Route>, Vec<Route>) = (of(kept), of(gone));
         let reversed = |routes: &[Route]| routes.iter().rev().copied().collect();

@@ -48,22 +48,22 @@ impl Redistributed {
         now.duration_since(*self.asked.get_or_insert(now)) >= self.pause
     }
 
-    /// Of the routes that are `ours` to make, those of which zebra does not know whether they are
-    /// `there`, and has not known for a while. They are doubted anew from now on.
+    /// Of the `routes` that are ours to make, for each of which is said whether the kernel has it,
+    /// those of which zebra does not know that, and has not known it for a while. They are doubted
+    /// anew from now on.
     ///
     /// # Errors
     /// If zebra cannot be asked, or answers something else. Then nothing is known of any route.
     pub(super) async fn missed(
         &mut self,
-        ours: &BTreeSet<Key>,
-        there: &BTreeSet<Key>,
+        routes: &BTreeMap<Key, bool>,
         now: Instant,
     ) -> Result<Vec<Key>, frr::Error> {
         self.asked = Some(now);
         let before = std::mem::take(&mut self.differing);
         let known = self.known().await?;
         self.differing = before;
-        Ok(self.judge(ours, there, &known, now))
+        Ok(self.judge(routes, &known, now))
     }
 
     async fn known(&mut self) -> Result<BTreeSet<Key>, frr::Error> {
@@ -77,19 +77,17 @@ impl Redistributed {
 
     fn judge(
         &mut self,
-        ours: &BTreeSet<Key>,
-        there: &BTreeSet<Key>,
+        routes: &BTreeMap<Key, bool>,
         known: &BTreeSet<Key>,
         now: Instant,
     ) -> Vec<Key> {
-        let differ = |key: &&Key| there.contains(key) != known.contains(key);
+        let differ = |(key, there): &(&Key, &bool)| **there != known.contains(key);
         let before = std::mem::take(&mut self.differing);
-        let doubt = |key: &Key| {
-            let here = there.contains(key);
-            let same = before.get(key).filter(|(was, _)| *was == here);
-            (*key, same.copied().unwrap_or((here, now)))
+        let doubt = |(key, there): (&Key, &bool)| {
+            let same = before.get(key).filter(|(was, _)| was == there);
+            (*key, same.copied().unwrap_or((*there, now)))
         };
-        self.differing = ours.iter().filter(differ).map(doubt).collect();
+        self.differing = routes.iter().filter(differ).map(doubt).collect();
         if self.differing.len() < before.len() {
             // It is late, and catching up: more to read would not help.
             return Vec::new();
@@ -150,19 +148,15 @@ mod tests {
         let (gone, unheard) = (key("10.0.1.0/24", 1), key("10.0.2.0/24", 2));
         let (late, well) = (key("10.0.3.0/24", 3), key("10.0.4.0/24", 4));
         let foreign = key("10.0.5.0/24", 5);
-        let ours = BTreeSet::from([gone, unheard, late, well]);
-        let there = BTreeSet::from([unheard, late, well]);
+        let routes = [(gone, false), (unheard, true), (late, true), (well, true)].into();
         let known = BTreeSet::from([gone, well, foreign]);
-        assert!(zebra.judge(&ours, &there, &known, start).is_empty());
+        assert!(zebra.judge(&routes, &known, start).is_empty());
         let mut known = known;
         known.insert(late);
-        assert!(zebra.judge(&ours, &there, &known, start + LAG / 2).is_empty());
+        assert!(zebra.judge(&routes, &known, start + LAG / 2).is_empty());
         known.remove(&late);
-        assert_eq!(zebra.judge(&ours, &there, &known, start + LAG), [gone, unheard]);
-        assert!(
-            zebra.judge(&ours, &there, &known, start + LAG).is_empty(),
-            "it has just been told"
-        );
-        assert_eq!(zebra.judge(&ours, &there, &known, start + 2 * LAG), [gone, unheard, late]);
+        assert_eq!(zebra.judge(&routes, &known, start + LAG), [gone, unheard]);
+        assert!(zebra.judge(&routes, &known, start + LAG).is_empty(), "it has just been told");
+        assert_eq!(zebra.judge(&routes, &known, start + 2 * LAG), [gone, unheard, late]);
     }
 }

@@ -202,14 +202,7 @@ impl Plane {
         let starting = report.fitness() == Fitness::Starting;
         let of_the_host = report.problems.iter().filter(|problem| problem.network.is_none());
         let problems = of_the_host.map(|problem| problem.text.clone()).collect();
-        // Whoever is no longer starting, and unfit, is never neither.
-        if starting {
-            self.core.handle_starting(true, now);
-        }
-        self.core.handle_problems(problems, now);
-        if !starting {
-            self.core.handle_starting(false, now);
-        }
+        self.core.handle_condition(starting, problems, now);
     }
 
     fn now(&self) -> Time {

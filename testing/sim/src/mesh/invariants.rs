@@ -32,8 +32,8 @@ const NEWS: u8 = 8;
 pub struct Watch {
     /// The observer from which the next look begins.
     next: usize,
-    /// What an observer held of another, by their places.
-    held: BTreeMap<(usize, usize), u64>,
+    /// What an observer held of all others, by their places.
+    held: BTreeMap<usize, Vec<u64>>,
     /// Whom an observer knew to have left.
     gone: BTreeSet<(usize, usize)>,
 }
@@ -41,7 +41,7 @@ pub struct Watch {
 impl Watch {
     /// A node starts from nothing, or from its disk.
     pub(super) fn forget(&mut self, place: usize) {
-        self.held.retain(|(observer, _), _| *observer != place);
+        self.held.remove(&place);
         self.gone.retain(|(observer, _)| *observer != place);
     }
 
@@ -67,6 +67,8 @@ impl Watch {
     /// What one node holds of the others.
     fn look_through(&mut self, world: &World, observer: usize, broken: &mut Vec<String>) {
         let Some(mesh) = &world.nodes[observer].mesh else { return };
+        let before = self.held.entry(observer).or_default();
+        before.resize(world.nodes.len(), 0);
         for (place, node) in world.nodes.iter().enumerate() {
             let held = mesh.seq(node.id);
             if held > node.told {
@@ -75,7 +77,7 @@ impl Watch {
                     "M1: node {observer} holds record {held} of node {place}, which told {told}"
                 ));
             }
-            let before = self.held.insert((observer, place), held).unwrap_or(0);
+            let before = std::mem::replace(&mut before[place], held);
             if held < before && held != 0 {
                 broken.push(format!(
                     "M1: node {observer} went back from record {before} of node {place} to {held}"

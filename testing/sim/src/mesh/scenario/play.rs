@@ -12,8 +12,6 @@ use crate::mesh::net::Conditions;
 use crate::mesh::scale::{join_at, millis, round, seconds};
 use crate::mesh::world::{Setup, Tracked, World};
 
-/// How soon a violation is told, with what went before it.
-const LOOK: Duration = Duration::from_secs(1);
 /// How often expectations are looked at while they are waited for.
 const STEP: Duration = Duration::from_millis(20);
 /// So many details are kept.
@@ -63,7 +61,6 @@ struct Player<'a> {
     scenario: &'a Scenario,
     world: World,
     outcomes: Vec<Option<Duration>>,
-    history: Vec<String>,
 }
 
 /// Plays a scenario with a seed.
@@ -71,7 +68,7 @@ struct Player<'a> {
 pub fn play(scenario: &Scenario, seed: u64) -> Report {
     let world = World::new(setup(scenario, seed));
     let outcomes = vec![None; scenario.expectations.len()];
-    let mut player = Player { scenario, world, outcomes, history: Vec::new() };
+    let mut player = Player { scenario, world, outcomes };
     for (at, action) in scenario.timeline() {
         player.run_to(moment(at));
         player.act(&action);
@@ -107,11 +104,8 @@ impl Player<'_> {
         while self.world.now < end {
             let now = self.world.now;
             let next = if self.awaits() { now + STEP } else { self.next_expected().max(now) };
-            self.world.run(next.min(now + LOOK).min(end).since(now));
+            self.world.run(next.min(end).since(now));
             self.look_at_expectations();
-            if !self.world.violations.is_empty() && self.history.is_empty() {
-                self.history = self.world.history.iter().cloned().collect();
-            }
         }
     }
 
@@ -255,8 +249,8 @@ impl Player<'_> {
             let failures = std::mem::take(&mut world.false_failures);
             world.violations.extend(failures.into_iter().map(|what| format!("M8: {what}")));
         }
-        if self.history.is_empty() && !world.violations.is_empty() {
-            self.history = world.history.iter().cloned().collect();
+        if world.before.is_empty() && !world.violations.is_empty() {
+            world.before = world.history.iter().cloned().collect();
         }
         let sent: u64 = world.nodes.iter().map(|node| node.port.sent).sum();
         let virtual_s = seconds(world.now.since(Time::ZERO));
@@ -279,7 +273,7 @@ impl Player<'_> {
             virtual_s,
             violations: world.violations.len(),
             details: world.violations.iter().take(DETAILS).cloned().collect(),
-            history: self.history,
+            history: std::mem::take(&mut world.before),
         }
     }
 

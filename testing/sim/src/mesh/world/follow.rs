@@ -216,6 +216,9 @@ impl World {
 
     /// Notes that an invariant does not hold.
     pub fn violation(&mut self, what: String) {
+        if self.violations.is_empty() {
+            self.before = self.history.iter().cloned().collect();
+        }
         if self.violations.len() < 1000 {
             self.violations.push(format!("seed {}, {}: {what}", self.setup.seed, self.now));
         }

@@ -154,6 +154,8 @@ pub struct World {
     pub whole_since: Option<Time>,
     /// What happened last, the newest at the end.
     pub history: VecDeque<String>,
+    /// The same at the first violation.
+    pub before: Vec<String>,
     watch: Watch,
     looks_at: Time,
 }
@@ -182,6 +184,7 @@ impl World {
             convicted: BTreeMap::new(),
             whole_since: Some(Time::ZERO),
             history: VecDeque::new(),
+            before: Vec::new(),
             watch: Watch::default(),
             looks_at: Time::ZERO + LOOK,
             setup,
