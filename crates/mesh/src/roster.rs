@@ -125,6 +125,12 @@ impl Roster {
         self.map.get(&node).is_some_and(|entry| !entry.certificate().has_expired(wall))
     }
 
+    /// Whether what a node said of others' lives counts: that of a member, and of one that has left,
+    /// for what it bore out goes on when it is gone.
+    pub(crate) fn is_witness(&self, node: NodeId, wall: UnixTime) -> bool {
+        self.is_member(node, wall) || self.map.removed(&node).is_some()
+    }
+
     /// The node that a WireGuard key was given to, be it a member still or not.
     pub(crate) fn holder_of(&self, wg: WgKey) -> Option<NodeId> {
         let mut entries = self.map.entries();
@@ -204,10 +210,10 @@ impl Roster {
         guests.map(|claim| (claim.serial, claim.subject)).collect()
     }
 
-    /// Who answers for what a member says: itself, or the member that admitted it, for that one
-    /// may admit as many as it likes to speak with its voice.
+    /// Who answers for what a member says, or one that has left: itself, or the member that admitted
+    /// it, for that one may admit as many as it likes to speak with its voice.
     pub(crate) fn answers_for(&self, node: NodeId) -> Option<NodeId> {
-        let issuer = self.map.get(&node)?.claim().issuer;
+        let issuer = claim_of(self.map.entries_of(&node).next()?).issuer;
         Some(if issuer == self.genesis.founder { node } else { issuer })
     }
 

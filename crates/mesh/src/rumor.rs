@@ -161,7 +161,8 @@ fn check_mesh(found: MeshId, mesh: MeshId) -> Result<(), RumorError> {
     }
 }
 
-fn check_members(
+/// Says who of the nodes is none.
+pub(crate) fn check_members(
     nodes: impl IntoIterator<Item = NodeId>,
     is_member: impl Fn(NodeId) -> bool,
 ) -> Result<(), RumorError> {
@@ -191,11 +192,11 @@ impl Verdict {
         Ok(verifier.one_verdict(Self(Arc::new(finding))))
     }
 
-    /// Reads a verdict.
+    /// Reads a verdict by witnesses. Whether it is against a member is to be looked at besides.
     pub(crate) fn verify(
         accusations: &[Raw],
         mesh: MeshId,
-        is_member: impl Fn(NodeId) -> bool,
+        is_witness: impl Fn(NodeId) -> bool,
         verifier: &Verifier,
     ) -> Result<Self, RumorError> {
         let verdict = match verifier.verdict(accusations) {
@@ -203,7 +204,7 @@ impl Verdict {
             None => Self::read(accusations, mesh, verifier)?,
         };
         check_mesh(verdict.0.mesh, mesh)?;
-        check_members(verdict.0.accusers.iter().copied().chain([verdict.target()]), is_member)?;
+        check_members(verdict.accusers().chain([verdict.target()]), is_witness)?;
         Ok(verdict)
     }
 

@@ -52,7 +52,11 @@ impl Evicting {
     /// Whether a node is to be told now; notes that it is.
     fn may_tell(&mut self, node: NodeId, now: Time) -> bool {
         self.forget(now);
-        self.told.len() < MAX_TOLD && self.told.insert(node, now).is_none()
+        let may = self.told.len() < MAX_TOLD && !self.told.contains_key(&node);
+        if may {
+            self.told.insert(node, now);
+        }
+        may
     }
 }
 
@@ -217,11 +221,7 @@ impl Mesh {
     }
 
     fn send_evicted<'a>(&mut self, to: &[NodeId], evicted: impl Iterator<Item = &'a Evicted>) {
-        let raws: Vec<Raw> = evicted.map(|one| one.raw().clone()).collect();
-        let parcels = raws.chunks(PARCEL).map(|evictions| {
-            Message::Records(Records { evictions: evictions.to_vec(), ..Records::default() })
-        });
-        self.send_all(to, &parcels.collect::<Vec<_>>());
+        self.send_all(to, &parcels(evicted));
     }
 
     /// Tells a node why it is not heard, if it is because it was evicted.
@@ -290,7 +290,10 @@ impl Mesh {
             let some: Vec<Evicted> = some.collect();
             let len = some.iter().map(|evicted| evicted.raw().bytes.len() + 74).sum();
             self.rates.charge(partner, (Purpose::Repair, len), self.now);
-            self.send_evicted(&[partner], some.iter());
+            // For the next time is far off.
+            for message in parcels(some.iter()) {
+                self.send_surely(partner, message);
+            }
         }
     }
 
@@ -316,5 +319,26 @@ impl Mesh {
         if let Some(ranges) = ranges {
             self.send(from, Message::Evictions(ranges));
         }
+    }
+}
+
+fn parcels<'a>(evicted: impl Iterator<Item = &'a Evicted>) -> Vec<Message> {
+    let raws: Vec<Raw> = evicted.map(|one| one.raw().clone()).collect();
+    let parcels = raws.chunks(PARCEL).map(|evictions| {
+        Message::Records(Records { evictions: evictions.to_vec(), ..Records::default() })
+    });
+    parcels.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_all_the_time_is_told_again_in_time() {
+        let (node, mut evicting) = (NodeId([1; 32]), Evicting::default());
+        let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
+        let told = (0..60).filter(|second| evicting.may_tell(node, at(*second)));
+        assert_eq!(told.collect::<Vec<_>>(), [0, 20, 40]);
     }
 }

@@ -11,7 +11,7 @@ use crate::crdt::Entry;
 use crate::event::Rejection;
 use crate::record::{Record, Removal};
 use crate::roster::RosterEntry;
-use crate::rumor::{Alive, Rumor, RumorError, Verdict};
+use crate::rumor::{self, Alive, Rumor, RumorError, Verdict};
 use crate::signed::{Raw, Signed};
 use crate::wire::{MAX_DATAGRAM, MAX_NEWS, MAX_RUMORS, Message, Named, News, Records};
 
@@ -169,7 +169,9 @@ impl Mesh {
         if rumor.accusations.is_empty() {
             return Ok(false);
         }
-        let verdict = Verdict::verify(&rumor.accusations, mesh, is_member, &roster.verifier)?;
+        let is_witness = |node| roster.is_witness(node, wall);
+        let verdict = Verdict::verify(&rumor.accusations, mesh, is_witness, &roster.verifier)?;
+        rumor::check_members([verdict.target()], is_member)?;
         let (node, incarnation) = (verdict.target(), verdict.incarnation());
         if !roster.convicts(verdict.accusers(), node) {
             return Err(RumorError::OneSource);
