@@ -110,6 +110,8 @@ pub enum Action {
     Return(usize),
     /// The same with a disk that went back to what was on it in the beginning.
     ReturnOld(usize),
+    /// So many nodes of this version restart with the one that comes next.
+    Upgrade(usize),
     /// So many new nodes join; so does who lost its disk.
     Join(usize),
     /// So many nodes leave for good.
@@ -267,6 +269,7 @@ impl Step {
             Action::Crash(count) => Some((*count, Action::Crash)),
             Action::Return(count) => Some((*count, Action::Return)),
             Action::ReturnOld(count) => Some((*count, Action::ReturnOld)),
+            Action::Upgrade(count) => Some((*count, Action::Upgrade)),
             Action::Join(count) => Some((*count, Action::Join)),
             Action::Leave(count) => Some((*count, Action::Leave)),
             Action::Evict(count) => Some((*count, Action::Evict)),

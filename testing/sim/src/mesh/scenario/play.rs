@@ -143,6 +143,7 @@ impl Player<'_> {
             Action::Evict(count) => self.each(*count, World::evict),
             Action::Return(count) => (0..*count).for_each(|_| self.restart(false)),
             Action::ReturnOld(count) => (0..*count).for_each(|_| self.restart(true)),
+            Action::Upgrade(count) => self.upgrade(*count),
             Action::Join(count) => (0..*count).for_each(|_| self.join(Some(0))),
             Action::Admit(count) => (0..*count).for_each(|_| {
                 let inviters: Vec<usize> = self.world.inviters().collect();
@@ -190,6 +191,15 @@ impl Player<'_> {
         if let Some(place) = places.into_iter().choose(&mut self.world.rng) {
             self.world.restart(place, old);
         }
+    }
+
+    fn upgrade(&mut self, count: usize) {
+        let world = &mut self.world;
+        let places = world.running().filter(|place| *place != 0 && !world.nodes[*place].later);
+        let places: Vec<usize> = places.collect();
+        let mut chosen = places.into_iter().sample(&mut world.rng, count);
+        chosen.sort_unstable();
+        chosen.into_iter().for_each(|place| world.upgrade(place));
     }
 
     fn evict_absent(&mut self) {

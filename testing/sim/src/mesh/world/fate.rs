@@ -39,6 +39,14 @@ impl World {
         Watch::restarted(self, place, before);
     }
 
+    /// Restarts a node, which runs the version that comes next from now on.
+    pub fn upgrade(&mut self, place: usize) {
+        self.power_off(place);
+        self.nodes[place].later = true;
+        self.note_history(format!("node {place} is upgraded"));
+        self.restart(place, false);
+    }
+
     /// Lets a node stand still, and what it is sent wait.
     pub fn freeze(&mut self, place: usize, length: Duration) {
         let until = self.now + length;

@@ -2,6 +2,7 @@
 
 mod fate;
 mod follow;
+mod later;
 mod people;
 
 use std::cmp::Reverse;
@@ -92,6 +93,8 @@ pub struct Node {
     pub host: usize,
     /// The greatest sequence number that it was seen to give out.
     pub told: u64,
+    /// Whether it runs the version that comes next.
+    pub later: bool,
     stalls: bool,
     stalled_until: Time,
     /// It stood still for longer than is to be tolerated until then.
@@ -236,6 +239,11 @@ impl World {
         }
     }
 
+    /// Whether a node runs the version that comes next.
+    fn is_later(&self, id: NodeId) -> bool {
+        self.places.get(&beginning(id)).is_some_and(|place| self.nodes[*place].later)
+    }
+
     /// Runs for a while, and looks at the invariants every second.
     pub fn run(&mut self, length: Duration) {
         let end = self.now + length;
@@ -363,17 +371,27 @@ impl World {
 
     fn transmit(&mut self, from: usize, transmit: &Transmit) {
         let Some(to) = self.places.get(&beginning(transmit.to)).copied() else { return };
-        let (len, now, up) = (transmit.bytes.len(), self.now, self.nodes[to].mesh.is_some());
+        let Transmit { bytes, datagram, .. } = transmit;
+        if !self.nodes[from].later {
+            return self.carry(from, to, bytes.clone(), *datagram);
+        }
+        self.carry(from, to, later::laid_out(bytes).into(), *datagram);
+        if kind(bytes) == 24 {
+            self.carry(from, to, later::unknown(bytes).into(), true);
+        }
+    }
+
+    fn carry(&mut self, from: usize, to: usize, bytes: Arc<[u8]>, datagram: bool) {
+        let (len, now, up) = (bytes.len(), self.now, self.nodes[to].mesh.is_some());
         let receiver = self.nodes[to].port;
         let sender = &mut self.nodes[from].port;
-        let fate = match transmit.datagram {
+        let fate = match datagram {
             true => self.net.datagram((sender, &receiver), (from, to), len, now),
             false => self.net.stream((sender, &receiver), (from, to), up, len, now),
         };
-        self.account(&transmit.bytes, fate.bytes);
+        self.account(&bytes, fate.bytes);
         for at in fate.arrivals {
-            let bytes = transmit.bytes.clone();
-            self.push(at, Happening::Arrival { from, to, bytes });
+            self.push(at, Happening::Arrival { from, to, bytes: bytes.clone() });
         }
     }
 

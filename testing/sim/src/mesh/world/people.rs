@@ -43,6 +43,7 @@ impl World {
             left: false,
             host: 0,
             told: 0,
+            later: false,
             stalls,
             stalled_until: Time::ZERO,
             excused_until: Time::ZERO,
