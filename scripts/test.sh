@@ -47,6 +47,7 @@ scenarios() {
     fi
     scenario sim-gateway selvedge-sim gateway --networks 5000 --gateways 8 --seed 1 --json
     scenario sim-chaos selvedge-sim gateway --chaos --seeds 0..100 --networks 500 --json
+    scenario sim-mesh-chaos selvedge-sim mesh --chaos --seeds 0..100 --json
     if [ "$(id -u)" != 0 ]; then
         skipped+=("skipped: demo, demo-etcd-frr and all of lab-*: they make network namespaces, and need root")
         return

@@ -58,6 +58,11 @@ impl Wards {
         &self.attached
     }
 
+    /// Whether a node is a client that is not attached to this node.
+    pub(crate) fn is_anothers(&self, node: NodeId) -> bool {
+        self.clients.contains(&node) && !self.attached.contains(&node)
+    }
+
     fn served_by(&self, view: &View<'_>) -> BTreeSet<NodeId> {
         let serving = view.serving();
         let ours = |client: &NodeId| view.attachment(*client, &serving) == Some(view.own);

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use selvedge_gateway::Timing;
-use selvedge_sim::gateway::{chaos, scale};
-use selvedge_sim::mesh::scenario::{Report, Scenario, play, shrink};
+use selvedge_sim::gateway::{chaos as gateway_chaos, scale};
+use selvedge_sim::mesh::scenario::{Report, Scenario, chaos, play, shrink};
 use selvedge_sim::mesh::{plot, replay, scale as mesh};
 
 #[derive(Parser)]
@@ -28,7 +28,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Gateway(options) if options.chaos => chaos(&options),
+        Command::Gateway(options) if options.chaos => all_goes_wrong(&options),
         Command::Gateway(options) => gateway(&options.scale()),
         Command::Mesh(options) => mesh_command(&options),
     }
@@ -40,16 +40,19 @@ struct MeshOptions {
     #[command(flatten)]
     scale: mesh::Options,
     /// Play this scenario instead, with the seeds that it names.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "played")]
     scenario: Option<PathBuf>,
-    /// Other seeds, as `FROM..TO`, the last one not included; with `--scenario`.
-    #[arg(long, value_parser = seeds, requires = "scenario")]
+    /// Play scenarios in which everything that may go wrong does, at random.
+    #[arg(long, group = "played")]
+    chaos: bool,
+    /// Other seeds, as `FROM..TO`, the last one not included; with `--scenario` or `--chaos`.
+    #[arg(long, value_parser = seeds, requires = "played")]
     seeds: Option<Range<u64>>,
     /// Compare the ways of spreading news, and draw the outcome into this file, an SVG.
-    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
+    #[arg(long, value_name = "FILE", conflicts_with = "played")]
     plot: Option<PathBuf>,
     /// Replay the log of an agent that ran with `--record`, and say what its core came to.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "plot"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["played", "plot"])]
     replay: Option<PathBuf>,
 }
 
@@ -100,9 +103,9 @@ impl GatewayOptions {
         }
     }
 
-    fn chaos(&self) -> chaos::Options {
+    fn chaos(&self) -> gateway_chaos::Options {
         let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-        chaos::Options {
+        gateway_chaos::Options {
             seeds: self.seeds.clone().unwrap_or(self.seed..self.seed + 1),
             networks: self.networks.unwrap_or(60),
             gateways: self.gateways,
@@ -113,13 +116,13 @@ impl GatewayOptions {
 }
 
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
-fn chaos(options: &GatewayOptions) -> ExitCode {
-    let report = chaos::run(&options.chaos());
+fn all_goes_wrong(options: &GatewayOptions) -> ExitCode {
+    let report = gateway_chaos::run(&options.chaos());
     for violation in &report.details {
         eprintln!("violation: {violation}\n");
     }
     if !options.json {
-        eprintln!("{:#?}", chaos::Report { details: Vec::new(), ..report.clone() });
+        eprintln!("{:#?}", gateway_chaos::Report { details: Vec::new(), ..report.clone() });
     }
     println!("{}", serde_json::to_string(&report).expect("a report of plain numbers"));
     if report.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -155,9 +158,14 @@ fn mesh_command(options: &MeshOptions) -> ExitCode {
     if let Some(file) = &options.replay {
         return replayed(file, options.scale.json);
     }
+    let (seeds, json) = (options.seeds.clone(), options.scale.json);
     match (&options.scenario, &options.plot) {
-        (Some(file), _) => scenario(file, options.seeds.clone(), options.scale.json),
+        (Some(file), _) => scenario(file, seeds, json),
         (None, Some(file)) => draw(file, &options.scale),
+        (None, None) if options.chaos => {
+            let own = options.scale.seed;
+            play_all(seeds.unwrap_or(own..own + 1).map(|seed| (chaos(seed), seed)), json)
+        }
         (None, None) => mesh(&options.scale),
     }
 }
@@ -179,8 +187,8 @@ fn replayed(file: &Path, json: bool) -> ExitCode {
     }
 }
 
-/// Plays a scenario from a file, and looks for a shorter one that fails if it fails.
-#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+/// Plays a scenario from a file.
+#[allow(clippy::print_stderr, reason = "a command's output")]
 fn scenario(file: &Path, seeds: Option<Range<u64>>, json: bool) -> ExitCode {
     let scenario = match Scenario::load(file) {
         Ok(scenario) => scenario,
@@ -190,9 +198,19 @@ fn scenario(file: &Path, seeds: Option<Range<u64>>, json: bool) -> ExitCode {
         }
     };
     let seeds = seeds.map_or_else(|| scenario.seeds.clone(), Iterator::collect);
-    let reports: Vec<Report> = seeds.into_iter().map(|seed| play(&scenario, seed)).collect();
-    if let Some(failed) = reports.iter().find(|report| report.violations > 0) {
-        tell_violation(&scenario, failed);
+    play_all(seeds.into_iter().map(|seed| (scenario.clone(), seed)), json)
+}
+
+/// Plays scenarios with seeds, and looks for a shorter one that fails if one fails.
+#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command's output")]
+fn play_all(runs: impl Iterator<Item = (Scenario, u64)>, json: bool) -> ExitCode {
+    let (mut reports, mut told) = (Vec::new(), false);
+    for (scenario, seed) in runs {
+        let report = play(&scenario, seed);
+        if report.violations > 0 && !std::mem::replace(&mut told, true) {
+            tell_violation(&scenario, &report);
+        }
+        reports.push(report);
     }
     if !json {
         eprintln!("{reports:#?}");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use selvedge_sim::mesh::scenario::{Action, Claim, Scenario, play, shrink};
+use selvedge_sim::mesh::scenario::{Action, Claim, Scenario, chaos, play, shrink};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
@@ -29,6 +29,15 @@ fn short_scenarios_come_out_as_expected() {
             assert_eq!(report.details, Vec::<String>::new(), "{}", file.display());
             assert_eq!(report.violations, 0, "{}, seed {seed}", file.display());
         }
+    }
+}
+
+/// Seeds that found something once, and a few others.
+#[test]
+fn chaos_leaves_nothing_behind() {
+    for seed in [20, 66, 122, 131, 180].into_iter().chain(0..6) {
+        let report = play(&chaos(seed), seed);
+        assert_eq!(report.details, Vec::<String>::new(), "seed {seed}");
     }
 }
 

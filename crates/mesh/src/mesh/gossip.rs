@@ -274,8 +274,10 @@ impl Mesh {
     }
 
     fn lacks(&self, id: &NewsId) -> bool {
-        // Most copies are of something that came a moment ago.
-        !self.broadcast.has_seen(id) && self.holds_nothing_as_new(id)
+        // Most copies are of something that came a moment ago. A verdict may have been dropped since,
+        // because one who bore it was evicted.
+        let seen = id.kind == NewsKind::Entry && self.broadcast.has_seen(id);
+        !seen && self.holds_nothing_as_new(id)
     }
 
     fn holds_nothing_as_new(&self, id: &NewsId) -> bool {

@@ -643,7 +643,16 @@ impl Mesh {
             wall: self.wall,
             wards: &nobody,
         };
-        self.links_changed |= self.wards.refreshed(&view);
+        if !self.wards.refreshed(&view) {
+            return;
+        }
+        self.links_changed = true;
+        // A client talks to another now, and would never be heard here.
+        let others = self.lives.own_eyes().filter(|node| self.wards.is_anothers(*node));
+        for client in others.collect::<Vec<_>>() {
+            self.lives.see_alive(client);
+            self.note_life(client, self.now);
+        }
     }
 
     /// A member drawn at random, none of `without`, and one that is not down if there is any.

@@ -20,6 +20,7 @@
 //!
 //! `docs/mesh-simulator.md` lists all words.
 
+mod chaos;
 mod play;
 mod shrink;
 
@@ -28,6 +29,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use chaos::chaos;
 pub use play::{Outcome, Report, play};
 pub use shrink::{Shrunk, shrink};
 
@@ -120,7 +122,7 @@ pub enum Action {
     Evict(usize),
     /// The founder evicts so many of those that crashed and may come back.
     EvictAbsent(usize),
-    /// So many new nodes join by members that may invite.
+    /// So many new nodes join by members that may invite, if any run.
     Admit(usize),
     /// Members that may invite evict so many of those whom they admitted.
     EvictGuest(usize),

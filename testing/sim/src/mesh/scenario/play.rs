@@ -1,5 +1,6 @@
 //! Plays a scenario.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use rand::seq::IteratorRandom as _;
@@ -144,11 +145,12 @@ impl Player<'_> {
             Action::Return(count) => (0..*count).for_each(|_| self.restart(false)),
             Action::ReturnOld(count) => (0..*count).for_each(|_| self.restart(true)),
             Action::Upgrade(count) => self.upgrade(*count),
-            Action::Join(count) => (0..*count).for_each(|_| self.join(Some(0))),
+            Action::Join(count) => (0..*count).for_each(|_| self.join(0)),
             Action::Admit(count) => (0..*count).for_each(|_| {
                 let inviters: Vec<usize> = self.world.inviters().collect();
-                let host = inviters.into_iter().choose(&mut self.world.rng);
-                self.join(host);
+                if let Some(host) = inviters.into_iter().choose(&mut self.world.rng) {
+                    self.join(host);
+                }
             }),
             Action::EvictAbsent(count) => (0..*count).for_each(|_| self.evict_absent()),
             Action::EvictGuest(count) => (0..*count).for_each(|_| self.evict_guest()),
@@ -221,9 +223,9 @@ impl Player<'_> {
         }
     }
 
-    /// Lets a new node join by a member, if there is one that can let it.
-    fn join(&mut self, host: Option<usize>) {
-        match host.and_then(|host| join_at(&mut self.world, host)) {
+    /// Lets a new node join by a member.
+    fn join(&mut self, host: usize) {
+        match join_at(&mut self.world, host) {
             Some(place) => {
                 self.world.track_record(place);
                 self.world.note_history(format!("node {place} joins"));
@@ -297,7 +299,11 @@ impl Player<'_> {
                     Claim::Out => "M4: out",
                 };
                 let (from, within) = (expect.from, expect.within);
-                let what = format!("{name}: not within {within} s from {from} s on");
+                let mut what = format!("{name}: not within {within} s from {from} s on");
+                if expect.that == Claim::Lives {
+                    let wrong: Vec<String> = self.world.wrong_about_lives().take(DETAILS).collect();
+                    let _ = write!(what, "; {}", wrong.join(", "));
+                }
                 self.world.violation(what);
             }
         }

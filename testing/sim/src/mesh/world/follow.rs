@@ -1,6 +1,6 @@
 //! What is followed: who comes to know what, and what must not be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use selvedge_mesh::wire::{Envelope, Message};
@@ -109,16 +109,25 @@ impl World {
     /// Whether every running node knows which of the members run.
     #[must_use]
     pub fn right_about_lives(&self) -> bool {
-        let stopped = |client: bool| -> BTreeSet<NodeId> {
-            let nodes = self.nodes.iter().filter(|node| node.mesh.is_none() && !node.left);
-            nodes.filter(|node| node.port.nat == client).map(|node| node.id).collect()
-        };
-        // Clients are watched by one peer alone.
-        let (peers, clients) = (stopped(false), stopped(true));
-        let running = self.nodes.iter().filter(|node| !node.left);
-        running.filter_map(|node| node.mesh.as_ref()).all(|mesh| {
-            mesh.down().all(|node| peers.contains(&node) || clients.contains(&node))
-                && peers.iter().all(|node| mesh.is_down(*node) || !mesh.is_member(*node))
+        self.wrong_about_lives().next().is_none()
+    }
+
+    /// Who is wrong about whom, in words.
+    pub fn wrong_about_lives(&self) -> impl Iterator<Item = String> {
+        let stopped = self.nodes.iter().enumerate().filter(|(_, node)| node.mesh.is_none());
+        let stopped: BTreeMap<NodeId, usize> = stopped.map(|(at, node)| (node.id, at)).collect();
+        // Clients are watched by one peer alone, and of who left nobody may have heard.
+        let mut lost = stopped.clone();
+        lost.retain(|_, at| !self.nodes[*at].port.nat && !self.nodes[*at].left);
+        let running = self.nodes.iter().enumerate().filter(|(_, node)| !node.left);
+        let running = running.filter_map(|(place, node)| Some((place, node.mesh.as_ref()?)));
+        running.flat_map(move |(place, mesh)| {
+            let wrong = mesh.down().filter(|id| !stopped.contains_key(id));
+            let wrong = wrong.map(|id| (self.places.get(&beginning(id)).copied(), "down"));
+            let lacking = lost.iter().filter(|(id, _)| !mesh.is_down(**id) && mesh.is_member(**id));
+            let lacking = lacking.map(|(_, at)| (Some(*at), "up"));
+            let both: Vec<(Option<usize>, &str)> = wrong.chain(lacking).collect();
+            both.into_iter().map(move |(at, how)| format!("{place} holds {at:?} to be {how}"))
         })
     }
 

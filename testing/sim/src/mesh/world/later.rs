@@ -28,25 +28,22 @@ pub(super) fn unknown(bytes: &[u8]) -> Vec<u8> {
 /// Copies one value, with one more entry in each map.
 fn copy(d: &mut Decoder<'_>, e: &mut Encoder<&mut Vec<u8>>) -> Result<(), Error> {
     let written = "writing to a Vec does not fail";
-    match d.datatype()? {
-        Type::Map => {
-            let entries = d.map()?.unwrap_or_default();
-            e.map(entries + 1).and_then(|e| e.u8(UNKNOWN)).expect(written);
-            e.array(2).and_then(|e| e.str("later")).and_then(|e| e.u8(1)).expect(written);
-            (0..2 * entries).try_for_each(|_| copy(d, e))
-        }
-        Type::Array => {
-            let items = d.array()?.unwrap_or_default();
-            e.array(items).expect(written);
-            (0..items).try_for_each(|_| copy(d, e))
-        }
-        _ => {
-            let from = d.position();
-            d.skip()?;
-            e.writer_mut().extend(&d.input()[from..d.position()]);
-            Ok(())
-        }
+    let kind = d.datatype()?;
+    if kind == Type::Map {
+        let entries = d.map()?.unwrap_or_default();
+        e.map(entries + 1).and_then(|e| e.u8(UNKNOWN)).expect(written);
+        e.array(2).and_then(|e| e.str("later")).and_then(|e| e.u8(1)).expect(written);
+        return (0..2 * entries).try_for_each(|_| copy(d, e));
     }
+    if kind == Type::Array {
+        let items = d.array()?.unwrap_or_default();
+        e.array(items).expect(written);
+        return (0..items).try_for_each(|_| copy(d, e));
+    }
+    let from = d.position();
+    d.skip()?;
+    e.writer_mut().extend(&d.input()[from..d.position()]);
+    Ok(())
 }
 
 #[cfg(test)]
