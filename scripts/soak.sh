@@ -57,6 +57,9 @@ scenarios() {
     scenario bgpd "" selvedge-lab bgpd --max-outage-ms 5000
     scenario migrate "" selvedge-lab migrate --networks 200 --moves 200 --max-seconds-per-move 3
     scenario store-10000 "" selvedge-lab store --networks 10000 --max-reassigned-ms 1000
+    # Twice what the simulator says of 200 members.
+    scenario mesh-agents "update_ms.p99<=680 update_ms.max<=680 crash_known_ms.p99<=4900 \
+join_ms.state<=2400 idle_bytes_per_node_s<=550 false_failures<=0" selvedge-lab mesh --agents 200
     scenario mesh-restart "" selvedge-lab mesh-restart --members 5 --runs 50
     scenario mesh-leave "" selvedge-lab mesh-leave --members 8 --runs 20
     scenario mesh-roam "" selvedge-lab mesh-roam --runs 20
