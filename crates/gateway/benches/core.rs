@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use selvedge_gateway::kv::{Revision, Snapshot};
+use selvedge_gateway::placement::{DEFAULT_IDS, Ring, ids_of};
 use selvedge_gateway::probe::{Body, Electorate, Message, News};
 use selvedge_gateway::wire::{self, PairKey};
 use selvedge_gateway::{Config, Gateway, StoreInput, keys};
-use selvedge_model::{NodeName, Time};
+use selvedge_model::{NodeName, Time, Vni};
 
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../tests/core/bench.rs"]
@@ -95,6 +96,19 @@ fn snapshot(criterion: &mut Criterion) {
     });
 }
 
+/// Eight gateways with as many ids as they have unless told otherwise.
+fn placement(criterion: &mut Criterion) {
+    let names: Vec<NodeName> = (1..=8).map(|number| name(&format!("gw{number}"))).collect();
+    let ids: Vec<Vec<u64>> = names.iter().map(|name| ids_of(name, DEFAULT_IDS)).collect();
+    let ring = || Ring::new(names.iter().zip(ids.iter().map(Vec::as_slice)));
+    let vnis: Vec<Vni> = (1..=NETWORKS).filter_map(|vni| Vni::try_from(vni).ok()).collect();
+    let placed = ring();
+    criterion.bench_function("ring/8", |it| it.iter(ring));
+    criterion.bench_function("place/10000", |it| {
+        it.iter(|| vnis.iter().filter(|vni| black_box(placed.owner(**vni)).is_some()).count());
+    });
+}
+
 fn probe(voters: &[NodeName]) -> Message {
     let electorate = Electorate { revision: Revision(4711), voters: voters.to_vec() };
     let news = News { sequence: 70_000, electorate, hears: voters.to_vec(), ..News::default() };
@@ -121,5 +135,5 @@ fn quick() -> Criterion {
     quick.warm_up_time(MS * 100).measurement_time(SECOND)
 }
 
-criterion_group!(name = benches; config = quick(); targets = snapshot, takeover, probes);
+criterion_group!(name = benches; config = quick(); targets = snapshot, takeover, placement, probes);
 criterion_main!(benches);
