@@ -94,7 +94,7 @@ mesh_figures() {
     scenario "mesh-3000-$seed" "$MESH" selvedge-sim mesh --seed "$seed" --joins 6 --idle 80 \
         --partition 0
     scenario "mesh-idle-$seed" "false_failures<=0" selvedge-sim mesh "${whole[@]}" --idle 600
-    scenario "mesh-stalls-$seed" "false_failures<=5" selvedge-sim mesh "${whole[@]}" --idle 600 \
+    scenario "mesh-stalls-$seed" "false_failures<=2" selvedge-sim mesh "${whole[@]}" --idle 600 \
         --loss 0.05 --stalling 0.05
     scenario "mesh-churn-$seed" "churn_ms<=15000" selvedge-sim mesh "${whole[@]}" --churn 100
     for nodes in 2 20 3000; do

@@ -241,6 +241,12 @@ impl Detector {
         }
     }
 
+    /// Begins a probe of `node`, unless one is under way.
+    pub(crate) fn probe(&mut self, node: NodeId, now: Time) {
+        let first = self.number.wrapping_add(1);
+        self.probes.entry(node).or_insert_with(|| Probe::new(&self.config, first, now));
+    }
+
     /// A later sign of life of `node` was heard of. What was said of an earlier one counts no more,
     /// and whoever knew better than this node, and did not help for that, is asked again.
     pub(crate) fn note_life(&mut self, node: NodeId, now: Time) {
@@ -268,8 +274,7 @@ impl Detector {
         let random = random.then(|| view.draw(&BTreeSet::new(), rng)).flatten();
         let wards = view.wards.iter().copied().filter(|ward| view.watches(*ward));
         for target in view.successor().into_iter().chain(random).chain(wards) {
-            let first = self.number.wrapping_add(1);
-            self.probes.entry(target).or_insert_with(|| Probe::new(&self.config, first, now));
+            self.probe(target, now);
         }
     }
 

@@ -201,10 +201,10 @@ impl Lives {
         dropped.into_iter().for_each(|node| self.forget(node));
     }
 
-    /// Drops the verdicts that rest on a word of any of `accusers`, and returns against whom they
-    /// were.
-    pub(crate) fn drop_accused_by(&mut self, accusers: &BTreeSet<NodeId>) -> Vec<NodeId> {
-        let rests = |verdict: &Verdict| verdict.accusers().any(|node| accusers.contains(&node));
+    /// Drops the verdicts that rest on the word of others than witnesses, and returns against whom
+    /// they were.
+    pub(crate) fn drop_unless(&mut self, is_witness: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
+        let rests = |verdict: &Verdict| !verdict.accusers().all(&is_witness);
         let dropped = self.verdicts.iter().filter(|(_, verdict)| rests(verdict));
         let dropped: Vec<NodeId> = dropped.map(|(node, _)| *node).collect();
         dropped.iter().for_each(|node| self.verdicts.forget(node));
@@ -223,7 +223,8 @@ impl Lives {
         verifier.share_verdicts(&mut self.verdicts);
     }
 
-    fn verdict(&self, node: NodeId) -> Option<&Verdict> {
+    /// The verdict that is held against a node.
+    pub(crate) fn verdict(&self, node: NodeId) -> Option<&Verdict> {
         self.verdicts.added(&node)
     }
 }
@@ -302,10 +303,10 @@ mod tests {
         let node = identity(9).node_id();
         let mut lives = Lives::default();
         lives.hear_verdict(verdict(0));
-        let of = |number| BTreeSet::from([identity(number).node_id()]);
-        assert_eq!(lives.drop_accused_by(&of(3)), []);
+        let but = |number| move |witness| witness != identity(number).node_id();
+        assert_eq!(lives.drop_unless(but(3)), []);
         assert!(lives.is_down(node));
-        assert_eq!(lives.drop_accused_by(&of(2)), [node]);
+        assert_eq!(lives.drop_unless(but(2)), [node]);
         assert!(!lives.is_down(node) && lives.summary().is_none());
         assert!(lives.hear_verdict(verdict(0)), "others may find it again");
     }

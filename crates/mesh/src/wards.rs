@@ -39,10 +39,11 @@ impl Wards {
         self.stale = true;
     }
 
-    /// Says who is attached to this node now, if that may be others than before.
-    pub(crate) fn refreshed(&mut self, view: &View<'_>) -> bool {
+    /// Finds out who is attached to this node now, if that may be others than before. Says whether
+    /// it is; `None` if there was nothing to find out.
+    pub(crate) fn refreshed(&mut self, view: &View<'_>) -> Option<bool> {
         if !std::mem::take(&mut self.stale) || self.clients.len() + self.attached.len() == 0 {
-            return false;
+            return None;
         }
         let attached = match view.is_client() {
             true => BTreeSet::new(),
@@ -50,7 +51,7 @@ impl Wards {
         };
         let changed = attached != self.attached;
         self.attached = attached;
-        changed
+        Some(changed)
     }
 
     /// Those that are attached to this node, be they up or down.

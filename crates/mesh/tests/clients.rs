@@ -41,6 +41,12 @@ fn assert_attached(net: &Net, peers: &BTreeSet<NodeId>) {
             }
         }
     }
+    let all: BTreeSet<NodeId> = (0..PEERS).map(node).collect();
+    for mesh in net.nodes.values().filter(|mesh| all.contains(&mesh.node())) {
+        let ours = |client: &NodeId| mesh.attachment(*client) == Some(mesh.node());
+        let clients = mesh.members().map(|member| member.node).filter(ours);
+        assert!(mesh.wards().eq(clients), "{} watches those that it serves", mesh.node());
+    }
 }
 
 fn peers() -> BTreeSet<NodeId> {
@@ -115,6 +121,9 @@ fn a_drained_peer_serves_only_if_there_is_no_other() {
     }
     net.run(Duration::from_secs(3));
     assert_attached(&net, &peers());
+    net.node(2).set_drained(false).expect("in bounds");
+    net.run(Duration::from_secs(3));
+    assert_attached(&net, &BTreeSet::from([node(2)]));
 }
 
 /// Everybody reaches the peer but this client: it moves, and says so, and nobody is down.

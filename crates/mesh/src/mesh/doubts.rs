@@ -135,7 +135,7 @@ impl Mesh {
     }
 
     /// Whether a node was asked long enough ago and has not answered, or is known not to answer.
-    fn was_unheard(&self, node: NodeId, now: Time) -> bool {
+    pub(super) fn was_unheard(&self, node: NodeId, now: Time) -> bool {
         let began = self.doubts.hearings.get(&node);
         self.lives.is_down(node) || began.is_some_and(|began| now.since(*began) >= HEARING)
     }

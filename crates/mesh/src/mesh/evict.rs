@@ -198,7 +198,7 @@ impl Mesh {
         let barred = |node: &&NodeId| !self.is_member(**node);
         let gone: Vec<NodeId> = self.reported.iter().filter(barred).copied().collect();
         gone.iter().for_each(|node| self.report_member(*node));
-        self.acquit(&gone.into_iter().collect());
+        self.acquit();
         told.retain(|node| Some(*node) != from);
         let told: Vec<NodeId> = told.into_iter().collect();
         if evicted.len() <= PUSH_LIMIT {
@@ -206,9 +206,10 @@ impl Mesh {
         }
     }
 
-    /// What those who were evicted said of others' lives counts no more.
-    fn acquit(&mut self, gone: &BTreeSet<NodeId>) {
-        for node in self.lives.drop_accused_by(gone) {
+    /// What those who were evicted said of others' lives counts no more, be it that they had left.
+    fn acquit(&mut self) {
+        let (roster, wall) = (&self.state.roster, self.wall);
+        for node in self.lives.drop_unless(|node| roster.is_witness(node, wall)) {
             self.note_life(node, self.now);
         }
     }

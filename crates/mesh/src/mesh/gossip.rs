@@ -169,20 +169,60 @@ impl Mesh {
         if rumor.accusations.is_empty() {
             return Ok(false);
         }
+        match self.verify_verdict(rumor) {
+            Ok(verdict) => Ok(self.hear_verdict(from, verdict, now)),
+            Err(error) => {
+                // Others go by it all the same, and will not look again: this node has to.
+                if let Some((node, _)) = Verdict::peek(&rumor.accusations)
+                    && self.was_unheard(node, now)
+                {
+                    self.detector.probe(node, now);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn verify_verdict(&self, rumor: &Rumor) -> Result<Verdict, RumorError> {
+        let (mesh, roster, wall) = (self.id(), &self.state.roster, self.wall);
         let is_witness = |node| roster.is_witness(node, wall);
         let verdict = Verdict::verify(&rumor.accusations, mesh, is_witness, &roster.verifier)?;
-        rumor::check_members([verdict.target()], is_member)?;
-        let (node, incarnation) = (verdict.target(), verdict.incarnation());
-        if !roster.convicts(verdict.accusers(), node) {
-            return Err(RumorError::OneSource);
+        rumor::check_members([verdict.target()], |node| roster.is_member(node, wall))?;
+        match roster.convicts(verdict.accusers(), verdict.target()) {
+            true => Ok(verdict),
+            false => Err(RumorError::OneSource),
         }
+    }
+
+    /// Takes over a verdict that holds. Says whether it was new.
+    fn hear_verdict(&mut self, from: NodeId, verdict: Verdict, now: Time) -> bool {
+        let (node, incarnation) = (verdict.target(), verdict.incarnation());
         if node == self.node() {
             self.refute(from, incarnation, now);
-            return Ok(false);
+            return false;
+        }
+        // Who has left may have left its word in stock: it counts only against whom this node
+        // does not hear itself.
+        let all_there = verdict.accusers().all(|accuser| self.is_member(accuser));
+        if !all_there && !self.was_unheard(node, now) {
+            return false;
+        }
+        if !self.is_borne_out(node) && incarnation >= self.lives.incarnation(node) {
+            self.lives.forget(node);
         }
         let news = self.lives.hear_verdict(verdict);
         self.note_life(node, now);
-        Ok(news)
+        news
+    }
+
+    /// Whether the verdict that is held against a node, if there is one, would be believed by
+    /// somebody who does not hold it yet: who bore it out may have been forgotten since.
+    pub(super) fn is_borne_out(&self, node: NodeId) -> bool {
+        let (roster, wall) = (&self.state.roster, self.wall);
+        self.lives.verdict(node).is_none_or(|verdict| {
+            verdict.accusers().all(|accuser| roster.is_witness(accuser, wall))
+                && roster.convicts(verdict.accusers(), node)
+        })
     }
 
     /// Notes what is announced and lacking here.
@@ -290,7 +330,10 @@ impl Mesh {
                 self.of_prefix(id).all(|node| self.lives.lacks_alive(node, id.stamp))
             }
             NewsKind::Verdict => {
-                self.of_prefix(id).all(|node| self.lives.lacks_verdict(node, id.stamp))
+                let outdone =
+                    |node| !self.is_borne_out(node) && id.stamp >= self.lives.incarnation(node);
+                self.of_prefix(id)
+                    .all(|node| self.lives.lacks_verdict(node, id.stamp) || outdone(node))
             }
         }
     }

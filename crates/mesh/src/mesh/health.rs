@@ -76,6 +76,7 @@ impl Mesh {
         let later = self.lives.incarnation(ask.target) > ask.incarnation;
         // What this node found by itself does not tell the other what to believe.
         if (later || self.lives.holds_verdict(ask.target, 0))
+            && self.is_borne_out(ask.target)
             && let Some(rumor) = self.lives.rumor(ask.target)
         {
             let news = News { entries: Records::default(), rumors: vec![rumor] };

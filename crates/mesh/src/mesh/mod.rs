@@ -528,7 +528,7 @@ impl Mesh {
         let entry = self.state.publish(own.certificate, own.profile, life, &self.identity)?;
         self.outdone = None;
         self.changed();
-        self.links_changed = true;
+        self.note_own();
         self.push(&[entry], None, now);
         Ok(())
     }
@@ -588,8 +588,16 @@ impl Mesh {
         if self.state.roster.map.merge_entry(self.node(), entry) {
             self.outdone.get_or_insert(own);
             self.changed();
-            self.links_changed = true;
+            self.note_own();
         }
+    }
+
+    /// Takes note that what this node says of itself is another: also its role, and whether it is
+    /// drained, on which depends who is attached to it.
+    fn note_own(&mut self) {
+        let is_client = self.state.roster.is_client(self.node(), self.wall);
+        self.wards.note(self.node(), is_client);
+        self.links_changed = true;
     }
 
     /// Says again what this node said before something else was heard in its name.
@@ -643,10 +651,8 @@ impl Mesh {
             wall: self.wall,
             wards: &nobody,
         };
-        if !self.wards.refreshed(&view) {
-            return;
-        }
-        self.links_changed = true;
+        let Some(changed) = self.wards.refreshed(&view) else { return };
+        self.links_changed |= changed;
         // A client talks to another now, and would never be heard here.
         let others = self.lives.own_eyes().filter(|node| self.wards.is_anothers(*node));
         for client in others.collect::<Vec<_>>() {

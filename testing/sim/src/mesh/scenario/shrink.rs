@@ -59,13 +59,19 @@ fn broken(scenario: &Scenario, seed: u64) -> Option<(String, Vec<String>)> {
 fn candidates(scenario: &Scenario) -> Vec<Scenario> {
     let mut candidates = Vec::new();
     let count = scenario.steps.len();
+    let mended = scenario.steps.iter().filter(|step| step.action == Action::Mend);
+    let mended = mended.map(|step| step.at).reduce(f64::max).unwrap_or(f64::INFINITY);
+    // Without these what was torn apart stays so, and nothing can be expected.
+    let calms = |action: &Action| matches!(action, Action::Mend | Action::Loss(_));
+    let is_kept = |step: &Step| step.at >= mended && calms(&step.action);
     if count > 3 {
         for half in [0..count / 2, count / 2..count] {
             candidates.push(with(scenario, |simpler| {
-                let half = simpler.steps.splice(half, []).filter(mends).collect::<Vec<_>>();
-                simpler.steps.extend(half);
+                let kept: Vec<Step> = simpler.steps.splice(half, []).filter(is_kept).collect();
+                simpler.steps.extend(kept);
             }));
         }
+        candidates.retain(|simpler| simpler.steps.len() < count);
     }
     if scenario.nodes > 2 {
         for nodes in [scenario.nodes / 2, scenario.nodes - 1] {
@@ -75,7 +81,7 @@ fn candidates(scenario: &Scenario) -> Vec<Scenario> {
             }));
         }
     }
-    for step in (0..count).filter(|step| !mends(&scenario.steps[*step])) {
+    for step in (0..count).filter(|step| !is_kept(&scenario.steps[*step])) {
         candidates.push(with(scenario, |simpler| drop(simpler.steps.remove(step))));
     }
     for calm in [calm_loss, calm_network, calm_clocks, calm_stalls] {
@@ -83,11 +89,6 @@ fn candidates(scenario: &Scenario) -> Vec<Scenario> {
         candidates.extend((calmer != *scenario).then_some(calmer));
     }
     candidates
-}
-
-/// Without this what was torn apart stays so, and nothing can be expected.
-fn mends(step: &Step) -> bool {
-    step.action == Action::Mend
 }
 
 fn calm_loss(scenario: &mut Scenario) {

@@ -181,7 +181,10 @@ impl World {
             rng,
             places: BTreeMap::new(),
             identities: Vec::new(),
-            verifier: Verifier::shared(),
+            verifier: match setup.watched {
+                true => Verifier::shared(),
+                false => Verifier::sparing(),
+            },
             queue: BinaryHeap::new(),
             order: 0,
             convicted: BTreeMap::new(),
