@@ -41,8 +41,7 @@ fn assert_attached(net: &Net, peers: &BTreeSet<NodeId>) {
             }
         }
     }
-    let all: BTreeSet<NodeId> = (0..PEERS).map(node).collect();
-    for mesh in net.nodes.values().filter(|mesh| all.contains(&mesh.node())) {
+    for mesh in (0..PEERS).filter_map(|number| net.nodes.get(&node(number))) {
         let ours = |client: &NodeId| mesh.attachment(*client) == Some(mesh.node());
         let clients = mesh.members().map(|member| member.node).filter(ours);
         assert!(mesh.wards().eq(clients), "{} watches those that it serves", mesh.node());

@@ -323,6 +323,7 @@ impl Mesh {
     }
 }
 
+/// Evictions as messages.
 fn parcels<'a>(evicted: impl Iterator<Item = &'a Evicted>) -> Vec<Message> {
     let raws: Vec<Raw> = evicted.map(|one| one.raw().clone()).collect();
     let parcels = raws.chunks(PARCEL).map(|evictions| {

@@ -207,12 +207,17 @@ impl Mesh {
         if !all_there && !self.was_unheard(node, now) {
             return false;
         }
-        if !self.is_borne_out(node) && incarnation >= self.lives.incarnation(node) {
+        if self.would_replace(node, incarnation) {
             self.lives.forget(node);
         }
         let news = self.lives.hear_verdict(verdict);
         self.note_life(node, now);
         news
+    }
+
+    /// Whether a verdict is to take the place of one that is held, but not borne out any more.
+    fn would_replace(&self, node: NodeId, incarnation: u64) -> bool {
+        incarnation >= self.lives.incarnation(node) && !self.is_borne_out(node)
     }
 
     /// Whether the verdict that is held against a node, if there is one, would be believed by
@@ -330,10 +335,10 @@ impl Mesh {
                 self.of_prefix(id).all(|node| self.lives.lacks_alive(node, id.stamp))
             }
             NewsKind::Verdict => {
-                let outdone =
-                    |node| !self.is_borne_out(node) && id.stamp >= self.lives.incarnation(node);
-                self.of_prefix(id)
-                    .all(|node| self.lives.lacks_verdict(node, id.stamp) || outdone(node))
+                let lacks = |node| {
+                    self.lives.lacks_verdict(node, id.stamp) || self.would_replace(node, id.stamp)
+                };
+                self.of_prefix(id).all(lacks)
             }
         }
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Action, Claim, Scenario};
 use crate::mesh::net::Conditions;
 use crate::mesh::scale::{join_at, millis, round, seconds};
-use crate::mesh::world::{Setup, Tracked, World};
+use crate::mesh::world::{Node, Setup, Tracked, World};
 
 /// How often expectations are looked at while they are waited for.
 const STEP: Duration = Duration::from_millis(20);
@@ -144,7 +144,9 @@ impl Player<'_> {
             Action::Evict(count) => self.each(*count, World::evict),
             Action::Return(count) => (0..*count).for_each(|_| self.restart(false)),
             Action::ReturnOld(count) => (0..*count).for_each(|_| self.restart(true)),
-            Action::Upgrade(count) => self.upgrade(*count),
+            Action::Upgrade(count) => {
+                self.each_of(*count, |node| !node.later, World::upgrade);
+            }
             Action::Join(count) => (0..*count).for_each(|_| self.join(0)),
             Action::Admit(count) => (0..*count).for_each(|_| {
                 let inviters: Vec<usize> = self.world.inviters().collect();
@@ -178,30 +180,30 @@ impl Player<'_> {
     }
 
     /// Does something to so many running nodes, each another one.
-    fn each(&mut self, count: usize, mut what: impl FnMut(&mut World, usize)) {
-        let places: Vec<usize> = self.world.running().filter(|place| *place != 0).collect();
+    fn each(&mut self, count: usize, what: impl FnMut(&mut World, usize)) {
+        self.each_of(count, |_| true, what);
+    }
+
+    /// The same to some of those of which `fits` holds.
+    fn each_of(
+        &mut self,
+        count: usize,
+        fits: impl Fn(&Node) -> bool,
+        mut what: impl FnMut(&mut World, usize),
+    ) {
+        let (world, fits) = (&self.world, |place: &usize| fits(&self.world.nodes[*place]));
+        let places: Vec<usize> = world.running().filter(|at| *at != 0).filter(fits).collect();
         let mut chosen = places.into_iter().sample(&mut self.world.rng, count);
         chosen.sort_unstable();
         chosen.into_iter().for_each(|place| what(&mut self.world, place));
     }
 
     fn restart(&mut self, old: bool) {
-        let off = |(place, node): (usize, &crate::mesh::world::Node)| {
-            node.disk.is_some().then_some(place)
-        };
+        let off = |(place, node): (usize, &Node)| node.disk.is_some().then_some(place);
         let places: Vec<usize> = self.world.nodes.iter().enumerate().filter_map(off).collect();
         if let Some(place) = places.into_iter().choose(&mut self.world.rng) {
             self.world.restart(place, old);
         }
-    }
-
-    fn upgrade(&mut self, count: usize) {
-        let world = &mut self.world;
-        let places = world.running().filter(|place| *place != 0 && !world.nodes[*place].later);
-        let places: Vec<usize> = places.collect();
-        let mut chosen = places.into_iter().sample(&mut world.rng, count);
-        chosen.sort_unstable();
-        chosen.into_iter().for_each(|place| world.upgrade(place));
     }
 
     fn evict_absent(&mut self) {

@@ -116,13 +116,13 @@ impl World {
     pub fn wrong_about_lives(&self) -> impl Iterator<Item = String> {
         let stopped = self.nodes.iter().enumerate().filter(|(_, node)| node.mesh.is_none());
         let stopped: BTreeMap<NodeId, usize> = stopped.map(|(at, node)| (node.id, at)).collect();
-        let lost = stopped.clone();
         let running = self.nodes.iter().enumerate().filter(|(_, node)| !node.left);
         let running = running.filter_map(|(place, node)| Some((place, node.mesh.as_ref()?)));
         running.flat_map(move |(place, mesh)| {
             let wrong = mesh.down().filter(|id| !stopped.contains_key(id));
             let wrong = wrong.map(|id| (self.places.get(&beginning(id)).copied(), "down"));
-            let lacking = lost.iter().filter(|(id, _)| !mesh.is_down(**id) && mesh.is_member(**id));
+            let lacking =
+                stopped.iter().filter(|(id, _)| !mesh.is_down(**id) && mesh.is_member(**id));
             // Clients are watched by one peer alone.
             let serves = |id: &NodeId| mesh.attachment(*id) == Some(mesh.node());
             let lacking = lacking.filter(|(id, at)| !self.nodes[**at].port.nat || serves(id));
